@@ -1,0 +1,155 @@
+//! The agent: runs on the hosts that serve certificates, makes their keys, deploys, and looks whether it worked.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`config`] | settings |
+//! | [`enrol`] | who this agent is; registration |
+//! | `work` | heartbeats, and the loop that fetches jobs and does them |
+//! | `server` | the API as the agent sees it: answered, refused or away |
+//! | [`keystore`] | private keys, one for every job |
+//! | [`bundle`] | a certificate with its chain and key, checked |
+//! | [`targets`] | what to do for each kind of target |
+//! | [`deploy`] | doing it: all of it, or none |
+//! | [`program`], [`served`] | programs that check and reload; what a server really serves |
+//! | `files`, `host` | files written safely, facts about the host |
+//!
+//! Invariants: a private key is on disk, mode 0600, before its request is sent, and goes nowhere but into the files of
+//! this host's targets; a certificate is deployed only together with its key and in date; a deployment that fails or is
+//! cut off leaves the old files.
+//!
+//! Not here: deciding what is issued or when, talking to issuers, a database.
+
+pub mod bundle;
+pub mod config;
+pub mod deploy;
+pub mod enrol;
+mod files;
+mod host;
+pub mod keystore;
+pub mod program;
+pub mod served;
+mod server;
+pub mod targets;
+mod work;
+
+use std::fs::{File, TryLockError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail, ensure};
+use certctl_model::time::Clock;
+use certctl_runtime::serve::{self, Ready};
+use certctl_runtime::tasks::Tasks;
+use tracing::info;
+
+use crate::config::Config;
+use crate::deploy::Deployer;
+use crate::keystore::Keystore;
+use crate::server::Server;
+use crate::work::{Heartbeats, Worker};
+
+/// An agent that is ready to run.
+#[derive(Debug)]
+pub struct Agent {
+    config: Config,
+    clock: Clock,
+    keys: Arc<Keystore>,
+    deployer: Deployer,
+    /// Held as long as the agent lives: two agents would undo each other's deployments.
+    lock: File,
+}
+
+impl Agent {
+    /// Prepares the directories.
+    ///
+    /// # Errors
+    /// They cannot be used, or another agent uses them.
+    pub fn build(config: Config, clock: Clock) -> Result<Self> {
+        let state = &config.state_dir;
+        files::private_dir(state).with_context(|| format!("cannot prepare the state directory {}", state.display()))?;
+        let path = state.join("lock");
+        let lock = File::options().create(true).truncate(false).write(true).open(&path);
+        let lock = lock.with_context(|| format!("cannot open {}", path.display()))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!("another agent is running in {}", state.display()),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
+        }
+        let keys = Arc::new(Keystore::open(config.key_dir.clone())?);
+        let deployer = Deployer::new(state, config.allowed_programs.clone());
+        Ok(Self {
+            config,
+            clock,
+            keys,
+            deployer,
+            lock,
+        })
+    }
+
+    /// Undoes a deployment that was cut off, finds out who the agent is, and starts its tasks. Returns once they run,
+    /// or when the tasks are asked to end before. The token of `tasks` is cancelled when one of them ends by itself.
+    ///
+    /// # Errors
+    /// The server refuses the agent, old files cannot be put back, or the listener for operations cannot be opened.
+    pub async fn run(self, tasks: &Tasks) -> Result<()> {
+        let Self {
+            config,
+            clock,
+            keys,
+            deployer,
+            lock,
+        } = self;
+        let stop = tasks.token();
+        let heard = Arc::new(AtomicBool::new(false));
+        if let Some(address) = config.ops_listen {
+            let heard = heard.clone();
+            let ready = Ready::new().check("server", move || {
+                let heard = heard.load(Ordering::Relaxed);
+                async move {
+                    ensure!(heard, "the server has not heard the last heartbeat");
+                    Ok(())
+                }
+            });
+            serve::serve(serve::listen(address).await?, serve::ops_router(ready), tasks).await;
+        }
+        deployer.recover().await?;
+        let Some(identity) = enrol::identity(&config, &clock, &stop).await? else {
+            return Ok(());
+        };
+        let agent = identity.agent_id;
+        let server = Arc::new(Server::new(&config, Some(identity.api_key))?);
+        info!(agent.id = %agent, "agent {agent} works for {}", config.server_url);
+        let heartbeats = Heartbeats {
+            server: server.clone(),
+            agent: agent.clone(),
+            url: config.server_url.clone(),
+            every: config.heartbeat_interval,
+            heard,
+            stop: stop.clone(),
+        };
+        let worker = Worker {
+            server,
+            agent,
+            keys,
+            deployer,
+            clock,
+            poll_interval: config.poll_interval,
+            long_poll: config.long_poll,
+            stop: stop.clone(),
+        };
+        // An agent that seems alive but does no work is worse than none: when one task ends, however, so does the other.
+        let ends = [stop.clone().drop_guard(), stop.drop_guard()];
+        let [with_heartbeats, with_work] = ends;
+        tasks.spawn("heartbeats", async move {
+            let _ends_the_other = with_heartbeats;
+            heartbeats.run().await;
+        });
+        tasks.spawn("work", async move {
+            let _held_to_the_end = (with_work, lock);
+            worker.run().await;
+        });
+        Ok(())
+    }
+}

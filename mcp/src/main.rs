@@ -1,0 +1,51 @@
+//! The API as tools of the Model Context Protocol, over standard input and output.
+//!
+//! Tools, their schemas and their calls are all read from the contract's table. Not here: operations of its own, state,
+//! logs (standard output belongs to the protocol).
+
+mod server;
+
+use anyhow::Context;
+use certctl_client::{Client, Secret};
+use clap::Parser;
+use rmcp::{ServiceExt, transport::stdio};
+
+use crate::server::{Offer, Server};
+
+/// Serves the certctl API as tools of the Model Context Protocol over standard input and output.
+#[derive(Debug, Parser)]
+#[command(name = "certctl-mcp", version)]
+struct Args {
+    /// Address of the certctl API.
+    #[arg(long, env = "CERTCTL_SERVER_URL", default_value = "http://localhost:8443")]
+    server: String,
+
+    /// API key.
+    #[arg(long, env = "CERTCTL_API_KEY", hide_env_values = true)]
+    api_key: Option<Secret>,
+
+    /// Offer only tools that change nothing.
+    #[arg(long)]
+    read_only: bool,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let client = Client::builder(&args.server)
+        .token(args.api_key.unwrap_or_default())
+        .user_agent(concat!("certctl-mcp/", env!("CARGO_PKG_VERSION")))
+        .build()?;
+    let offer = if args.read_only {
+        Offer::Reading
+    } else {
+        Offer::Everything
+    };
+    Server::new(client, offer)
+        .serve(stdio())
+        .await
+        .context("the protocol did not start")?
+        .waiting()
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,322 @@
+//! What handlers share, and how a row of the table becomes a route.
+
+use std::{collections::HashSet, future::Future, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{RawPathParams, RawQuery, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::MethodFilter,
+};
+use certctl_client::Client;
+use certctl_contract::{
+    catalogue,
+    endpoint::{Endpoint, Reply},
+    problem::{Kind, Problem},
+    query::{self, Invalid, PathParams, Query},
+};
+use certctl_model::{
+    audit::Actor,
+    time::{Clock, Time},
+};
+use certctl_store::{Tx, wake::Wakes};
+use serde_json::Value;
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    access_log::RequestId,
+    auth::{self, Gate, Principal},
+    config::Config,
+    error::ApiError,
+};
+
+/// Largest body of an ordinary request, in octets.
+const BODY_LIMIT: usize = 1 << 20;
+/// How long a body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an answer may take; a long poll for work is the longest.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// What every handler can reach.
+pub struct App {
+    /// The database.
+    pub pool: PgPool,
+    /// The signer.
+    pub signer: Client,
+    /// The time.
+    pub clock: Clock,
+    /// Who may come in.
+    pub gate: Gate,
+    /// News from the database.
+    pub wakes: Arc<Wakes>,
+    /// Cancelled when the service stops; long polls end then.
+    pub stop: CancellationToken,
+    /// When the service started.
+    pub started: Time,
+}
+
+impl App {
+    /// Puts it together.
+    ///
+    /// # Errors
+    /// When the secrets cannot be read.
+    pub fn new(
+        config: &Config,
+        clock: Clock,
+        pool: PgPool,
+        signer: Client,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Arc<Self>> {
+        let (gate, started) = (Gate::new(config.auth()?), clock.now());
+        Ok(Arc::new(Self { pool, signer, clock, gate, wakes: Arc::new(Wakes::default()), stop, started }))
+    }
+}
+
+/// Who asks, and what the handler works with.
+#[derive(Clone)]
+pub struct Cx {
+    /// What every handler can reach.
+    pub app: Arc<App>,
+    /// Who asks.
+    pub principal: Principal,
+    /// The same, for the trail.
+    pub actor: Actor,
+}
+
+impl Cx {
+    /// The time.
+    pub fn now(&self) -> Time {
+        self.app.clock.now()
+    }
+
+    /// The database, for reading.
+    pub fn pool(&self) -> &PgPool {
+        &self.app.pool
+    }
+
+    /// Begins a unit of work in the caller's name.
+    ///
+    /// # Errors
+    /// When there is no connection.
+    pub async fn begin(&self) -> Result<Tx, ApiError> {
+        Ok(Tx::begin(&self.app.pool, &self.actor, self.now()).await?)
+    }
+}
+
+/// A request, parsed.
+pub struct Request<E: Endpoint> {
+    /// What the path says.
+    pub path: E::Path,
+    /// What the query says.
+    pub query: E::Query,
+    /// What the body says.
+    pub body: E::Body,
+}
+
+/// Routes under construction.
+#[derive(Default)]
+pub struct Routes {
+    router: Router<Arc<App>>,
+    mounted: HashSet<&'static str>,
+}
+
+impl Routes {
+    /// Mounts the handler of an operation; which one is read off its argument.
+    pub fn on<E, H, F>(mut self, handler: H) -> Self
+    where
+        E: Endpoint,
+        H: Fn(Cx, Request<E>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<E::Reply, ApiError>> + Send,
+    {
+        assert!(self.mounted.insert(E::NAME), "{} is mounted twice", E::NAME);
+        let filter = MethodFilter::try_from(E::METHOD).expect("methods of the table are ordinary ones");
+        let route = move |State(app): State<Arc<App>>,
+                          id: axum::Extension<RequestId>,
+                          params: RawPathParams,
+                          RawQuery(query): RawQuery,
+                          headers: HeaderMap,
+                          body: Body| {
+            let handler = handler.clone();
+            async move {
+                let began = std::time::Instant::now();
+                let texts: Vec<String> = params.iter().map(|(_, text)| text.to_owned()).collect();
+                let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer::<E, H, F>(app, handler, texts, query, headers, body));
+                let response = match answer.await {
+                    Ok(Ok(response)) => response,
+                    Ok(Err(error)) => error.into_problem(&id.0).into_response(),
+                    Err(_) => ApiError::unavailable("the answer took too long").into_problem(&id.0).into_response(),
+                };
+                let status = response.status().as_u16().to_string();
+                metrics::counter!("http_requests_total", "operation" => E::NAME, "status" => status).increment(1);
+                metrics::histogram!("http_request_duration_seconds", "operation" => E::NAME)
+                    .record(began.elapsed().as_secs_f64());
+                response
+            }
+        };
+        self.router = self.router.route(&positional(&E::path()), axum::routing::on(filter, route));
+        self
+    }
+
+    /// Checks that what is mounted is the catalogue, no less and no more.
+    ///
+    /// # Panics
+    /// When it is not: the service must not start half-built.
+    pub fn finish(self) -> Router<Arc<App>> {
+        let expected: HashSet<&str> = catalogue().iter().map(|o| o.name).collect();
+        let missing: Vec<_> = expected.difference(&self.mounted).collect();
+        assert!(missing.is_empty(), "operations without a handler: {missing:?}");
+        assert_eq!(expected.len(), self.mounted.len(), "handlers of operations outside the catalogue");
+        self.router
+    }
+}
+
+/// Names the placeholders by position: the router wants one name where operations have several.
+fn positional(path: &str) -> String {
+    let mut n = 0;
+    let part = |segment: &str| match segment.starts_with('{') {
+        true => {
+            n += 1;
+            format!("{{p{n}}}")
+        }
+        false => segment.to_owned(),
+    };
+    path.split('/').map(part).collect::<Vec<_>>().join("/")
+}
+
+async fn answer<E, H, F>(
+    app: Arc<App>,
+    handler: H,
+    texts: Vec<String>,
+    query: Option<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError>
+where
+    E: Endpoint,
+    H: Fn(Cx, Request<E>) -> F,
+    F: Future<Output = Result<E::Reply, ApiError>>,
+{
+    let principal = auth::authenticate(&app, E::ACCESS, &headers).await?;
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    auth::authorise(&principal, E::ACCESS, texts.first().copied())?;
+    let path = E::Path::parse(&texts).map_err(|invalid| ApiError::malformed("the path cannot be read", vec![invalid]))?;
+    let pairs = serde_urlencoded::from_str(query.as_deref().unwrap_or(""))
+        .map_err(|_| ApiError::malformed("the query is not percent-encoded UTF-8", vec![]))?;
+    let query: E::Query =
+        query::parse(pairs).map_err(|invalid| ApiError::malformed("the query cannot be read", invalid))?;
+    let fields = query.fields().to_vec();
+    check_fields::<E>(&fields)?;
+    let body = read_body::<E>(&headers, body).await?;
+    let actor = principal.actor();
+    let reply = handler(Cx { app, principal, actor }, Request { path, query, body }).await?;
+    let octets = match fields.is_empty() {
+        true => reply.encode(),
+        false => prune(&reply.encode(), &fields),
+    };
+    let status = StatusCode::from_u16(E::STATUS).expect("status codes of the table are constants");
+    let mut response = (status, octets).into_response();
+    response.headers_mut().remove(header::CONTENT_TYPE);
+    if let Some(media) = E::Reply::CONTENT_TYPE {
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    }
+    Ok(response)
+}
+
+async fn read_body<E: Endpoint>(headers: &HeaderMap, body: Body) -> Result<E::Body, ApiError> {
+    let too_large = || ApiError::new(Kind::TooLarge, format!("the body is larger than {BODY_LIMIT} octets"));
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+    if declared.is_some_and(|n| n > BODY_LIMIT) {
+        return Err(too_large());
+    }
+    let octets = match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, BODY_LIMIT)).await {
+        Ok(Ok(octets)) => octets,
+        Ok(Err(error)) => {
+            use std::error::Error;
+            let limited = error.source().is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
+            return Err(if limited { too_large() } else { ApiError::malformed("the body broke off", vec![]) });
+        }
+        Err(_) => return Err(ApiError::malformed("the body did not arrive in time", vec![])),
+    };
+    let text = octets.trim_ascii();
+    let json = if text.is_empty() || text == b"null" { b"{}" } else { text };
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let field = error.path().to_string();
+        let inner = error.into_inner();
+        match inner.is_data() && field != "." {
+            true => ApiError::malformed("the body cannot be read", vec![Invalid::new(field, inner.to_string())]),
+            false => ApiError::malformed(format!("the body is not the JSON that is needed: {inner}"), vec![]),
+        }
+    })
+}
+
+fn check_fields<E: Endpoint>(fields: &[String]) -> Result<(), ApiError> {
+    if fields.is_empty() {
+        return Ok(());
+    }
+    let mut generator =
+        schemars::generate::SchemaSettings::draft2020_12().with(|s| s.inline_subschemas = true).into_generator();
+    let schema = E::Reply::schema(&mut generator).map(|s| s.to_value()).unwrap_or_default();
+    let known = schema.pointer("/properties/data/items/properties").and_then(Value::as_object);
+    let unknown: Vec<Invalid> = fields
+        .iter()
+        .filter(|field| !known.is_some_and(|known| known.contains_key(*field)))
+        .map(|field| {
+            let names: Vec<&str> = known.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+            Invalid::new("fields", format!("\"{field}\" is not one of {}", names.join(", ")))
+        })
+        .collect();
+    if unknown.is_empty() { Ok(()) } else { Err(ApiError::malformed("the query cannot be read", unknown)) }
+}
+
+/// Keeps only these keys of each row of a page.
+fn prune(page: &[u8], fields: &[String]) -> Vec<u8> {
+    let mut page: Value = serde_json::from_slice(page).expect("we wrote it");
+    for row in page["data"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        row.retain(|key, _| fields.iter().any(|field| field == key));
+    }
+    serde_json::to_vec(&page).expect("it was JSON")
+}
+
+/// A problem as an answer.
+pub struct ProblemResponse {
+    /// The document.
+    pub problem: Problem,
+    /// `Retry-After`, in seconds.
+    pub retry_after: Option<u32>,
+}
+
+impl IntoResponse for ProblemResponse {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.problem.status).expect("statuses of problems are constants");
+        let mut response = (status, self.problem.encode()).into_response();
+        let headers = response.headers_mut();
+        let media = HeaderValue::from_static(certctl_contract::problem::CONTENT_TYPE);
+        headers.insert(header::CONTENT_TYPE, media);
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"certctl\""));
+        }
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_of_the_catalogue_has_exactly_one_handler() {
+        crate::resources::mount(Routes::default()).finish();
+    }
+
+    #[test]
+    fn placeholders_are_named_by_position() {
+        assert_eq!(positional("/a/{agent_id}/jobs/{job_id}/status"), "/a/{p1}/jobs/{p2}/status");
+    }
+}

@@ -1,0 +1,80 @@
+//! The REST API: the rows of the contract table, each with its handler.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`config`] | the variables |
+//! | [`app`] | what handlers share; how a row of the table becomes a route |
+//! | [`auth`] | who calls, and whether the row lets them |
+//! | [`listing`] | the generic half of every resource: list, get, delete |
+//! | [`error`] | what went wrong, in the caller's words; the one place that knows status codes |
+//! | [`access_log`] | request ids, one span and one line per request |
+//! | [`resources`] | one file per resource: SQL and handlers |
+//! | [`edge`] | the public CRL, OCSP and CA routes that relying parties fetch |
+//!
+//! Not here: CA keys, signatures, protocols of issuers.
+
+pub mod access_log;
+pub mod app;
+pub mod auth;
+pub mod config;
+pub mod edge;
+pub mod error;
+pub mod listing;
+pub mod resources;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use certctl_client::Client;
+use certctl_model::time::Clock;
+use certctl_runtime::{
+    serve::{self, Ready},
+    tasks::Tasks,
+};
+use certctl_store::wake::Wakes;
+
+use self::{
+    app::{App, Routes},
+    config::Config,
+};
+
+/// How long the signer may take for one answer.
+const SIGNER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Opens what the service needs; connects to nothing yet.
+pub fn build(config: &Config, clock: Clock, stop: &Tasks) -> anyhow::Result<Arc<App>> {
+    let pool = certctl_store::connect(config.database.url.expose(), "certctl_api", config.database.max_conns)?;
+    let signer = Client::builder("http://localhost")
+        .unix_socket(&config.signer_socket)
+        .timeout(SIGNER_TIMEOUT)
+        .build()?;
+    App::new(config, clock, pool, signer, stop.token())
+}
+
+/// The whole surface as a router.
+pub fn router(app: &Arc<App>) -> axum::Router {
+    let routes = resources::mount(Routes::default());
+    access_log::wrap(edge::mount(routes.finish()).with_state(app.clone()), app)
+}
+
+/// Serves until told to stop.
+pub async fn run(config: &Config, app: Arc<App>, tasks: &Tasks) -> anyhow::Result<()> {
+    let pool = app.pool.clone();
+    let ready = Ready::new().check("database", move || ping(pool.clone()));
+    let ops = serve::listen(config.ops_listen).await?;
+    let public = serve::listen(SocketAddr::new(config.server_host, config.server_port)).await?;
+    let (wakes, pool): (Arc<Wakes>, _) = (app.wakes.clone(), app.pool.clone());
+    let stop = tasks.token();
+    tasks.spawn("wakes", async move {
+        tokio::select! { () = wakes.run(&pool) => {}, () = stop.cancelled() => {} }
+    });
+    serve::serve(ops, serve::ops_router(ready), tasks).await;
+    serve::serve(public, router(&app), tasks).await;
+    tracing::info!(address = %SocketAddr::new(config.server_host, config.server_port), "serving the API");
+    Ok(())
+}
+
+/// Whether the database answers.
+pub async fn ping(pool: sqlx::PgPool) -> anyhow::Result<()> {
+    sqlx::query("SELECT 1").execute(&pool).await?;
+    Ok(())
+}

@@ -1,0 +1,297 @@
+//! The typed client of the contract: whoever speaks to a certctl service speaks through it.
+//!
+//! | module | holds |
+//! |---|---|
+//! | here | [`Client`]: one call by type, and its settings |
+//! | [`error`] | what can go wrong, and whether to try again |
+//! | [`json`] | one call by name, with JSON in and out |
+//! | [`pages`] | a whole list, page by page |
+//! | [`retry`] | how long to wait before trying again |
+//!
+//! Not here: what operations exist (`contract` says), retries by itself (the caller knows whether a call may be
+//! repeated), printing.
+#![warn(missing_docs)]
+
+pub mod error;
+pub mod json;
+pub mod pages;
+pub mod retry;
+
+use std::{any::TypeId, path::PathBuf, sync::Arc, time::Duration};
+
+use certctl_contract::{
+    endpoint::{Endpoint, NoBody, Reply},
+    query::{PathParams, Query},
+};
+use http::{
+    HeaderValue, Method, StatusCode,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION},
+};
+use url::Url;
+
+pub use certctl_model::secret::Secret;
+pub use error::ClientError;
+pub use json::{Body, JsonReply};
+pub use pages::{Listing, Pages};
+
+/// Answers above this are refused, so that a broken server cannot fill our memory.
+const MAX_REPLY_BYTES: usize = 64 * 1024 * 1024;
+/// A server that is there accepts a connection within this time.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// Speaks to one server. Clones share its connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    token: Arc<Secret>,
+}
+
+/// Settings of a [`Client`].
+#[derive(Clone, Debug)]
+pub struct ClientBuilder {
+    base: String,
+    token: Secret,
+    timeout: Duration,
+    unix_socket: Option<PathBuf>,
+    user_agent: String,
+}
+
+impl ClientBuilder {
+    /// Sets the bearer token. The empty one, which is the default, is not sent.
+    pub fn token(self, token: Secret) -> Self {
+        Self { token, ..self }
+    }
+
+    /// Sets how long a call may take from connecting to the last octet; 30 seconds when not set.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// Connects to this Unix socket, whatever host the base names; `http://localhost` is the usual base then.
+    pub fn unix_socket(self, path: impl Into<PathBuf>) -> Self {
+        Self {
+            unix_socket: Some(path.into()),
+            ..self
+        }
+    }
+
+    /// Sets the `User-Agent`.
+    pub fn user_agent(self, user_agent: &str) -> Self {
+        Self {
+            user_agent: user_agent.to_owned(),
+            ..self
+        }
+    }
+
+    /// Checks the settings and makes the client; connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`ClientError::BadInput`] when the base is not an http or https address, or the token cannot be sent.
+    pub fn build(self) -> Result<Client, ClientError> {
+        let base = base_url(&self.base)?;
+        let mut headers = http::HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json, */*;q=0.5"));
+        if !self.token.is_empty() {
+            let mut bearer = HeaderValue::from_str(&format!("Bearer {}", self.token.expose()))
+                .map_err(|_| ClientError::BadInput("the API key has characters that a header cannot carry".into()))?;
+            bearer.set_sensitive(true);
+            headers.insert(AUTHORIZATION, bearer);
+        }
+        let mut http = reqwest::Client::builder()
+            .default_headers(headers)
+            .user_agent(self.user_agent)
+            .timeout(self.timeout)
+            .connect_timeout(CONNECT_WITHIN.min(self.timeout))
+            .redirect(reqwest::redirect::Policy::none());
+        if let Some(path) = self.unix_socket {
+            http = http.unix_socket(path);
+        }
+        if base.scheme() == "http" {
+            // Without redirects TLS is never spoken here; hosts without CA certificates can still use plain HTTP.
+            http = http.tls_certs_only([]);
+        }
+        Ok(Client {
+            http: http.build().map_err(|e| ClientError::BadInput(error::chain(&e)))?,
+            base,
+            token: Arc::new(self.token),
+        })
+    }
+}
+
+fn base_url(text: &str) -> Result<Url, ClientError> {
+    let wrong = |why: &str| {
+        ClientError::BadInput(format!(
+            "{why}; the server's address is needed, like https://certctl.example.com or http://localhost:8443"
+        ))
+    };
+    let url = Url::parse(text.trim()).map_err(|e| wrong(&format!("the server's address cannot be read: {e}")))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(wrong("the server's address does not begin with http:// or https://"));
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
+        return Err(wrong("the server's address has a user, a query or a fragment"));
+    }
+    Ok(url)
+}
+
+/// An answer with a status of success.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) content_type: String,
+    pub(crate) octets: Vec<u8>,
+}
+
+impl Client {
+    /// Begins the settings of a client for the server at `base`, which may have a path.
+    pub fn builder(base: &str) -> ClientBuilder {
+        ClientBuilder {
+            base: base.to_owned(),
+            token: Secret::default(),
+            timeout: Duration::from_secs(30),
+            unix_socket: None,
+            user_agent: "certctl".to_owned(),
+        }
+    }
+
+    /// Calls an operation.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn call<E: Endpoint>(
+        &self,
+        path: E::Path,
+        query: E::Query,
+        body: E::Body,
+    ) -> Result<E::Reply, ClientError> {
+        self.typed::<E>(&path, &query, &body, None).await
+    }
+
+    /// Calls an operation that may take longer, or shorter, than the client's own time-out.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn call_with_timeout<E: Endpoint>(
+        &self,
+        path: E::Path,
+        query: E::Query,
+        body: E::Body,
+        timeout: Duration,
+    ) -> Result<E::Reply, ClientError> {
+        self.typed::<E>(&path, &query, &body, Some(timeout)).await
+    }
+
+    pub(crate) async fn typed<E: Endpoint>(
+        &self,
+        path: &E::Path,
+        query: &E::Query,
+        body: &E::Body,
+        timeout: Option<Duration>,
+    ) -> Result<E::Reply, ClientError> {
+        let mut pairs = Vec::new();
+        query.pairs(&mut pairs);
+        let url = self.url(&E::path(), &path.texts(), &pairs)?;
+        let body = (TypeId::of::<E::Body>() != TypeId::of::<NoBody>())
+            .then(|| serde_json::to_vec(body).expect("representations are plain data"));
+        let answer = self.send(E::METHOD, url, body, timeout).await?;
+        E::Reply::decode(&answer.octets)
+            .map_err(|e| ClientError::BadReply(format!("the answer to {} cannot be read: {e}", E::NAME)))
+    }
+
+    /// The address of an operation: texts take the places of the template's placeholders, percent-encoded.
+    pub(crate) fn url(&self, template: &str, texts: &[String], pairs: &[(&str, String)]) -> Result<Url, ClientError> {
+        let mut url = self.base.clone();
+        let mut texts = texts.iter();
+        {
+            let mut segments = url.path_segments_mut().expect("http addresses have paths");
+            segments.pop_if_empty();
+            for segment in template.split('/').skip(1) {
+                let Some(name) = segment.strip_prefix('{').and_then(|s| s.strip_suffix('}')) else {
+                    segments.push(segment);
+                    continue;
+                };
+                match texts.next().map(String::as_str) {
+                    // These would change which operation is called.
+                    None | Some("" | "." | "..") => {
+                        return Err(ClientError::BadInput(format!(
+                            "{name}: cannot be empty, \".\" or \"..\""
+                        )));
+                    }
+                    Some(text) => segments.push(text),
+                };
+            }
+        }
+        if !pairs.is_empty() {
+            url.query_pairs_mut().extend_pairs(pairs);
+        }
+        Ok(url)
+    }
+
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        url: Url,
+        body: Option<Vec<u8>>,
+        timeout: Option<Duration>,
+    ) -> Result<Answer, ClientError> {
+        let mut request = self.http.request(method, url);
+        if let Some(body) = body {
+            request = request.header(CONTENT_TYPE, "application/json").body(body);
+        }
+        if let Some(timeout) = timeout {
+            request = request.timeout(timeout);
+        }
+        let response = request.send().await.map_err(|e| self.unreachable(e))?;
+        let status = response.status();
+        let header = |name| {
+            let text = response.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok());
+            text.unwrap_or_default().to_owned()
+        };
+        let (content_type, location) = (header(CONTENT_TYPE), header(LOCATION));
+        let octets = self.read(response).await?;
+        if status.is_success() {
+            return Ok(Answer {
+                status,
+                content_type,
+                octets,
+            });
+        }
+        if status.as_u16() < 400 {
+            return Err(ClientError::BadReply(format!(
+                "the server answered {status} {location}, which is no answer of certctl; is the address right?"
+            )));
+        }
+        let text = String::from_utf8_lossy(&octets);
+        Err(ClientError::Problem(Box::new(error::problem(
+            status,
+            &self.redacted(&text),
+        ))))
+    }
+
+    async fn read(&self, mut response: reqwest::Response) -> Result<Vec<u8>, ClientError> {
+        let mut octets = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|e| self.unreachable(e))? {
+            if octets.len() + chunk.len() > MAX_REPLY_BYTES {
+                return Err(ClientError::BadReply("the answer is larger than 64 MiB".into()));
+            }
+            octets.extend_from_slice(&chunk);
+        }
+        Ok(octets)
+    }
+
+    fn unreachable(&self, error: reqwest::Error) -> ClientError {
+        ClientError::Unreachable(format!("{}: {}", self.base, error::chain(&error.without_url())))
+    }
+
+    /// Servers and proxies sometimes repeat what they were sent.
+    fn redacted(&self, text: &str) -> String {
+        if self.token.is_empty() {
+            text.to_owned()
+        } else {
+            text.replace(self.token.expose(), "***")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

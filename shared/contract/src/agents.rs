@@ -1,0 +1,291 @@
+//! Agents: registration, heartbeat, and the work they fetch and report.
+
+use certctl_model::{
+    connector::TargetType,
+    id::{AgentId, CertificateId, JobId, TargetId, VersionId},
+    job::{JobKind, JobStatus},
+    key::KeyAlgorithm,
+    name::San,
+    time::Time,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    health::Outcome,
+    list::{List, Page, blank},
+    query::Id,
+};
+
+crate::resource! {
+    agents "/api/v1/agents";
+
+    /// List agents.
+    GET "" ListAgents(query: List<AgentFilter, AgentSort>,) [Needs(View)] -> 200 Page<Agent>;
+    /// Register an agent. Its key is in the answer, this once.
+    ///
+    /// Repeating a registration with the same `id` and `api_key` is answered as the first time.
+    POST "" RegisterAgent(body: NewAgent,) [Bootstrap] -> 201 RegisteredAgent;
+    /// Fetch one agent.
+    GET "/{id}" GetAgent(path: Id<AgentId>,) [Needs(View)] -> 200 Agent;
+    /// Record that an agent is alive.
+    POST "/{id}/heartbeat" AgentHeartbeat(path: Id<AgentId>, body: Heartbeat,) [Agent] -> 200 Outcome;
+    /// Fetch an agent's work: requests to make and versions to deploy. With `wait`, answers when there is some.
+    GET "/{id}/work" AgentGetWork(path: Id<AgentId>, query: WorkQuery,) [Agent] -> 200 Work;
+    /// Hand in a certification request (PKCS #10, PEM) for a job that awaits it. Signing follows.
+    POST "/{agent_id}/csr" AgentSubmitCsr(path: AgentPath, body: CsrSubmission,) [Agent] -> 202 Outcome;
+    /// Fetch the newest certificate whose key the agent holds, followed by its chain, in PEM.
+    GET "/{agent_id}/certificates/{cert_id}" AgentPickupCertificate(path: PickupPath, query: PickupQuery,) [Agent]
+        -> 200 Pickup;
+    /// Report how a job went: `Running`, `Completed` or `Failed`.
+    POST "/{agent_id}/jobs/{job_id}/status" AgentReportJobStatus(path: JobPath, body: JobReport,) [Agent]
+        -> 200 Outcome;
+}
+
+crate::query! {
+    /// Which agents.
+    pub struct AgentFilter {
+        /// Only agents of this status.
+        status: AgentStatus,
+    }
+}
+
+crate::sort_keys! {
+    /// How agents are sorted.
+    pub enum AgentSort { CreatedAt = "createdAt", Name = "name", LastHeartbeatAt = "lastHeartbeatAt" }
+}
+
+certctl_model::words! {
+    /// Whether an agent is heard of.
+    pub enum AgentStatus {
+        /// Heard of lately.
+        Online = "Online",
+        /// Missed its heartbeats.
+        Offline = "Offline",
+    }
+}
+
+crate::path! {
+    /// An agent.
+    pub struct AgentPath {
+        /// Which agent.
+        agent_id: AgentId,
+    }
+}
+
+crate::path! {
+    /// A certificate an agent fetches.
+    pub struct PickupPath {
+        /// Which agent.
+        agent_id: AgentId,
+        /// Which certificate.
+        cert_id: CertificateId,
+    }
+}
+
+crate::path! {
+    /// A job an agent reports on.
+    pub struct JobPath {
+        /// Which agent.
+        agent_id: AgentId,
+        /// Which job.
+        job_id: JobId,
+    }
+}
+
+crate::query! {
+    /// How to ask for work.
+    pub struct WorkQuery {
+        /// Wait so long for work to appear before answering that there is none, as `30s`; at most 60 s.
+        wait: String,
+    }
+}
+
+crate::query! {
+    /// Which version to fetch.
+    pub struct PickupQuery {
+        /// The version of the work item; the agent's newest when absent.
+        version_id: VersionId,
+    }
+}
+
+/// An agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Agent {
+    /// Its id.
+    pub id: AgentId,
+    /// Its name, unique.
+    pub name: String,
+    /// The host it runs on.
+    pub hostname: String,
+    /// Whether it is heard of.
+    pub status: AgentStatus,
+    /// When it was last heard of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_heartbeat_at: Option<Time>,
+    /// The same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_heartbeat: Option<Time>,
+    /// When it registered.
+    pub registered_at: Time,
+    /// The same.
+    pub created_at: Time,
+    /// When its record last changed.
+    pub updated_at: Time,
+    /// Always empty: hashes of keys are not shown.
+    pub api_key_hash: String,
+    /// Operating system: `linux`, `darwin`, `windows`.
+    pub os: String,
+    /// Processor: `amd64`, `arm64`.
+    pub architecture: String,
+    /// Its address.
+    pub ip_address: String,
+    /// Its version.
+    pub version: String,
+    /// Target types it can deploy to.
+    pub capabilities: Vec<String>,
+    /// Free labels.
+    pub tags: std::collections::BTreeMap<String, String>,
+}
+
+/// An agent that wants in.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct NewAgent {
+    /// An id the agent chose; one is made when absent.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub id: Option<AgentId>,
+    /// Its name, unique, 1 to 128 characters.
+    #[schemars(length(min = 1, max = 128))]
+    pub name: String,
+    /// The host it runs on.
+    pub hostname: String,
+    /// Operating system.
+    #[serde(default)]
+    pub os: String,
+    /// Processor.
+    #[serde(default)]
+    pub architecture: String,
+    /// Its address.
+    #[serde(default)]
+    pub ip_address: String,
+    /// Its version.
+    #[serde(default)]
+    pub version: String,
+    /// Target types it can deploy to.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+    /// A key the agent made itself (32 to 128 printable characters of a random source); one is made when absent.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub api_key: Option<String>,
+}
+
+/// An agent that was let in.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct RegisteredAgent {
+    /// The agent.
+    #[serde(flatten)]
+    pub agent: Agent,
+    /// Its key: send it as bearer token. It is not shown again.
+    pub api_key: String,
+}
+
+/// A sign of life.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Heartbeat {
+    /// Its version.
+    #[serde(default)]
+    pub version: String,
+    /// The host it runs on.
+    #[serde(default)]
+    pub hostname: String,
+    /// Operating system.
+    #[serde(default)]
+    pub os: String,
+    /// Processor.
+    #[serde(default)]
+    pub architecture: String,
+    /// Its address.
+    #[serde(default)]
+    pub ip_address: String,
+    /// Target types it can deploy to.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+}
+
+/// What an agent has to do.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Work {
+    /// The items, requests before deployments.
+    pub jobs: Vec<WorkItem>,
+    /// How many.
+    pub count: i64,
+}
+
+/// One thing to do: send a request when `status` is `AwaitingCSR`, deploy when `type` is `Deployment`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct WorkItem {
+    /// The job.
+    pub id: JobId,
+    /// What the job does.
+    #[serde(rename = "type")]
+    pub kind: JobKind,
+    /// For which certificate.
+    pub certificate_id: CertificateId,
+    /// Where the job stands.
+    pub status: JobStatus,
+    /// Common name to ask for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub common_name: Option<San>,
+    /// Other names to ask for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sans: Option<Vec<San>>,
+    /// Algorithm of the key to make.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_algorithm: Option<KeyAlgorithm>,
+    /// Size of the key to make, in bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_size: Option<u32>,
+    /// Where to deploy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_id: Option<TargetId>,
+    /// What is served there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_type: Option<TargetType>,
+    /// Settings of the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_config: Option<Value>,
+    /// Which version to deploy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version_id: Option<VersionId>,
+}
+
+/// A certification request for a job.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct CsrSubmission {
+    /// The request: PKCS #10 (RFC 2986) in PEM.
+    pub csr_pem: String,
+    /// For which certificate.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub certificate_id: Option<CertificateId>,
+    /// For which job; the agent's oldest waiting one of the certificate when absent.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub job_id: Option<JobId>,
+}
+
+/// A certificate with its chain.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Pickup {
+    /// Leaf, then the issuer's chain, in PEM.
+    pub certificate_pem: String,
+}
+
+/// How a job went.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct JobReport {
+    /// `Running`, `Completed` or `Failed`.
+    pub status: String,
+    /// What went wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}

@@ -1,0 +1,337 @@
+//! Managed certificates, their versions, and what can be done with them.
+
+use std::collections::BTreeMap;
+
+use certctl_model::{
+    certificate::CertificateStatus,
+    id::{AgentId, CertificateId, IssuerId, JobId, OwnerId, ProfileId, RenewalPolicyId, TargetId, TeamId, VersionId},
+    key::KeyAlgorithm,
+    name::San,
+    revocation::RevocationReason,
+    serial::Serial,
+    time::Time,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    endpoint::NoContent,
+    health::Outcome,
+    list::{Clearable, List, Page, blank},
+    query::Id,
+    targets::Target,
+};
+
+crate::resource! {
+    certificates "/api/v1/certificates";
+
+    /// List certificates, newest first unless sorted.
+    GET "" ListCertificates(query: List<CertificateFilter, CertificateSort>,) [Needs(View)] -> 200 Page<Certificate>;
+    /// Request a certificate.
+    ///
+    /// The agent of each target makes a key and sends a certification request; what is issued is deployed to the
+    /// targets. Without targets it waits until some are given.
+    POST "" CreateCertificate(body: NewCertificate,) [Needs(Operate)] -> 201 Certificate;
+    /// Fetch one certificate.
+    GET "/{id}" GetCertificate(path: Id<CertificateId>,) [Needs(View)] -> 200 Certificate;
+    /// Change a certificate. Keys that are absent keep their value; names changed here are certified at the next renewal.
+    PUT "/{id}" UpdateCertificate(path: Id<CertificateId>, body: CertificateChanges,) [Needs(Operate)] -> 200 Certificate;
+    /// Archive a certificate. It is no longer renewed; open jobs are cancelled.
+    DELETE "/{id}" ArchiveCertificate(path: Id<CertificateId>,) [Needs(Operate)] -> 204 NoContent;
+    /// List the versions of a certificate, newest first.
+    GET "/{id}/versions" ListCertificateVersions(path: Id<CertificateId>, query: List<VersionFilter, VersionSort>,)
+        [Needs(View)] -> 200 Page<CertificateVersion>;
+    /// List the targets a certificate is deployed to.
+    GET "/{id}/deployments" ListCertificateDeployments(path: Id<CertificateId>,) [Needs(View)] -> 200 Deployments;
+    /// Renew a certificate now: a new key, a new version, deployed to its targets.
+    POST "/{id}/renew" TriggerRenewal(path: Id<CertificateId>,) [Needs(Operate)] -> 202 Triggered;
+    /// Deploy the newest version again, to one target or to all.
+    POST "/{id}/deploy" TriggerDeployment(path: Id<CertificateId>, body: DeployRequest,) [Needs(Operate)] -> 202 Triggered;
+    /// Revoke a certificate: all its versions that have not expired.
+    POST "/{id}/revoke" RevokeCertificate(path: Id<CertificateId>, body: RevokeRequest,) [Needs(Revoke)] -> 200 Outcome;
+}
+
+crate::query! {
+    /// Which certificates.
+    pub struct CertificateFilter {
+        /// Only certificates of this status.
+        status: CertificateStatus,
+        /// Only certificates of this environment.
+        environment: String,
+        /// Only certificates of this owner.
+        owner_id: OwnerId,
+        /// Only certificates of this team.
+        team_id: TeamId,
+        /// Only certificates of this issuer.
+        issuer_id: IssuerId,
+        /// Only certificates under this profile.
+        profile_id: ProfileId,
+        /// Only certificates deployed by this agent.
+        agent_id: AgentId,
+        /// Only certificates that expire before this time.
+        expires_before: Time,
+        /// Only certificates that expire after this time.
+        expires_after: Time,
+        /// Only certificates created after this time.
+        created_after: Time,
+        /// Only certificates changed after this time.
+        updated_after: Time,
+    }
+}
+
+crate::sort_keys! {
+    /// How certificates are sorted.
+    pub enum CertificateSort {
+        CreatedAt = "createdAt",
+        NotAfter = "notAfter",
+        ExpiresAt = "expiresAt",
+        UpdatedAt = "updatedAt",
+        CommonName = "commonName",
+        Name = "name",
+        Status = "status",
+        Environment = "environment",
+    }
+}
+
+crate::query! {
+    /// Which versions.
+    pub struct VersionFilter {
+        /// Only the version with this serial number, in any spelling.
+        serial_number: Serial,
+    }
+}
+
+crate::sort_keys! {
+    /// How versions are sorted.
+    pub enum VersionSort { CreatedAt = "createdAt" }
+}
+
+/// A managed certificate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Certificate {
+    /// Its id.
+    pub id: CertificateId,
+    /// Its name, unique.
+    pub name: String,
+    /// The common name of its subject.
+    pub common_name: San,
+    /// Its other names.
+    pub sans: Vec<San>,
+    /// Where it is used: free text.
+    pub environment: String,
+    /// Who answers for it.
+    pub owner_id: OwnerId,
+    /// The team of its owner.
+    pub team_id: TeamId,
+    /// Who signs it.
+    pub issuer_id: IssuerId,
+    /// Where it is put.
+    pub target_ids: Vec<TargetId>,
+    /// When it is renewed.
+    pub renewal_policy_id: RenewalPolicyId,
+    /// What may be issued for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_profile_id: Option<ProfileId>,
+    /// How it stands.
+    pub status: CertificateStatus,
+    /// When its newest version ends; null before the first.
+    pub expires_at: Option<Time>,
+    /// Free labels.
+    pub tags: BTreeMap<String, String>,
+    /// When it was last renewed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_renewal_at: Option<Time>,
+    /// When it was last deployed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_deployment_at: Option<Time>,
+    /// When it was revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<Time>,
+    /// Why it was revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation_reason: Option<RevocationReason>,
+    /// Why the last issuance or renewal failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+    /// When it will be renewed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renew_at: Option<Time>,
+    /// Serial number of the newest version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial_number: Option<Serial>,
+    /// SHA-256 of the newest version's DER.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+    /// Key algorithm of the newest version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_algorithm: Option<KeyAlgorithm>,
+    /// Key size of the newest version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_size: Option<i32>,
+    /// When the newest version was issued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued_at: Option<Time>,
+    /// When it was created.
+    pub created_at: Time,
+    /// When it was last changed.
+    pub updated_at: Time,
+}
+
+/// A certificate to be.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct NewCertificate {
+    /// An id of your choice; one is made when absent.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub id: Option<CertificateId>,
+    /// Its name; the common name, made unique, when absent.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The common name: a DNS name or an IP address.
+    pub common_name: String,
+    /// Other names: DNS names, IP addresses, e-mail addresses, URIs.
+    #[serde(default)]
+    pub sans: Option<Vec<String>>,
+    /// Where it is used: free text.
+    #[serde(default)]
+    pub environment: Option<String>,
+    /// Who answers for it; `o-unassigned` when absent.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub owner_id: Option<OwnerId>,
+    /// The team; the owner's when absent.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub team_id: Option<TeamId>,
+    /// Who signs it; `iss-local` when absent.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub issuer_id: Option<IssuerId>,
+    /// Where it is put.
+    #[serde(default)]
+    pub target_ids: Option<Vec<TargetId>>,
+    /// When it is renewed; `rp-default` when absent.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub renewal_policy_id: Option<RenewalPolicyId>,
+    /// What may be issued for it; the policy's profile when absent.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub certificate_profile_id: Option<ProfileId>,
+    /// Free labels.
+    #[serde(default)]
+    pub tags: Option<BTreeMap<String, String>>,
+}
+
+/// What to change of a certificate.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct CertificateChanges {
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The common name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub common_name: Option<String>,
+    /// Other names, all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sans: Option<Vec<String>>,
+    /// Where it is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// Who answers for it.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub owner_id: Option<OwnerId>,
+    /// The team.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub team_id: Option<TeamId>,
+    /// Who signs it from now on.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub issuer_id: Option<IssuerId>,
+    /// Where it is put, all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_ids: Option<Vec<TargetId>>,
+    /// When it is renewed.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub renewal_policy_id: Option<RenewalPolicyId>,
+    /// What may be issued for it; empty for no profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_profile_id: Option<Clearable<ProfileId>>,
+    /// Free labels, all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<BTreeMap<String, String>>,
+}
+
+/// One issued X.509 certificate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CertificateVersion {
+    /// Its id.
+    pub id: VersionId,
+    /// Of which certificate.
+    pub certificate_id: CertificateId,
+    /// 1 for the oldest.
+    pub version: i32,
+    /// Serial number, lower-case hexadecimal.
+    pub serial_number: Serial,
+    /// Begin of validity.
+    pub not_before: Time,
+    /// End of validity.
+    pub not_after: Time,
+    /// SHA-256 of the DER, lower-case hexadecimal.
+    pub fingerprint_sha256: String,
+    /// The same.
+    pub fingerprint: String,
+    /// SHA-256 of the public key's DER (SubjectPublicKeyInfo), lower-case hexadecimal.
+    pub spki_sha256: String,
+    /// The certificate, then its issuer's chain, in PEM.
+    pub pem_chain: String,
+    /// The certificate alone, in PEM.
+    pub cert_pem: String,
+    /// The issuer's chain, in PEM.
+    pub chain_pem: String,
+    /// The certification request it was issued for, in PEM.
+    pub csr_pem: String,
+    /// Key algorithm.
+    pub key_algorithm: KeyAlgorithm,
+    /// Key size in bits.
+    pub key_size: i32,
+    /// The agent that holds the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// When it was revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<Time>,
+    /// When it was recorded.
+    pub created_at: Time,
+}
+
+/// The targets of a certificate.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Deployments {
+    /// The targets, newest first.
+    pub data: Vec<Target>,
+    /// How many.
+    pub total: i64,
+}
+
+/// What was set going.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Triggered {
+    /// `renewal_triggered` or `deployment_triggered`.
+    pub status: String,
+    /// The first job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_id: Option<JobId>,
+    /// All jobs: one for each agent or target.
+    #[serde(default)]
+    pub job_ids: Vec<JobId>,
+}
+
+/// Where to deploy.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct DeployRequest {
+    /// One target; all of the certificate's when absent.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub target_id: Option<TargetId>,
+}
+
+/// Why to revoke.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct RevokeRequest {
+    /// The reason; `unspecified` when absent.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub reason: Option<RevocationReason>,
+}

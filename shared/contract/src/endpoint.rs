@@ -1,0 +1,306 @@
+//! What an operation is, and the table that declares a resource's.
+
+use http::Method;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+
+use crate::query::{Param, PathParams, Query};
+
+/// Who may call an operation. A row without one does not compile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Anyone.
+    Open,
+    /// Anyone with a valid key.
+    Anyone,
+    /// The agent named in the path, or a party that may [`Permission::Operate`].
+    Agent,
+    /// A party that wants to become an agent: holder of the bootstrap token, or who may configure.
+    Bootstrap,
+    /// Whoever holds the permission.
+    Needs(Permission),
+}
+
+certctl_model::words! {
+    /// What a party may do.
+    pub enum Permission {
+        /// Read the inventory.
+        View = "view",
+        /// Request, renew, deploy; change certificates.
+        Operate = "operate",
+        /// Revoke.
+        Revoke = "revoke",
+        /// Change issuers, profiles, policies, targets, owners.
+        Configure = "configure",
+        /// Read the trail.
+        Audit = "audit",
+    }
+}
+
+/// One operation as a type.
+pub trait Endpoint: Send + Sync + 'static {
+    /// The name of the row, in camel case.
+    const NAME: &'static str;
+    /// The method.
+    const METHOD: Method;
+    /// The first part of the path, common to the resource.
+    const BASE: &'static str;
+    /// What follows, with `{placeholders}`.
+    const REST: &'static str;
+    /// The status of success.
+    const STATUS: u16;
+    /// Who may call it.
+    const ACCESS: Access;
+    /// Parameters in the path.
+    type Path: PathParams;
+    /// Parameters in the query.
+    type Query: Query;
+    /// The request's body.
+    type Body: Serialize + DeserializeOwned + JsonSchema + Send + 'static;
+    /// The answer's body.
+    type Reply: Reply;
+
+    /// The path with placeholders.
+    fn path() -> String {
+        format!("{}{}", Self::BASE, Self::REST)
+    }
+}
+
+/// What an operation answers with.
+pub trait Reply: Sized + Send + 'static {
+    /// Its media type; none for an empty body.
+    const CONTENT_TYPE: Option<&'static str>;
+
+    /// Its JSON Schema, when it is JSON.
+    fn schema(generator: &mut SchemaGenerator) -> Option<Schema>;
+
+    /// Its octets.
+    fn encode(&self) -> Vec<u8>;
+
+    /// Reads the octets.
+    ///
+    /// # Errors
+    /// When they are not such an answer.
+    fn decode(octets: &[u8]) -> Result<Self, serde_json::Error>;
+}
+
+impl<T: Serialize + DeserializeOwned + JsonSchema + Send + 'static> Reply for T {
+    const CONTENT_TYPE: Option<&'static str> = Some("application/json");
+
+    fn schema(generator: &mut SchemaGenerator) -> Option<Schema> {
+        Some(generator.subschema_for::<T>())
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("representations are plain data")
+    }
+
+    fn decode(octets: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(octets)
+    }
+}
+
+/// No body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoContent;
+
+impl Reply for NoContent {
+    const CONTENT_TYPE: Option<&'static str> = None;
+
+    fn schema(_: &mut SchemaGenerator) -> Option<Schema> {
+        None
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        vec![]
+    }
+
+    fn decode(_: &[u8]) -> Result<Self, serde_json::Error> {
+        Ok(NoContent)
+    }
+}
+
+/// A DER CRL (RFC 5280 §5).
+#[derive(Clone, Debug)]
+pub struct CrlDer(pub Vec<u8>);
+
+/// A DER OCSP response (RFC 6960 §4.2).
+#[derive(Clone, Debug)]
+pub struct OcspDer(pub Vec<u8>);
+
+macro_rules! der {
+    ($name:ident, $media:literal) => {
+        impl Reply for $name {
+            const CONTENT_TYPE: Option<&'static str> = Some($media);
+
+            fn schema(_: &mut SchemaGenerator) -> Option<Schema> {
+                None
+            }
+
+            fn encode(&self) -> Vec<u8> {
+                self.0.clone()
+            }
+
+            fn decode(octets: &[u8]) -> Result<Self, serde_json::Error> {
+                Ok(Self(octets.to_vec()))
+            }
+        }
+    };
+}
+der!(CrlDer, "application/pkix-crl");
+der!(OcspDer, "application/ocsp-response");
+
+/// A request without a body; whatever is sent is ignored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NoBody;
+
+impl Serialize for NoBody {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        serde_json::Map::new().serialize(s)
+    }
+}
+
+impl<'de> Deserialize<'de> for NoBody {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        serde::de::IgnoredAny::deserialize(d).map(|_| NoBody)
+    }
+}
+
+impl JsonSchema for NoBody {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "NoBody".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({ "type": "object" })
+    }
+}
+
+/// One operation as data.
+#[derive(Clone)]
+pub struct Operation {
+    /// The name of the row, in camel case.
+    pub name: &'static str,
+    /// The resource it belongs to.
+    pub tag: &'static str,
+    /// The method.
+    pub method: Method,
+    base: &'static str,
+    rest: &'static str,
+    /// The status of success.
+    pub status: u16,
+    /// Its description: the first line is the summary.
+    pub doc: &'static str,
+    /// Who may call it.
+    pub access: Access,
+    /// Parameters in the path.
+    pub path_params: fn() -> Vec<Param>,
+    /// Parameters in the query.
+    pub query_params: fn() -> Vec<Param>,
+    /// Schema of the request's body; none when it takes none.
+    pub body: Option<fn(&mut SchemaGenerator) -> Schema>,
+    /// Media type of the answer.
+    pub content_type: Option<&'static str>,
+    /// Schema of the answer, when it is JSON.
+    pub reply: fn(&mut SchemaGenerator) -> Option<Schema>,
+}
+
+impl Operation {
+    /// Reads a row.
+    pub fn of<E: Endpoint>(tag: &'static str, doc: &'static str) -> Self {
+        let takes_a_body = std::any::TypeId::of::<E::Body>() != std::any::TypeId::of::<NoBody>();
+        Self {
+            name: E::NAME,
+            tag,
+            method: E::METHOD,
+            base: E::BASE,
+            rest: E::REST,
+            status: E::STATUS,
+            doc,
+            access: E::ACCESS,
+            path_params: E::Path::params,
+            query_params: E::Query::params,
+            body: takes_a_body.then_some(|g: &mut SchemaGenerator| g.subschema_for::<E::Body>()),
+            content_type: E::Reply::CONTENT_TYPE,
+            reply: E::Reply::schema,
+        }
+    }
+
+    /// The name in snake case: the operation id of OpenAPI, the tool, the argument of `certctl-cli call`.
+    pub fn id(&self) -> String {
+        snake(self.name)
+    }
+
+    /// The path with placeholders.
+    pub fn path(&self) -> String {
+        format!("{}{}", self.base, self.rest)
+    }
+
+    /// The first line of the description, without its full stop.
+    pub fn summary(&self) -> &'static str {
+        self.doc.lines().next().unwrap_or("").trim().trim_end_matches('.')
+    }
+}
+
+/// `ListTeams` as `list_teams`.
+pub fn snake(camel: &str) -> String {
+    let mut out = String::new();
+    for (i, c) in camel.chars().enumerate() {
+        if c.is_ascii_uppercase() && i > 0 {
+            out.push('_');
+        }
+        out.push(c.to_ascii_lowercase());
+    }
+    out
+}
+
+/// Declares a resource: each row becomes a unit struct implementing [`Endpoint`] and an entry of `operations()`.
+///
+/// ```text
+/// resource! { teams "/api/v1/teams";
+///     /// Fetch one team.
+///     GET "/{id}" GetTeam(path: Id<TeamId>,) [Needs(View)] -> 200 Team;
+/// }
+/// ```
+#[macro_export]
+macro_rules! resource {
+    ($tag:ident $base:literal; $(
+        $(#[doc = $doc:literal])+
+        $method:ident $rest:literal $name:ident
+        ($(path: $path:ty,)? $(query: $query:ty,)? $(body: $body:ty,)?) [$access:ident $(($permission:ident))?] -> $status:literal $reply:ty;
+    )+) => {
+        $(
+            $(#[doc = $doc])+
+            #[derive(Clone, Copy, Debug)]
+            pub struct $name;
+
+            impl $crate::endpoint::Endpoint for $name {
+                const NAME: &'static str = stringify!($name);
+                const METHOD: http::Method = http::Method::$method;
+                const BASE: &'static str = $base;
+                const REST: &'static str = $rest;
+                const STATUS: u16 = $status;
+                const ACCESS: $crate::endpoint::Access =
+                    $crate::endpoint::Access::$access $(($crate::endpoint::Permission::$permission))?;
+                type Path = $crate::resource!(@or $crate::query::NoParams $(, $path)?);
+                type Query = $crate::resource!(@or $crate::query::NoParams $(, $query)?);
+                type Body = $crate::resource!(@or $crate::endpoint::NoBody $(, $body)?);
+                type Reply = $reply;
+            }
+        )+
+
+        /// The rows of this resource.
+        pub fn operations() -> Vec<$crate::endpoint::Operation> {
+            vec![$($crate::endpoint::Operation::of::<$name>(
+                stringify!($tag),
+                concat!($($doc, "\n"),+).trim_ascii(),
+            )),+]
+        }
+    };
+    (@or $default:ty) => { $default };
+    (@or $default:ty, $given:ty) => { $given };
+}

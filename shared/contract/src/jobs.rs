@@ -1,0 +1,92 @@
+//! Jobs: the steps of issuing and deploying.
+
+use certctl_model::{
+    id::{AgentId, CertificateId, JobId, TargetId, VersionId},
+    job::{JobKind, JobStatus},
+    time::Time,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    health::Outcome,
+    list::{List, Page},
+    query::Id,
+};
+
+crate::resource! {
+    jobs "/api/v1/jobs";
+
+    /// List jobs, newest first unless sorted.
+    GET "" ListJobs(query: List<JobFilter, JobSort>,) [Needs(View)] -> 200 Page<Job>;
+    /// Fetch one job.
+    GET "/{id}" GetJob(path: Id<JobId>,) [Needs(View)] -> 200 Job;
+    /// Cancel a job that is not finished and not being done.
+    POST "/{id}/cancel" CancelJob(path: Id<JobId>,) [Needs(Operate)] -> 200 Outcome;
+    /// Try a failed job again.
+    POST "/{id}/retry" RetryJob(path: Id<JobId>,) [Needs(Operate)] -> 200 Outcome;
+}
+
+crate::query! {
+    /// Which jobs.
+    pub struct JobFilter {
+        /// Only jobs in this state.
+        status: JobStatus,
+        /// Only jobs of this type.
+        r#type: JobKind,
+        /// Only jobs for this certificate.
+        certificate_id: CertificateId,
+        /// Only jobs of this agent.
+        agent_id: AgentId,
+    }
+}
+
+crate::sort_keys! {
+    /// How jobs are sorted.
+    pub enum JobSort { CreatedAt = "createdAt", ScheduledAt = "scheduledAt" }
+}
+
+/// A job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "sqlx", derive(sqlx::FromRow))]
+pub struct Job {
+    /// Its id.
+    pub id: JobId,
+    /// What it does.
+    #[serde(rename = "type")]
+    #[cfg_attr(feature = "sqlx", sqlx(rename = "type"))]
+    pub kind: JobKind,
+    /// For which certificate.
+    pub certificate_id: CertificateId,
+    /// Where it deploys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_id: Option<TargetId>,
+    /// The agent that does it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// The version it deploys, or the one it issued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version_id: Option<VersionId>,
+    /// Where it stands.
+    pub status: JobStatus,
+    /// How often it was tried.
+    pub attempts: i32,
+    /// How often it is tried at most.
+    pub max_attempts: i32,
+    /// What went wrong last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// The same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_message: Option<String>,
+    /// Not tried before.
+    pub scheduled_at: Time,
+    /// When it was begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// When it was finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completed_at: Option<Time>,
+    /// When it was created.
+    pub created_at: Time,
+}

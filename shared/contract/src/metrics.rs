@@ -1,0 +1,99 @@
+//! Figures as JSON. Prometheus reads `/metrics` of each service instead.
+
+use certctl_model::time::Time;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+crate::resource! {
+    metrics "/api/v1";
+
+    /// Tell how many certificates, agents and jobs there are.
+    GET "/metrics" Metrics() [Needs(View)] -> 200 MetricsReport;
+    /// Summarise the inventory.
+    GET "/stats/summary" DashboardSummary() [Needs(View)] -> 200 Summary;
+}
+
+/// Figures.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct MetricsReport {
+    /// How many there are now.
+    pub gauge: Gauges,
+    /// How many there were.
+    pub counter: Counters,
+    /// Since when.
+    pub uptime: Uptime,
+}
+
+/// How many there are now.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "sqlx", derive(sqlx::FromRow))]
+pub struct Gauges {
+    /// All certificates.
+    pub certificate_total: i64,
+    /// Valid, not revoked, not archived.
+    pub certificate_active: i64,
+    /// Of these, ending within 30 days.
+    pub certificate_expiring_soon: i64,
+    /// Past their end.
+    pub certificate_expired: i64,
+    /// Revoked.
+    pub certificate_revoked: i64,
+    /// All agents.
+    pub agent_total: i64,
+    /// Agents heard of lately.
+    pub agent_online: i64,
+    /// Jobs that are not finished.
+    pub job_pending: i64,
+}
+
+/// How many there were.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "sqlx", derive(sqlx::FromRow))]
+pub struct Counters {
+    /// Jobs completed.
+    pub job_completed_total: i64,
+    /// Jobs failed.
+    pub job_failed_total: i64,
+    /// Certificates issued.
+    pub issuance_total: i64,
+    /// Renewals completed.
+    pub renewal_total: i64,
+}
+
+/// Since when.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Uptime {
+    /// Whole seconds since the server started.
+    pub uptime_seconds: i64,
+    /// When it started.
+    pub server_started: Time,
+    /// When this was measured.
+    pub measured_at: Time,
+}
+
+/// The inventory in a few numbers.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Summary {
+    /// All certificates.
+    pub total_certificates: i64,
+    /// Not revoked, ending within 30 days.
+    pub expiring_certificates: i64,
+    /// Not revoked, past their end.
+    pub expired_certificates: i64,
+    /// Revoked.
+    pub revoked_certificates: i64,
+    /// Agents heard of lately.
+    pub active_agents: i64,
+    /// Agents not heard of lately.
+    pub offline_agents: i64,
+    /// All agents.
+    pub total_agents: i64,
+    /// Jobs that are not finished.
+    pub pending_jobs: i64,
+    /// Jobs that failed.
+    pub failed_jobs: i64,
+    /// Jobs completed.
+    pub complete_jobs: i64,
+    /// When this was computed.
+    pub completed_at: Time,
+}

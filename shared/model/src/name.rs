@@ -1,0 +1,222 @@
+//! Names a certificate can be issued for (RFC 5280 §4.2.1.6).
+
+use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// A DNS name in lower case, at most 253 octets; `*` may stand only as the whole of the first label (RFC 6125 §6.4.3).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DnsName(String);
+
+/// What is wrong with a name.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("\"{name}\" is not a name that can be certified: {why}")]
+pub struct BadName {
+    /// The text, with control characters escaped and cut to 80 characters.
+    pub name: String,
+    /// What would be right.
+    pub why: &'static str,
+}
+
+fn bad(name: &str, why: &'static str) -> BadName {
+    BadName {
+        name: name.chars().take(80).flat_map(char::escape_debug).collect(),
+        why,
+    }
+}
+
+impl DnsName {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for DnsName {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        let lower = text.to_ascii_lowercase();
+        if lower.is_empty() || lower.len() > 253 {
+            return Err(bad(text, "a DNS name has 1 to 253 characters"));
+        }
+        for (position, label) in lower.split('.').enumerate() {
+            if label == "*" && position == 0 && lower.len() > 2 {
+                continue;
+            }
+            if label.is_empty() || label.len() > 63 {
+                return Err(bad(text, "each label between the dots has 1 to 63 characters"));
+            }
+            if label.starts_with('-') || label.ends_with('-') {
+                return Err(bad(text, "no label begins or ends with '-'"));
+            }
+            if !label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            {
+                return Err(bad(
+                    text,
+                    "labels hold letters, digits, '-' and '_' (write other alphabets as A-labels, xn--…); \
+                     '*' stands only as the whole first label",
+                ));
+            }
+        }
+        Ok(Self(lower))
+    }
+}
+
+impl TryFrom<String> for DnsName {
+    type Error = BadName;
+
+    fn try_from(text: String) -> Result<Self, BadName> {
+        text.parse()
+    }
+}
+
+impl From<DnsName> for String {
+    fn from(name: DnsName) -> String {
+        name.0
+    }
+}
+
+impl fmt::Display for DnsName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// A subject alternative name. As text it is the bare name; its kind is read off it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum San {
+    /// `dNSName`
+    Dns(DnsName),
+    /// `iPAddress`
+    Ip(IpAddr),
+    /// `rfc822Name`: ASCII, one `@`, a DNS name behind it.
+    Email(String),
+    /// `uniformResourceIdentifier`: ASCII, with a scheme; SPIFFE ids among them.
+    Uri(String),
+}
+
+impl San {
+    /// Whether the name is a SPIFFE id.
+    pub fn is_spiffe(&self) -> bool {
+        matches!(self, San::Uri(uri) if uri.starts_with("spiffe://"))
+    }
+}
+
+impl FromStr for San {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        if text.is_empty() || text.len() > 2048 || !text.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(bad(
+                text,
+                "a name is 1 to 2048 printable ASCII characters without spaces",
+            ));
+        }
+        if let Ok(ip) = text.parse() {
+            return Ok(San::Ip(ip));
+        }
+        if let Some((scheme, rest)) = text.split_once("://") {
+            let scheme_is_right = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+                && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+            return match scheme_is_right && !rest.is_empty() {
+                true => Ok(San::Uri(text.to_owned())),
+                false => Err(bad(text, "a URI has a scheme and something behind it")),
+            };
+        }
+        match text.split_once('@') {
+            Some((local, domain)) if !local.is_empty() && !domain.starts_with('*') => {
+                Ok(San::Email(format!("{local}@{}", domain.parse::<DnsName>()?)))
+            }
+            Some(_) => Err(bad(text, "an e-mail address has a local part, '@' and a domain")),
+            None => text.parse().map(San::Dns),
+        }
+    }
+}
+
+impl TryFrom<String> for San {
+    type Error = BadName;
+
+    fn try_from(text: String) -> Result<Self, BadName> {
+        text.parse()
+    }
+}
+
+impl From<San> for String {
+    fn from(san: San) -> String {
+        san.to_string()
+    }
+}
+
+impl fmt::Display for San {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            San::Dns(name) => name.fmt(f),
+            San::Ip(ip) => ip.fmt(f),
+            San::Email(text) | San::Uri(text) => f.pad(text),
+        }
+    }
+}
+
+impl JsonSchema for San {
+    fn schema_name() -> Cow<'static, str> {
+        "Name".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "minLength": 1, "maxLength": 2048, "examples": ["api.example.com"] })
+    }
+}
+
+#[cfg(feature = "sqlx")]
+crate::as_text!(San);
+
+/// The names of a certificate: the common name first when it can stand as one, then the others, each once.
+pub fn all_names(common_name: &San, sans: &[San]) -> Vec<San> {
+    let mut names = vec![common_name.clone()];
+    for san in sans {
+        if !names.contains(san) {
+            names.push(san.clone());
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_of_a_name_is_read_off_it() {
+        let kinds = [
+            ("API.Example.com", San::Dns(DnsName("api.example.com".into()))),
+            ("*.example.com", San::Dns(DnsName("*.example.com".into()))),
+            ("10.0.0.1", San::Ip("10.0.0.1".parse().unwrap())),
+            ("2001:db8::1", San::Ip("2001:db8::1".parse().unwrap())),
+            ("ops@example.com", San::Email("ops@example.com".into())),
+            (
+                "spiffe://example.org/ns/prod",
+                San::Uri("spiffe://example.org/ns/prod".into()),
+            ),
+        ];
+        for (text, san) in kinds {
+            assert_eq!(text.parse(), Ok(san), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_that_cannot_be_certified_are_refused() {
+        let long = format!("{}.com", "a".repeat(64));
+        for text in [
+            "", "a b", "a\0b.com", "ü.de", "-a.com", "a-.com", "a..b", ".a", "a.*.b", "*", "*.", "@b.com", "a@*.b",
+            &long, "1://x",
+        ] {
+            assert!(text.parse::<San>().is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! What is told to people, and where.
+
+crate::words! {
+    /// What a notification is about.
+    pub enum NoticeKind {
+        /// A certificate nears its end.
+        ExpirationWarning = "ExpirationWarning" | "expiration_warning",
+        /// A certificate was issued again.
+        RenewalSuccess = "RenewalSuccess" | "renewal_success",
+        /// An issuance or renewal failed.
+        RenewalFailure = "RenewalFailure" | "renewal_failure",
+        /// A certificate is being served by a target.
+        DeploymentSuccess = "DeploymentSuccess" | "deployment_success",
+        /// A deployment failed and was rolled back.
+        DeploymentFailure = "DeploymentFailure" | "deployment_failure",
+        /// A rule is violated.
+        PolicyViolation = "PolicyViolation" | "policy_violation",
+        /// A certificate was revoked.
+        Revocation = "Revocation",
+    }
+}
+
+crate::words! {
+    /// Where a notification goes.
+    pub enum Channel {
+        /// SMTP, to the owner's address.
+        Email = "Email",
+        /// A signed HTTP POST.
+        Webhook = "Webhook",
+    }
+}
+
+crate::words! {
+    /// How far a notification has come.
+    pub enum NoticeStatus {
+        /// Waits to be sent, or to be sent again.
+        Pending = "pending",
+        /// Accepted by the receiving server.
+        Sent = "sent",
+        /// Given up: refused for good, or tried too often.
+        Failed = "failed",
+        /// Nobody is configured to receive it.
+        Skipped = "skipped",
+        /// Read by an operator.
+        Read = "read",
+    }
+}

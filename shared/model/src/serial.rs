@@ -1,0 +1,117 @@
+//! Serial numbers of certificates (RFC 5280 §4.1.2.2): positive integers of at most 20 octets.
+
+use std::{borrow::Cow, fmt, str::FromStr};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// A serial number, kept as lower-case hexadecimal without leading zeros, so that equal numbers are equal texts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Serial(String);
+
+/// What is wrong with a serial number.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a serial number is 1 to 40 hexadecimal digits (upper or lower case, leading zeros and colons allowed)")]
+pub struct BadSerial;
+
+impl Serial {
+    /// From the big-endian octets of a non-negative integer; leading zero octets do not matter.
+    pub fn from_octets(octets: &[u8]) -> Result<Self, BadSerial> {
+        hex::encode(octets).parse()
+    }
+
+    /// The big-endian octets without leading zeros; one zero octet for zero.
+    pub fn octets(&self) -> Vec<u8> {
+        let even = if self.0.len() % 2 == 1 {
+            Cow::Owned(format!("0{}", self.0))
+        } else {
+            Cow::Borrowed(&self.0)
+        };
+        hex::decode(even.as_bytes()).expect("a serial holds hexadecimal digits only")
+    }
+
+    /// Lower-case hexadecimal without leading zeros.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Serial {
+    type Err = BadSerial;
+
+    fn from_str(text: &str) -> Result<Self, BadSerial> {
+        if text.len() > 128 {
+            return Err(BadSerial);
+        }
+        let digits: String = text
+            .chars()
+            .filter(|c| *c != ':')
+            .collect::<String>()
+            .to_ascii_lowercase();
+        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(BadSerial);
+        }
+        let significant = digits.trim_start_matches('0');
+        match significant.len() {
+            0 => Ok(Self("0".to_owned())),
+            1..=40 => Ok(Self(significant.to_owned())),
+            _ => Err(BadSerial),
+        }
+    }
+}
+
+impl TryFrom<String> for Serial {
+    type Error = BadSerial;
+
+    fn try_from(text: String) -> Result<Self, BadSerial> {
+        text.parse()
+    }
+}
+
+impl From<Serial> for String {
+    fn from(serial: Serial) -> String {
+        serial.0
+    }
+}
+
+impl fmt::Display for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl JsonSchema for Serial {
+    fn schema_name() -> Cow<'static, str> {
+        "Serial".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[0-9A-Fa-f:]{1,128}$", "examples": ["5f3a"] })
+    }
+}
+
+#[cfg(feature = "sqlx")]
+crate::as_text!(Serial);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_of_a_number_is_the_same_serial() {
+        for text in ["5f3a", "5F3A", "00005f3a", "5f:3a", "5F:3A"] {
+            assert_eq!(text.parse::<Serial>().unwrap().as_str(), "5f3a", "{text}");
+        }
+        assert_eq!("0f".parse::<Serial>().unwrap().octets(), [15]);
+        assert_eq!(Serial::from_octets(&[0, 0x80]).unwrap().as_str(), "80");
+        assert_eq!("000".parse::<Serial>().unwrap().octets(), [0]);
+    }
+
+    #[test]
+    fn what_is_not_a_serial_is_refused() {
+        for text in ["", ":", "xyz", "5f 3a", "-1", "0x5f", &"f".repeat(41), &"0".repeat(200)] {
+            assert_eq!(text.parse::<Serial>(), Err(BadSerial), "{text}");
+        }
+    }
+}

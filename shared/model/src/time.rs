@@ -1,0 +1,230 @@
+//! The instant, as it is written, stored and asked for.
+
+use std::{
+    borrow::Cow,
+    fmt,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
+
+/// An instant in UTC with microsecond resolution, which is what Postgres keeps. RFC 3339 on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Time(OffsetDateTime);
+
+impl Time {
+    /// From a date and time, cut to microseconds.
+    pub fn new(at: OffsetDateTime) -> Self {
+        let at = at.to_offset(UtcOffset::UTC);
+        Self(
+            at.replace_nanosecond(at.nanosecond() / 1_000 * 1_000)
+                .expect("fewer nanoseconds than a second has"),
+        )
+    }
+
+    /// From whole seconds since 1970; clamped to the years 0 to 9999.
+    pub fn from_unix(seconds: i64) -> Self {
+        Self(OffsetDateTime::from_unix_timestamp(seconds.clamp(-62_135_596_800, 253_402_300_799)).expect("clamped"))
+    }
+
+    /// Whole seconds since 1970.
+    pub fn unix(self) -> i64 {
+        self.0.unix_timestamp()
+    }
+
+    /// Milliseconds since 1970; zero before.
+    pub fn unix_millis(self) -> u64 {
+        u64::try_from(self.0.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
+    }
+
+    /// The date and time.
+    pub fn date_time(self) -> OffsetDateTime {
+        self.0
+    }
+
+    /// The same instant without fractions of a second: dates in certificates have none.
+    pub fn whole_seconds(self) -> Self {
+        Self::from_unix(self.unix())
+    }
+
+    /// Seconds from `earlier` to this instant, negative when it lies before.
+    pub fn seconds_since(self, earlier: Time) -> i64 {
+        (self.0 - earlier.0).whole_seconds()
+    }
+
+    /// Time from `earlier` until this instant; zero when it lies before.
+    pub fn since(self, earlier: Time) -> Duration {
+        (self.0 - earlier.0).try_into().unwrap_or(Duration::ZERO)
+    }
+}
+
+impl std::ops::Add<Duration> for Time {
+    type Output = Time;
+
+    fn add(self, by: Duration) -> Time {
+        time::Duration::try_from(by)
+            .ok()
+            .and_then(|by| self.0.checked_add(by))
+            .map_or(Self::from_unix(i64::MAX), Self)
+    }
+}
+
+impl std::ops::Sub<Duration> for Time {
+    type Output = Time;
+
+    fn sub(self, by: Duration) -> Time {
+        time::Duration::try_from(by)
+            .ok()
+            .and_then(|by| self.0.checked_sub(by))
+            .map_or(Self::from_unix(i64::MIN), Self)
+    }
+}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.format(&Rfc3339).map_err(|_| fmt::Error)?)
+    }
+}
+
+impl FromStr for Time {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        OffsetDateTime::parse(text, &Rfc3339)
+            .map(Self::new)
+            .map_err(|_| "an RFC 3339 time is needed, like 2026-11-23T12:00:00Z".to_owned())
+    }
+}
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Cow::<str>::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for Time {
+    fn schema_name() -> Cow<'static, str> {
+        "Time".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "date-time", "examples": ["2026-11-23T12:07:06.549528Z"] })
+    }
+}
+
+#[cfg(feature = "sqlx")]
+mod sql {
+    use sqlx::{Decode, Encode, Postgres, Type, encode::IsNull, error::BoxDynError, postgres::*};
+    use time::OffsetDateTime;
+
+    use super::Time;
+
+    impl Type<Postgres> for Time {
+        fn type_info() -> PgTypeInfo {
+            <OffsetDateTime as Type<Postgres>>::type_info()
+        }
+    }
+
+    impl PgHasArrayType for Time {
+        fn array_type_info() -> PgTypeInfo {
+            <OffsetDateTime as PgHasArrayType>::array_type_info()
+        }
+    }
+
+    impl<'q> Encode<'q, Postgres> for Time {
+        fn encode_by_ref(&self, buf: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+            <OffsetDateTime as Encode<Postgres>>::encode_by_ref(&self.0, buf)
+        }
+    }
+
+    impl<'r> Decode<'r, Postgres> for Time {
+        fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+            Ok(Time::new(<OffsetDateTime as Decode<Postgres>>::decode(value)?))
+        }
+    }
+}
+
+/// Says what time it is: the system's, or one that a test sets.
+#[derive(Clone, Debug, Default)]
+pub struct Clock(Option<Arc<AtomicI64>>);
+
+impl Clock {
+    /// The time of day of this machine.
+    pub fn system() -> Self {
+        Self(None)
+    }
+
+    /// A clock that stands still until it is moved. Clones move together.
+    pub fn manual(start: Time) -> Self {
+        Self(Some(Arc::new(AtomicI64::new(micros(start.0)))))
+    }
+
+    /// Reads the clock.
+    pub fn now(&self) -> Time {
+        match &self.0 {
+            None => Time::new(system_now()),
+            Some(at) => {
+                let nanos = i128::from(at.load(Ordering::SeqCst)) * 1_000;
+                Time(OffsetDateTime::from_unix_timestamp_nanos(nanos).expect("was set from a valid time"))
+            }
+        }
+    }
+
+    /// Moves a manual clock forward.
+    ///
+    /// # Panics
+    /// On the system's clock.
+    pub fn advance(&self, by: Duration) {
+        let at = self.0.as_ref().expect("only a manual clock can be moved");
+        at.store(micros((self.now() + by).0), Ordering::SeqCst);
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place that reads the time of day"
+)]
+fn system_now() -> OffsetDateTime {
+    OffsetDateTime::now_utc()
+}
+
+fn micros(at: OffsetDateTime) -> i64 {
+    i64::try_from(at.unix_timestamp_nanos() / 1_000).expect("years 0 to 9999 fit")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_in_utc_and_read_in_any_offset() {
+        for (text, written) in [
+            ("2026-11-23T12:07:06.549528Z", "2026-11-23T12:07:06.549528Z"),
+            ("2026-11-23T13:07:06+01:00", "2026-11-23T12:07:06Z"),
+            ("2026-11-23T12:07:06.123456789Z", "2026-11-23T12:07:06.123456Z"),
+        ] {
+            assert_eq!(text.parse::<Time>().unwrap().to_string(), written);
+        }
+        assert!("yesterday".parse::<Time>().is_err());
+    }
+
+    #[test]
+    fn clones_of_a_manual_clock_move_together() {
+        let clock = Clock::manual(Time::from_unix(100));
+        clock.clone().advance(Duration::from_secs(5));
+        assert_eq!(clock.now(), Time::from_unix(105));
+    }
+}

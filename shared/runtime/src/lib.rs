@@ -1,0 +1,25 @@
+//! What every service needs in order to run, whatever it does.
+//!
+//! A service is `parse → build → run → drain`, and each step has a module:
+//!
+//! | step | module | what it gives |
+//! |---|---|---|
+//! | parse | [`config`] | the settings every service shares, parsers for values, the configuration page |
+//! | build | [`telemetry`] | logs to standard error, metrics as Prometheus text |
+//! | run | [`serve`] | a bounded HTTP server over TCP or a Unix socket, health and readiness |
+//! | run | [`periodic`] | loops that run at intervals or when woken |
+//! | drain | [`tasks`] | the owner of every task, and the shutdown in two stages |
+//! | test | [`failpoint`] | places where a crash test can hold a process |
+//!
+//! # Not here
+//!
+//! No domain words: nothing in this crate knows what a certificate or a job is, and it depends on no other crate of
+//! the workspace. No routes but the operational three, no database, no clients, no clock of the domain. What only one
+//! service needs stays in that service.
+
+pub mod config;
+pub mod failpoint;
+pub mod periodic;
+pub mod serve;
+pub mod tasks;
+pub mod telemetry;

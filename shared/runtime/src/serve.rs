@@ -1,0 +1,516 @@
+//! A bounded HTTP server that ends gracefully, and the three operational routes every service answers.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use axum::extract::ConnectInfo;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::routing::get;
+use axum::serve::{Listener, ListenerExt};
+use axum::{Json, Router};
+use futures_util::future::{BoxFuture, join_all};
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tower::ServiceExt;
+use tracing::{debug, warn};
+
+use crate::tasks::{Tasks, caught};
+use crate::telemetry;
+
+/// What one server grants its clients.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections open at once; further ones wait in the queue of the kernel.
+    pub connections: usize,
+    /// Time to the end of the request head, for each request, and so also how long an idle connection is kept.
+    pub header_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            header_timeout: Duration::from_secs(15),
+        }
+    }
+}
+
+/// Binds a TCP address.
+///
+/// # Errors
+///
+/// The address cannot be bound; the error names it.
+pub async fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(addr)
+        .await
+        .with_context(|| format!("cannot listen on {addr}"))
+}
+
+/// Starts serving `router` on `listener` with the default [`Limits`], and returns.
+///
+/// Requests carry `ConnectInfo<SocketAddr>`. Stage one of `tasks` stops accepting and lets requests in flight finish;
+/// a handler that waits, such as a long poll, waits for `tasks.token()` as well. Stage two closes what is left.
+pub async fn serve(listener: TcpListener, router: Router, tasks: &Tasks) {
+    serve_within(Limits::default(), listener, router, tasks);
+}
+
+/// Starts serving as [`serve`] does, with limits of the caller's choice.
+pub fn serve_within(limits: Limits, listener: TcpListener, router: Router, tasks: &Tasks) {
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!("a connection keeps Nagle's algorithm: {error}");
+        }
+    });
+    tasks.spawn("accept", accept(listener, router, limits, tasks.clone(), Some));
+}
+
+/// Starts serving `router` on a Unix socket that only this user can open, and returns.
+///
+/// Replaces a socket nobody listens on. The parent directory is created with mode 0700 if it does not exist; one that
+/// exists keeps its mode.
+///
+/// # Errors
+///
+/// Another process listens on `path`, something else than a socket is there, or the socket cannot be created.
+pub async fn serve_unix(path: &Path, router: Router, tasks: &Tasks) -> anyhow::Result<()> {
+    let listener = bind_unix(path)
+        .await
+        .with_context(|| format!("cannot listen on {}", path.display()))?;
+    tasks.spawn(
+        "accept",
+        accept(listener, router, Limits::default(), tasks.clone(), |_| None),
+    );
+    Ok(())
+}
+
+async fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(found) => {
+            ensure!(found.file_type().is_socket(), "there is a file that is not a socket");
+            if UnixStream::connect(path).await.is_ok() {
+                bail!("another process listens there");
+            }
+            std::fs::remove_file(path)?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+async fn accept<L: Listener>(
+    mut listener: L,
+    router: Router,
+    limits: Limits,
+    tasks: Tasks,
+    peer: fn(L::Addr) -> Option<SocketAddr>,
+) {
+    let slots = Arc::new(Semaphore::new(limits.connections));
+    let stop = tasks.token();
+    loop {
+        // The slot comes first, so that a connection beyond the bound is never taken from the kernel.
+        let next = async {
+            let slot = slots
+                .clone()
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
+            let (stream, addr) = listener.accept().await;
+            (slot, stream, addr)
+        };
+        let (slot, stream, addr) = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            next = next => next,
+        };
+        tasks.spawn(
+            "connection",
+            connection(stream, peer(addr), router.clone(), limits, tasks.clone(), slot),
+        );
+    }
+}
+
+async fn connection(
+    stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    peer: Option<SocketAddr>,
+    router: Router,
+    limits: Limits,
+    tasks: Tasks,
+    _slot: OwnedSemaphorePermit,
+) {
+    let asked = Arc::new(AtomicBool::new(false));
+    let service = {
+        let asked = asked.clone();
+        service_fn(move |mut request: Request<Incoming>| {
+            asked.store(true, Ordering::Relaxed);
+            if let Some(peer) = peer {
+                request.extensions_mut().insert(ConnectInfo(peer));
+            }
+            router.clone().oneshot(request)
+        })
+    };
+    let builder = builder(limits, tasks.clone());
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let (stop, kill) = (tasks.token(), tasks.kill_token());
+    let mut first_request = pin!(sleep(limits.header_timeout));
+    let (mut waiting, mut stopping) = (true, false);
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    debug!("a connection ended early: {error}");
+                }
+                return;
+            }
+            // Telling HTTP/1 from HTTP/2 happens before the time-outs of either begin.
+            () = first_request.as_mut(), if waiting => {
+                waiting = false;
+                if !asked.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = kill.cancelled() => return,
+        }
+    }
+}
+
+fn builder(limits: Limits, tasks: Tasks) -> Builder<Tasks> {
+    const PING: Duration = Duration::from_secs(20);
+    const STREAMS: u32 = 200;
+    let mut builder = Builder::new(tasks);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING)
+        .max_concurrent_streams(STREAMS);
+    builder
+}
+
+/// HTTP/2 streams are tasks of the process like any other.
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
+    fn execute(&self, stream: F) {
+        self.spawn("stream", stream);
+    }
+}
+
+type Check = Box<dyn Fn() -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;
+
+/// The dependencies without which a service is not ready, each with a check.
+#[derive(Default)]
+pub struct Ready {
+    checks: Vec<(&'static str, Check)>,
+}
+
+impl Ready {
+    /// Creates a readiness that depends on nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a dependency. Checks run side by side, and one that takes longer than 2 s has failed.
+    pub fn check<F, C>(mut self, name: &'static str, check: F) -> Self
+    where
+        F: Fn() -> C + Send + Sync + 'static,
+        C: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        self.checks.push((name, Box::new(move || Box::pin(check()))));
+        self
+    }
+
+    /// Asks all dependencies and names those that failed, in the order they were added; empty means ready.
+    pub async fn failing(&self) -> Vec<&'static str> {
+        let asked = self
+            .checks
+            .iter()
+            .map(|(name, check)| async move { (!passes(name, check).await).then_some(*name) });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+}
+
+async fn passes(name: &str, check: &Check) -> bool {
+    const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+    let failure = match timeout(CHECK_TIMEOUT, caught(async { check().await })).await {
+        Ok(Ok(Ok(()))) => return true,
+        Ok(Ok(Err(error))) => format!("{error:#}"),
+        Ok(Err(panic)) => format!("the check panicked: {panic}"),
+        Err(_) => format!("no answer in {CHECK_TIMEOUT:?}"),
+    };
+    warn!(dependency = name, "not ready, {name} fails: {failure}");
+    false
+}
+
+/// Builds the operational routes: `/health` (the process runs), `/ready` (its dependencies answer) and `/metrics`.
+pub fn ops_router(ready: Ready) -> Router {
+    let ready = Arc::new(ready);
+    Router::new()
+        .route("/health", get(async || Json(json!({ "status": "healthy" }))))
+        .route("/ready", get(move || async move { readiness(&ready).await }))
+        .route(
+            "/metrics",
+            get(async || ([(CONTENT_TYPE, "text/plain; version=0.0.4")], telemetry::render())),
+        )
+}
+
+async fn readiness(ready: &Ready) -> (StatusCode, Json<Value>) {
+    let failing = ready.failing().await;
+    if failing.is_empty() {
+        return (StatusCode::OK, Json(json!({ "status": "ready" })));
+    }
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        Json(json!({ "status": "unavailable", "failing": failing })),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+    use axum::body::Body;
+    use futures_util::FutureExt;
+    use http_body_util::BodyExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(5);
+    const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+    async fn local(router: Router, limits: Limits, tasks: &Tasks) -> SocketAddr {
+        let listener = listen(LOCAL).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        serve_within(limits, listener, router, tasks);
+        addr
+    }
+
+    async fn ask(stream: &mut (impl AsyncWriteExt + Unpin), path: &str) {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+    }
+
+    async fn rest(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    /// A route that says when it was entered and answers when it is told to.
+    fn slow() -> (Router, Arc<Notify>, Arc<Notify>) {
+        let (entered, answer) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (enter, wait) = (entered.clone(), answer.clone());
+        let route = get(move || async move {
+            enter.notify_one();
+            wait.notified().await;
+            "done"
+        });
+        (Router::new().route("/slow", route), entered, answer)
+    }
+
+    #[tokio::test]
+    async fn an_occupied_address_is_an_error_that_names_it() {
+        let first = listen(LOCAL).await.unwrap();
+        let addr = first.local_addr().unwrap();
+        let error = listen(addr).await.unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot listen on {addr}"));
+    }
+
+    #[tokio::test]
+    async fn a_request_in_flight_is_answered_and_no_connection_is_taken_after_stage_one() {
+        let tasks = Tasks::new();
+        let (router, entered, answer) = slow();
+        let addr = local(router, Limits::default(), &tasks).await;
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        ask(&mut client, "/slow").await;
+        entered.notified().await;
+        let story = async {
+            tasks.token().cancelled().await;
+            answer.notify_one();
+            rest(&mut client).await
+        };
+        let (in_grace, text) = tokio::join!(tasks.drain(GRACE), story);
+        assert!(in_grace);
+        assert!(
+            text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("done"),
+            "{text}"
+        );
+        assert!(TcpStream::connect(addr).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_long_poll_that_watches_stage_one_ends_with_an_answer_and_idle_connections_close() {
+        let tasks = Tasks::new();
+        let (stop, entered) = (tasks.token(), Arc::new(Notify::new()));
+        let enter = entered.clone();
+        let poll = get(move || async move {
+            enter.notify_one();
+            stop.cancelled().await;
+            StatusCode::NO_CONTENT
+        });
+        let addr = local(Router::new().route("/poll", poll), Limits::default(), &tasks).await;
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        let mut idle = TcpStream::connect(addr).await.unwrap();
+        ask(&mut client, "/poll").await;
+        entered.notified().await;
+        let (in_grace, text, nothing) = tokio::join!(tasks.drain(GRACE), rest(&mut client), async {
+            let mut bytes = Vec::new();
+            // A reset is as good an end as a close.
+            let _ = idle.read_to_end(&mut bytes).await;
+            bytes
+        });
+        assert!(in_grace);
+        assert!(text.starts_with("HTTP/1.1 204"), "{text}");
+        assert!(nothing.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_sends_no_request_is_dropped_whatever_it_began_with() {
+        let limits = Limits {
+            header_timeout: Duration::from_millis(50),
+            ..Limits::default()
+        };
+        for beginning in ["", "P", "PRI * HTTP/2", "GET / HTTP/1.1\r\nhost:"] {
+            let tasks = Tasks::new();
+            let addr = local(Router::new(), limits, &tasks).await;
+            let mut client = TcpStream::connect(addr).await.unwrap();
+            client.write_all(beginning.as_bytes()).await.unwrap();
+            let mut bytes = Vec::new();
+            let end = timeout(GRACE, client.read_to_end(&mut bytes)).await;
+            assert!(end.is_ok(), "{beginning:?} keeps its connection");
+            assert!(tasks.drain(GRACE).await);
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_beyond_the_bound_wait_for_a_place() {
+        let tasks = Tasks::new();
+        let (router, entered, answer) = slow();
+        let addr = local(
+            router,
+            Limits {
+                connections: 1,
+                ..Limits::default()
+            },
+            &tasks,
+        )
+        .await;
+        let mut first = TcpStream::connect(addr).await.unwrap();
+        ask(&mut first, "/slow").await;
+        entered.notified().await;
+        let mut second = TcpStream::connect(addr).await.unwrap();
+        ask(&mut second, "/slow").await;
+        assert!(entered.notified().now_or_never().is_none());
+        drop(first);
+        answer.notify_one();
+        entered.notified().await;
+        answer.notify_one();
+        let mut head = [0; 15];
+        second.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200 OK");
+        assert!(tasks.drain(GRACE).await);
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_is_private_replaces_a_stale_one_and_respects_a_live_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/service.sock");
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+
+        drop(bind_unix(&path).await.unwrap());
+        let tasks = Tasks::new();
+        serve_unix(&path, ops_router(Ready::new()), &tasks).await.unwrap();
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        let error = serve_unix(&path, Router::new(), &tasks).await.unwrap_err();
+        assert!(
+            format!("{error:#}").ends_with("another process listens there"),
+            "{error:#}"
+        );
+
+        let mut client = UnixStream::connect(&path).await.unwrap();
+        client
+            .write_all(b"GET /health HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        assert!(rest(&mut client).await.ends_with(r#"{"status":"healthy"}"#));
+        assert!(tasks.drain(GRACE).await);
+
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(bind_unix(&file).await.is_err());
+        assert!(file.exists());
+    }
+
+    async fn fetch(router: Router, path: &str) -> (StatusCode, String) {
+        let response = router
+            .oneshot(Request::get(path).body(Body::empty()).unwrap())
+            .await
+            .unwrap();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn readiness_names_every_dependency_that_fails_panics_or_is_silent() {
+        let ready = || Ready::new().check("database", || async { Ok(()) });
+        let (status, body) = fetch(ops_router(ready()), "/ready").await;
+        assert_eq!((status.as_u16(), body.as_str()), (200, r#"{"status":"ready"}"#));
+
+        let ready = ready()
+            .check("signer", || async { Err(anyhow!("refused")) })
+            .check("cache", std::future::pending)
+            .check("queue", || async { panic!("on purpose") });
+        let (status, body) = fetch(ops_router(ready), "/ready").await;
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(
+            body,
+            json!({ "status": "unavailable", "failing": ["signer", "cache", "queue"] })
+        );
+    }
+
+    #[tokio::test]
+    async fn health_and_metrics_answer_without_any_dependency() {
+        telemetry::metrics();
+        metrics::counter!("serve_test_total").increment(1);
+        let ready = || Ready::new().check("database", || async { Err(anyhow!("down")) });
+        assert_eq!(
+            fetch(ops_router(ready()), "/health").await,
+            (StatusCode::OK, r#"{"status":"healthy"}"#.into())
+        );
+        let (status, body) = fetch(ops_router(ready()), "/metrics").await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(body.contains("serve_test_total 1"), "{body}");
+    }
+}

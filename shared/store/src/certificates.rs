@@ -1,0 +1,407 @@
+//! Managed certificates: asking for issuance, recording what came, noting what failed.
+
+use certctl_model::{
+    id::{AgentId, CertificateId, IssuerId, JobId, RenewalPolicyId, TargetId, VersionId},
+    job::{JobFacts, JobKind},
+    key::KeyFacts,
+    notice::NoticeKind,
+    renewal::{RenewalRule, spread_of},
+    serial::Serial,
+    time::Time,
+};
+use sqlx::PgPool;
+
+use crate::{
+    Tx,
+    error::*,
+    jobs::{self, NewJob},
+    outbox::{self, News},
+    wake::Channel,
+};
+
+/// What has to be known of a certificate before anything is done for it; the row is locked.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct Locked {
+    /// Its id.
+    pub id: CertificateId,
+    /// Its common name.
+    pub common_name: String,
+    /// Who signs it.
+    pub issuer_id: IssuerId,
+    /// Its newest version.
+    pub current_version_id: Option<VersionId>,
+    /// Whether it is revoked.
+    pub revoked_at: Option<Time>,
+    /// Whether it is put aside.
+    pub archived_at: Option<Time>,
+    /// How often its jobs are tried.
+    pub max_retries: i32,
+}
+
+/// Locks a certificate.
+///
+/// # Errors
+/// [`Error::Missing`].
+pub async fn lock(tx: &mut Tx, id: &CertificateId) -> Result<Locked> {
+    sqlx::query_as(
+        "SELECT c.id, c.common_name, c.issuer_id, c.current_version_id, c.revoked_at, c.archived_at, p.max_retries
+           FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
+          WHERE c.id = $1 FOR UPDATE OF c",
+    )
+    .bind(id)
+    .fetch_optional(&mut **tx)
+    .await?
+    .ok_or_else(|| Error::Missing {
+        kind: "certificate",
+        id: id.to_string(),
+    })
+}
+
+impl Locked {
+    /// Refuses what is revoked or archived.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] saying which.
+    pub fn must_be_live(&self) -> Result<()> {
+        match (self.revoked_at, self.archived_at) {
+            (_, Some(_)) => Err(Error::Conflict(format!("certificate {} is archived", self.id))),
+            (Some(_), _) => Err(Error::Conflict(format!(
+                "certificate {} is revoked; request a new one",
+                self.id
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Creates the jobs that lead to a new version: one for each agent with an enabled target, which makes its own key.
+/// Jobs that are open already are left alone. Returns the new ones.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn request_issuance(tx: &mut Tx, certificate: &Locked, kind: JobKind) -> Result<Vec<JobId>> {
+    let agents: Vec<AgentId> = sqlx::query_scalar(
+        "SELECT DISTINCT t.agent_id FROM certificate_targets m JOIN targets t ON t.id = m.target_id
+          WHERE m.certificate_id = $1 AND t.enabled ORDER BY t.agent_id",
+    )
+    .bind(&certificate.id)
+    .fetch_all(&mut **tx)
+    .await?;
+    let mut created = Vec::new();
+    for agent in agents {
+        let max_attempts = certificate.max_retries;
+        let job = NewJob {
+            kind,
+            certificate: certificate.id.clone(),
+            agent,
+            target: None,
+            version: None,
+            max_attempts,
+        };
+        created.extend(jobs::insert(tx, &job).await?);
+    }
+    Ok(created)
+}
+
+/// Creates deployments of what the agent of each target holds: to one target, or to all. Returns the new jobs.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn request_deployment(tx: &mut Tx, certificate: &Locked, only: Option<&TargetId>) -> Result<Vec<JobId>> {
+    let rows: Vec<(TargetId, AgentId, VersionId)> = sqlx::query_as(
+        "SELECT t.id, t.agent_id, v.id
+           FROM certificate_targets m
+           JOIN targets t ON t.id = m.target_id
+           JOIN LATERAL (SELECT id FROM certificate_versions v
+                          WHERE v.certificate_id = m.certificate_id AND v.agent_id = t.agent_id
+                          ORDER BY v.version DESC LIMIT 1) v ON true
+          WHERE m.certificate_id = $1 AND t.enabled AND ($2::text IS NULL OR t.id = $2)
+          ORDER BY t.id",
+    )
+    .bind(&certificate.id)
+    .bind(only)
+    .fetch_all(&mut **tx)
+    .await?;
+    let mut created = Vec::new();
+    for (target, agent, version) in rows {
+        let job = NewJob {
+            kind: JobKind::Deployment,
+            certificate: certificate.id.clone(),
+            agent,
+            target: Some(target),
+            version: Some(version),
+            max_attempts: certificate.max_retries,
+        };
+        created.extend(jobs::insert(tx, &job).await?);
+    }
+    Ok(created)
+}
+
+/// What an issuer returned, read from the certificate itself.
+#[derive(Clone, Debug)]
+pub struct NewVersion {
+    /// By whom.
+    pub issuer: IssuerId,
+    /// Its serial number.
+    pub serial: Serial,
+    /// Begin of validity.
+    pub not_before: Time,
+    /// End of validity.
+    pub not_after: Time,
+    /// SHA-256 of the DER, lower-case hexadecimal.
+    pub fingerprint: String,
+    /// SHA-256 of the public key, lower-case hexadecimal.
+    pub spki_sha256: String,
+    /// The key's algorithm and size.
+    pub key: KeyFacts,
+    /// The certificate, PEM.
+    pub cert_pem: String,
+    /// The issuer's chain, PEM.
+    pub chain_pem: String,
+    /// The request, DER.
+    pub csr_der: Vec<u8>,
+}
+
+/// Records a version for a job: the certificate's dates, when it is due next, deployments to the agent's targets, the
+/// news. The caller completes the job in the same unit of work.
+///
+/// A certificate that was revoked while it was being signed stays revoked, and the version with it.
+///
+/// # Errors
+/// [`Error::Taken`] when the job has a version already.
+pub async fn record_version(tx: &mut Tx, job: &JobFacts, version: &NewVersion) -> Result<VersionId> {
+    let certificate = lock(tx, &job.certificate).await?;
+    let (id, now) = (VersionId::generate(tx.now()), tx.now());
+    let number: i32 = sqlx::query_scalar(
+        "INSERT INTO certificate_versions (id, certificate_id, job_id, issuer_id, agent_id, version, serial_number,
+                                           not_before, not_after, fingerprint_sha256, spki_sha256, cert_pem, chain_pem,
+                                           csr_der, key_algorithm, key_size, created_at)
+         SELECT $1, $2, $3, $4, $5,
+                1 + coalesce((SELECT max(version) FROM certificate_versions WHERE certificate_id = $2), 0),
+                $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16
+         RETURNING version",
+    )
+    .bind(&id)
+    .bind(&job.certificate)
+    .bind(&job.id)
+    .bind(&version.issuer)
+    .bind(&job.agent)
+    .bind(&version.serial)
+    .bind(version.not_before)
+    .bind(version.not_after)
+    .bind(&version.fingerprint)
+    .bind(&version.spki_sha256)
+    .bind(&version.cert_pem)
+    .bind(&version.chain_pem)
+    .bind(&version.csr_der)
+    .bind(version.key.algorithm)
+    .bind(i32::try_from(version.key.bits).unwrap_or(i32::MAX))
+    .bind(now)
+    .fetch_one(&mut **tx)
+    .await?;
+    sqlx::query("UPDATE jobs SET version_id = $2 WHERE id = $1")
+        .bind(&job.id)
+        .bind(&id)
+        .execute(&mut **tx)
+        .await?;
+    // With several agents the certificate is as old as the oldest of what they serve.
+    sqlx::query(
+        "UPDATE certificates c
+            SET current_version_id = $2, failed_at = NULL, failure = NULL, updated_at = $3,
+                not_before = v.not_before, not_after = v.not_after,
+                last_renewal_at = CASE WHEN $4 = 'Renewal' THEN $3 ELSE c.last_renewal_at END
+           FROM (SELECT newest.not_before, newest.not_after
+                   FROM (SELECT DISTINCT ON (v.agent_id) v.agent_id, v.id, v.not_before, v.not_after
+                           FROM certificate_versions v WHERE v.certificate_id = $1
+                          ORDER BY v.agent_id, v.version DESC) newest
+                  WHERE newest.id = $2
+                     OR newest.agent_id IN (SELECT t.agent_id FROM certificate_targets m
+                                              JOIN targets t ON t.id = m.target_id
+                                             WHERE m.certificate_id = $1 AND t.enabled)
+                  ORDER BY newest.not_after LIMIT 1) v
+          WHERE c.id = $1",
+    )
+    .bind(&job.certificate)
+    .bind(&id)
+    .bind(now)
+    .bind(job.kind)
+    .execute(&mut **tx)
+    .await?;
+    plan_renewal(tx, Planned::Certificate(&job.certificate)).await?;
+    let event = tx
+        .event("certificate_issued", "certificate", &job.certificate)
+        .with("version", number)
+        .with("job_id", &job.id)
+        .with("serial", &version.serial)
+        .with("not_after", version.not_after);
+    tx.note(event);
+    if certificate.revoked_at.is_some() {
+        return revoked_meanwhile(tx, &certificate, id, version).await;
+    }
+    if certificate.archived_at.is_none() {
+        let targets: Vec<TargetId> = sqlx::query_scalar(
+            "SELECT t.id FROM certificate_targets m JOIN targets t ON t.id = m.target_id
+              WHERE m.certificate_id = $1 AND t.agent_id = $2 AND t.enabled ORDER BY t.id",
+        )
+        .bind(&job.certificate)
+        .bind(&job.agent)
+        .fetch_all(&mut **tx)
+        .await?;
+        let agent = job
+            .agent
+            .clone()
+            .ok_or_else(|| Error::Conflict(format!("job {} has no agent", job.id)))?;
+        for target in targets {
+            let deployment = NewJob {
+                kind: JobKind::Deployment,
+                certificate: job.certificate.clone(),
+                agent: agent.clone(),
+                target: Some(target),
+                version: Some(id.clone()),
+                max_attempts: certificate.max_retries,
+            };
+            jobs::insert(tx, &deployment).await?;
+        }
+    }
+    if job.kind == JobKind::Renewal {
+        let news = News {
+            kind: NoticeKind::RenewalSuccess,
+            certificate: job.certificate.clone(),
+            dedup: id.to_string(),
+            subject: format!("{} was renewed", certificate.common_name),
+            message: format!(
+                "Certificate {} ({}) was renewed: version {number}, serial {}, valid until {}.",
+                job.certificate, certificate.common_name, version.serial, version.not_after
+            ),
+        };
+        outbox::announce(tx, &news).await?;
+    }
+    Ok(id)
+}
+
+async fn revoked_meanwhile(
+    tx: &mut Tx,
+    certificate: &Locked,
+    id: VersionId,
+    version: &NewVersion,
+) -> Result<VersionId> {
+    sqlx::query(
+        "INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason, revoked_by, not_after,
+                                  short_lived, revoked_at)
+         SELECT 'rev-' || $1, $2, $3, $4, c.revocation_reason, 'system', $5,
+                coalesce((SELECT l.short_lived FROM ledger l WHERE l.issuer_id = $2 AND l.serial_number = $3), false), $6
+           FROM certificates c WHERE c.id = $4
+         ON CONFLICT (issuer_id, serial_number) DO NOTHING",
+    )
+    .bind(&id)
+    .bind(&version.issuer)
+    .bind(&version.serial)
+    .bind(&certificate.id)
+    .bind(version.not_after)
+    .bind(tx.now())
+    .execute(&mut **tx)
+    .await?;
+    let event = tx
+        .event("certificate_revoked", "certificate", &certificate.id)
+        .with("serial", &version.serial);
+    tx.note(event);
+    tx.wake(Channel::Revocations);
+    Ok(id)
+}
+
+/// Which certificates are planned anew.
+#[derive(Clone, Copy, Debug)]
+pub enum Planned<'a> {
+    /// One.
+    Certificate(&'a CertificateId),
+    /// All under a policy.
+    Policy(&'a RenewalPolicyId),
+}
+
+/// Computes from when renewals are due. To be called whenever dates or policy change.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn plan_renewal(tx: &mut Tx, which: Planned<'_>) -> Result<()> {
+    let (certificate, policy) = match which {
+        Planned::Certificate(id) => (Some(id), None),
+        Planned::Policy(id) => (None, Some(id)),
+    };
+    let rows: Vec<(CertificateId, Time, Time, bool, i32, i32)> = sqlx::query_as(
+        "SELECT c.id, c.not_before, c.not_after, p.auto_renew, p.renew_at_permille, p.renewal_window_days
+           FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
+          WHERE c.not_after IS NOT NULL AND ($1::text IS NULL OR c.id = $1) AND ($2::text IS NULL OR p.id = $2)
+            AND ($1::text IS NOT NULL OR $2::text IS NOT NULL)",
+    )
+    .bind(certificate)
+    .bind(policy)
+    .fetch_all(&mut **tx)
+    .await?;
+    let due = |row: &(CertificateId, Time, Time, bool, i32, i32)| {
+        let rule = RenewalRule {
+            auto_renew: row.3,
+            renew_at_permille: row.4,
+            renewal_window_days: row.5,
+        };
+        rule.due_at(row.1, row.2, spread_of(row.0.as_str()))
+    };
+    sqlx::query(
+        "UPDATE certificates c SET renew_at = n.renew_at
+           FROM unnest($1::text[], $2::timestamptz[]) AS n (id, renew_at) WHERE c.id = n.id",
+    )
+    .bind(rows.iter().map(|r| r.0.to_string()).collect::<Vec<_>>())
+    .bind(rows.iter().map(due).collect::<Vec<_>>())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Notes that issuance or renewal was given up, and announces it.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn note_failure(tx: &mut Tx, job: &JobFacts, reason: &str) -> Result<()> {
+    let common_name: String = sqlx::query_scalar(
+        "UPDATE certificates SET failed_at = $2, failure = $3, updated_at = $2 WHERE id = $1 RETURNING common_name",
+    )
+    .bind(&job.certificate)
+    .bind(tx.now())
+    .bind(reason)
+    .fetch_one(&mut **tx)
+    .await?;
+    let news = News {
+        kind: NoticeKind::RenewalFailure,
+        certificate: job.certificate.clone(),
+        dedup: format!("{}:{}", job.id, tx.now()),
+        subject: format!("{} of {common_name} failed", job.kind),
+        message: format!(
+            "{} {} of certificate {} ({common_name}) was given up: {reason}",
+            job.kind, job.id, job.certificate
+        ),
+    };
+    outbox::announce(tx, &news).await
+}
+
+/// Certificates that want a new version: due under their policy, or not issued since the last try failed, and not
+/// tried within the policy's retry interval. Soonest first.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn due(pool: &PgPool, now: Time, limit: i64) -> Result<Vec<CertificateId>> {
+    Ok(sqlx::query_scalar(
+        "SELECT c.id FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
+          WHERE c.revoked_at IS NULL AND c.archived_at IS NULL AND p.auto_renew
+            AND (c.renew_at <= $1 OR (c.current_version_id IS NULL AND c.failed_at IS NOT NULL))
+            AND (c.failed_at IS NULL OR c.failed_at + make_interval(secs => p.retry_interval_seconds) <= $1)
+            AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.certificate_id = c.id AND j.type IN ('Issuance', 'Renewal')
+                               AND j.status NOT IN ('Completed', 'Failed', 'Cancelled'))
+            AND EXISTS (SELECT 1 FROM certificate_targets m JOIN targets t ON t.id = m.target_id
+                         WHERE m.certificate_id = c.id AND t.enabled)
+          ORDER BY c.renew_at NULLS LAST, c.id
+          LIMIT $2",
+    )
+    .bind(now)
+    .bind(limit)
+    .fetch_all(pool)
+    .await?)
+}

@@ -1,0 +1,79 @@
+//! The tables that more than one process writes, as verbs.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`tx`] | the unit of work: changes and the audit events that tell of them |
+//! | [`jobs`] | insert, claim under a lease, lock in a state, apply a transition |
+//! | [`certificates`] | ask for issuance, record a version, note a failure, what is due |
+//! | [`revocations`] | revoke; entries for a CRL; the status of a serial number |
+//! | [`ledger`] | what the signer is about to sign, and what it signed |
+//! | [`agents`] | signs of life and their absence |
+//! | [`outbox`] | notifications on their way out |
+//! | [`lease`] | who runs a periodic loop |
+//! | [`wake`] | LISTEN and NOTIFY |
+//! | [`error`] | what can happen to data |
+//!
+//! Not here: SQL of tables with a single writer and reads for lists (they are in the API), HTTP, the time of day.
+#![warn(missing_docs)]
+
+pub mod agents;
+pub mod certificates;
+pub mod error;
+pub mod jobs;
+pub mod lease;
+pub mod ledger;
+pub mod outbox;
+pub mod revocations;
+pub mod tx;
+pub mod wake;
+
+use std::{str::FromStr, time::Duration};
+
+use sqlx::{
+    PgPool,
+    migrate::Migrator,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+pub use self::{
+    error::{Error, Result},
+    tx::Tx,
+};
+
+/// The schema: forward-only, applied in one transaction each, under an advisory lock.
+pub static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
+
+/// How long a caller waits for a connection before it hears [`Error::Busy`].
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Opens a pool whose sessions run as `role` (`certctl_api`, …), in UTC, with bounded statements.
+///
+/// The login in `url` must be that role or a member of it. No connection is made yet, so that a service starts while
+/// the database is away and is ready when it is back.
+///
+/// # Errors
+/// When `url` cannot be read.
+pub fn connect(url: &str, role: &str, max_connections: u32) -> Result<PgPool> {
+    let options = PgConnectOptions::from_str(url)?.application_name(role).options([
+        ("role", role),
+        ("timezone", "UTC"),
+        ("statement_timeout", "30s"),
+        ("lock_timeout", "10s"),
+        ("idle_in_transaction_session_timeout", "60s"),
+    ]);
+    Ok(PgPoolOptions::new()
+        .max_connections(max_connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_lazy_with(options))
+}
+
+/// Applies the migrations that are missing, as the owner of the database.
+///
+/// # Errors
+/// When the database cannot be reached or its history differs from ours.
+pub async fn migrate(url: &str) -> Result<(), sqlx::migrate::MigrateError> {
+    let pool = PgPoolOptions::new().max_connections(1).connect(url).await?;
+    MIGRATOR.run(&pool).await?;
+    pool.close().await;
+    Ok(())
+}

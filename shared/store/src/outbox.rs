@@ -1,0 +1,164 @@
+//! Notifications: enqueued in the transaction of what they tell, claimed and settled by the notifier.
+
+use std::time::Duration;
+
+use certctl_model::{
+    id::{CertificateId, NotificationId},
+    notice::{Channel, NoticeKind, NoticeStatus},
+    time::Time,
+};
+use sqlx::PgPool;
+
+use crate::{Tx, error::*, wake};
+
+/// News about a certificate.
+#[derive(Clone, Debug)]
+pub struct News {
+    /// What it is about.
+    pub kind: NoticeKind,
+    /// Which certificate.
+    pub certificate: CertificateId,
+    /// What makes it the same news: a job, a version and a threshold.
+    pub dedup: String,
+    /// One line.
+    pub subject: String,
+    /// The text.
+    pub message: String,
+}
+
+/// Enqueues news for the owner's address and the webhook; the same news once.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn announce(tx: &mut Tx, news: &News) -> Result<()> {
+    let now = tx.now();
+    let channels = [Channel::Email, Channel::Webhook];
+    sqlx::query(
+        "INSERT INTO notifications (id, type, certificate_id, channel, recipient, subject, message, dedup_key,
+                                    status, not_before, created_at)
+         SELECT n.id, $3, $4, n.channel, CASE n.channel WHEN 'Email' THEN o.email ELSE 'webhook' END, $5, $6,
+                $7 || ':' || n.channel, 'pending', $8, $8
+           FROM unnest($1::text[], $2::text[]) AS n (id, channel),
+                certificates c JOIN owners o ON o.id = c.owner_id
+          WHERE c.id = $4
+         ON CONFLICT (dedup_key) DO NOTHING",
+    )
+    .bind(channels.map(|_| NotificationId::generate(now)))
+    .bind(channels)
+    .bind(news.kind)
+    .bind(&news.certificate)
+    .bind(&news.subject)
+    .bind(&news.message)
+    .bind(format!("{}:{}", news.kind, news.dedup))
+    .bind(now)
+    .execute(&mut **tx)
+    .await?;
+    tx.wake(wake::Channel::Outbox);
+    Ok(())
+}
+
+/// A notification somebody holds a lease on.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct Claimed {
+    /// Its id.
+    pub id: NotificationId,
+    /// What it is about.
+    #[sqlx(rename = "type")]
+    pub kind: NoticeKind,
+    /// Which certificate.
+    pub certificate_id: Option<CertificateId>,
+    /// Where it goes.
+    pub channel: Channel,
+    /// To whom.
+    pub recipient: String,
+    /// One line.
+    pub subject: String,
+    /// The text.
+    pub message: String,
+    /// How often it was tried before.
+    pub attempts: i32,
+    /// Fencing token of the lease.
+    pub lease_token: i64,
+    /// When it was enqueued.
+    pub created_at: Time,
+}
+
+/// Claims up to `limit` notifications that are due, oldest first.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn claim(pool: &PgPool, now: Time, lease: Duration, limit: i64) -> Result<Vec<Claimed>> {
+    let claimed = sqlx::query_as(
+        "UPDATE notifications n
+            SET lease_until = $2, lease_token = n.lease_token + 1
+           FROM (SELECT id FROM notifications
+                  WHERE status = 'pending' AND not_before <= $1 AND (lease_until IS NULL OR lease_until <= $1)
+                  ORDER BY not_before
+                  LIMIT $3
+                    FOR UPDATE SKIP LOCKED) due
+          WHERE n.id = due.id
+         RETURNING n.id, n.type, n.certificate_id, n.channel, n.recipient, n.subject, n.message, n.attempts,
+                   n.lease_token, n.created_at",
+    )
+    .bind(now)
+    .bind(now + lease)
+    .bind(limit)
+    .fetch_all(pool)
+    .await?;
+    Ok(claimed)
+}
+
+/// What became of a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// Accepted.
+    Sent,
+    /// Not now.
+    Retry {
+        /// Not before.
+        at: Time,
+        /// What happened.
+        error: String,
+    },
+    /// Never.
+    Failed {
+        /// Why.
+        error: String,
+    },
+    /// Nobody is configured to receive it.
+    Skipped {
+        /// Why.
+        error: String,
+    },
+}
+
+/// Records what became of a delivery and frees the lease.
+///
+/// # Errors
+/// [`Error::LeaseLost`] when somebody else has claimed it since.
+pub async fn settle(pool: &PgPool, claimed: &Claimed, settlement: &Settlement, now: Time) -> Result<()> {
+    let (status, error, not_before) = match settlement {
+        Settlement::Sent => (NoticeStatus::Sent, None, now),
+        Settlement::Retry { at, error } => (NoticeStatus::Pending, Some(error), *at),
+        Settlement::Failed { error } => (NoticeStatus::Failed, Some(error), now),
+        Settlement::Skipped { error } => (NoticeStatus::Skipped, Some(error), now),
+    };
+    let done = sqlx::query(
+        "UPDATE notifications
+            SET status = $3, error = $4, not_before = $5, attempts = attempts + 1, lease_until = NULL,
+                sent_at = CASE WHEN $3 = 'sent' THEN $6 END
+          WHERE id = $1 AND lease_token = $2 AND status = 'pending'",
+    )
+    .bind(&claimed.id)
+    .bind(claimed.lease_token)
+    .bind(status)
+    .bind(error)
+    .bind(not_before)
+    .bind(now)
+    .execute(pool)
+    .await?;
+    match done.rows_affected() {
+        0 => Err(Error::LeaseLost),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,139 @@
+//! Revocations: recorded in one transaction with the certificate's own state, and read by the signer.
+
+use certctl_model::{
+    id::{CertificateId, IssuerId, RevocationId},
+    notice::NoticeKind,
+    revocation::RevocationReason,
+    serial::Serial,
+    time::Time,
+};
+use sqlx::PgConnection;
+
+use crate::{
+    Tx, certificates,
+    error::*,
+    jobs,
+    outbox::{self, News},
+    wake::Channel,
+};
+
+/// Revokes a certificate: every version of it that has not expired. Open jobs are cancelled. Returns the serials.
+///
+/// # Errors
+/// [`Error::Missing`]; [`Error::Conflict`] when it is revoked or archived already, or nothing was issued.
+pub async fn revoke(tx: &mut Tx, id: &CertificateId, reason: RevocationReason) -> Result<Vec<Serial>> {
+    let certificate = certificates::lock(tx, id).await?;
+    certificate.must_be_live()?;
+    if certificate.current_version_id.is_none() {
+        return Err(Error::Conflict(format!(
+            "nothing was issued for certificate {id} that could be revoked; archive it"
+        )));
+    }
+    let (actor, now) = (tx.actor(), tx.now());
+    let serials: Vec<Serial> = sqlx::query_scalar(
+        "INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason, revoked_by, not_after,
+                                  short_lived, revoked_at)
+         SELECT $1 || '-' || v.version, v.issuer_id, v.serial_number, v.certificate_id, $3, $4, v.not_after,
+                coalesce(l.short_lived, false), $5
+           FROM certificate_versions v
+           LEFT JOIN ledger l ON l.issuer_id = v.issuer_id AND l.serial_number = v.serial_number
+          WHERE v.certificate_id = $2 AND v.not_after > $5
+         ON CONFLICT (issuer_id, serial_number) DO NOTHING
+         RETURNING serial_number",
+    )
+    .bind(RevocationId::generate(now))
+    .bind(id)
+    .bind(reason)
+    .bind(&actor.name)
+    .bind(now)
+    .fetch_all(&mut **tx)
+    .await?;
+    sqlx::query("UPDATE certificates SET revoked_at = $2, revocation_reason = $3, updated_at = $2 WHERE id = $1")
+        .bind(id)
+        .bind(now)
+        .bind(reason)
+        .execute(&mut **tx)
+        .await?;
+    let event = tx
+        .event("certificate_revoked", "certificate", id)
+        .with("common_name", &certificate.common_name)
+        .with("serials", &serials)
+        .with("reason", reason);
+    tx.note(event);
+    jobs::cancel_open(tx, id, "the certificate was revoked").await?;
+    let news = News {
+        kind: NoticeKind::Revocation,
+        certificate: id.clone(),
+        dedup: id.to_string(),
+        subject: format!("{} was revoked", certificate.common_name),
+        message: format!("Certificate {id} ({}) was revoked: {reason}.", certificate.common_name),
+    };
+    outbox::announce(tx, &news).await?;
+    tx.wake(Channel::Revocations);
+    Ok(serials)
+}
+
+/// An entry of a CRL.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct Entry {
+    /// Serial number.
+    pub serial_number: Serial,
+    /// When.
+    pub revoked_at: Time,
+    /// Why.
+    pub reason: RevocationReason,
+}
+
+/// What a CRL lists: revocations of certificates that had not ended at `ended_before`, but for short-lived ones.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn entries(db: &mut PgConnection, issuer: &IssuerId, ended_before: Time) -> Result<Vec<Entry>> {
+    Ok(sqlx::query_as(
+        "SELECT serial_number, revoked_at, reason FROM revocations
+          WHERE issuer_id = $1 AND not_after >= $2 AND NOT short_lived
+          ORDER BY revoked_at, serial_number",
+    )
+    .bind(issuer)
+    .bind(ended_before)
+    .fetch_all(db)
+    .await?)
+}
+
+/// What is known of a serial number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Issued and not revoked.
+    Good,
+    /// Revoked.
+    Revoked {
+        /// When.
+        at: Time,
+        /// Why.
+        reason: RevocationReason,
+    },
+    /// Never issued.
+    Unknown,
+}
+
+/// What is known of a serial number of an issuer. A certificate that was recorded but never signed is unknown.
+///
+/// # Errors
+/// When the database cannot be asked: the caller must not guess.
+pub async fn status(db: &mut PgConnection, issuer: &IssuerId, serial: &Serial) -> Result<Status> {
+    let row: Option<(bool, Option<Time>, Option<RevocationReason>)> = sqlx::query_as(
+        "SELECT l.der IS NOT NULL, r.revoked_at, r.reason
+           FROM ledger l
+           LEFT JOIN revocations r ON r.issuer_id = l.issuer_id AND r.serial_number = l.serial_number
+          WHERE l.issuer_id = $1 AND l.serial_number = $2",
+    )
+    .bind(issuer)
+    .bind(serial)
+    .fetch_optional(db)
+    .await?;
+    Ok(match row {
+        Some((_, Some(at), Some(reason))) => Status::Revoked { at, reason },
+        Some((true, _, _)) => Status::Good,
+        _ => Status::Unknown,
+    })
+}

@@ -1,0 +1,121 @@
+//! The unit of work.
+
+use std::{
+    collections::BTreeSet,
+    ops::{Deref, DerefMut},
+};
+
+use certctl_model::{
+    audit::{Actor, Event},
+    id::AuditEventId,
+    time::Time,
+};
+use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+
+use crate::{error::*, wake::Channel};
+
+/// Changes that become visible together with the events that tell of them. Dropped, it leaves no trace.
+pub struct Tx {
+    inner: Transaction<'static, Postgres>,
+    actor: Actor,
+    now: Time,
+    events: Vec<Event>,
+    wakes: BTreeSet<Channel>,
+}
+
+impl Tx {
+    /// Begins one for this actor at this instant.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when there is no connection.
+    pub async fn begin(pool: &PgPool, actor: &Actor, now: Time) -> Result<Self> {
+        let inner = pool.begin().await?;
+        Ok(Self {
+            inner,
+            actor: actor.clone(),
+            now,
+            events: vec![],
+            wakes: BTreeSet::new(),
+        })
+    }
+
+    /// Who acts.
+    pub fn actor(&self) -> Actor {
+        self.actor.clone()
+    }
+
+    /// When.
+    pub fn now(&self) -> Time {
+        self.now
+    }
+
+    /// An event of this actor, to be completed and [noted](Self::note).
+    pub fn event(&self, action: &'static str, resource_type: &'static str, id: impl ToString) -> Event {
+        Event::new(&self.actor, action, resource_type, id)
+    }
+
+    /// Remembers what was done.
+    pub fn note(&mut self, event: Event) {
+        self.events.push(event);
+    }
+
+    /// Remembers whom to wake once it is visible.
+    pub fn wake(&mut self, channel: Channel) {
+        self.wakes.insert(channel);
+    }
+
+    /// Writes the events, wakes who waits, and commits.
+    ///
+    /// # Errors
+    /// [`Error::Silent`] when nothing was noted: a change that nobody could trace is not made.
+    pub async fn commit(mut self) -> Result<()> {
+        if self.events.is_empty() {
+            return Err(Error::Silent);
+        }
+        let (now, count) = (self.now, self.events.len());
+        let events = std::mem::take(&mut self.events);
+        let column = |f: fn(&Event) -> String| events.iter().map(f).collect::<Vec<String>>();
+        sqlx::query(
+            "INSERT INTO audit_events (id, actor, actor_type, action, resource_type, resource_id, details, at)
+             SELECT e.id, e.actor, e.actor_type, e.action, e.resource_type, e.resource_id, e.details, $8
+               FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::jsonb[])
+                    AS e (id, actor, actor_type, action, resource_type, resource_id, details)",
+        )
+        .bind(
+            (0..count)
+                .map(|_| AuditEventId::generate(now).to_string())
+                .collect::<Vec<_>>(),
+        )
+        .bind(column(|e| e.actor.name.clone()))
+        .bind(column(|e| e.actor.kind.to_string()))
+        .bind(column(|e| e.action.to_owned()))
+        .bind(column(|e| e.resource_type.to_owned()))
+        .bind(column(|e| e.resource_id.clone()))
+        .bind(events.iter().map(|e| e.details.clone()).collect::<Vec<_>>())
+        .bind(now)
+        .execute(&mut *self.inner)
+        .await?;
+        for channel in &self.wakes {
+            sqlx::query("SELECT pg_notify($1, '')")
+                .bind(channel.as_str())
+                .execute(&mut *self.inner)
+                .await?;
+        }
+        self.inner.commit().await?;
+        Ok(())
+    }
+}
+
+impl Deref for Tx {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.inner
+    }
+}
+
+impl DerefMut for Tx {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.inner
+    }
+}

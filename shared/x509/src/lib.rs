@@ -1,0 +1,28 @@
+//! Reading and writing X.509: what others made is parsed into facts, what we make is built from words of the model.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`pem`] | the armour around everything below |
+//! | [`keys`] | private keys: made, loaded, sealed, signing |
+//! | [`csr`] | certification requests (PKCS #10): read with their signature verified, and made |
+//! | [`facts`] | what a certificate says |
+//! | [`name`] | names as the ASN.1 types of RFC 5280 |
+//! | [`ocsp`] | OCSP requests and unsigned answers (RFC 6960) |
+//!
+//! Everything is a function of its arguments; every parser of foreign bytes compares their length with a limit first.
+//!
+//! Not here: issuing, CRLs and signed OCSP answers (the signer's), files, sockets, the time of day.
+#![warn(missing_docs)]
+
+pub mod csr;
+pub mod facts;
+pub mod keys;
+pub mod name;
+pub mod ocsp;
+pub mod pem;
+mod public_key;
+#[cfg(test)]
+mod testing;
+
+/// Bytes in DER.
+pub type Der = Vec<u8>;
