@@ -25,6 +25,7 @@ pub(crate) struct Args {
     #[arg(
         long,
         global = true,
+        help_heading = "Global options",
         env = "CERTCTL_SERVER_URL",
         default_value = "http://localhost:8443",
         value_name = "URL"
@@ -35,6 +36,7 @@ pub(crate) struct Args {
     #[arg(
         long,
         global = true,
+        help_heading = "Global options",
         env = "CERTCTL_API_KEY",
         hide_env_values = true,
         value_name = "KEY"
@@ -42,7 +44,7 @@ pub(crate) struct Args {
     pub(crate) api_key: Option<Secret>,
 
     /// How to show the answer: lists are tables and single things JSON unless this says otherwise.
-    #[arg(long, global = true, value_enum)]
+    #[arg(long, global = true, help_heading = "Global options", value_enum)]
     pub(crate) format: Option<Format>,
 
     #[command(subcommand)]
@@ -200,25 +202,23 @@ impl<E: Endpoint> clap::Args for Filter<E> {
     fn augment_args(command: ClapCommand) -> ClapCommand {
         let operation = Operation::of::<E>("", "");
         let schema = tools::tool(&operation).input;
-        (operation.query_params)()
-            .into_iter()
-            .fold(command, |command, param| {
-                let words = schema["properties"][param.name]["enum"].as_array();
-                let words: Vec<&str> = words.into_iter().flatten().filter_map(Value::as_str).collect();
-                let help = match words.is_empty() {
-                    true => param.doc.to_owned(),
-                    false => format!("{} One of {}.", param.doc, words.join(", ")),
-                };
-                let mut arg = Arg::new(param.name)
-                    .long(param.name.replace('_', "-"))
-                    .value_name("VALUE")
-                    .allow_hyphen_values(param.name == "sort")
-                    .help(help);
-                if let Some(short) = param.name.strip_suffix("_id") {
-                    arg = arg.visible_alias(short);
-                }
-                command.arg(arg)
-            })
+        (operation.query_params)().into_iter().fold(command, |command, param| {
+            let words = schema["properties"][param.name]["enum"].as_array();
+            let words: Vec<&str> = words.into_iter().flatten().filter_map(Value::as_str).collect();
+            let help = match words.is_empty() {
+                true => param.doc.to_owned(),
+                false => format!("{} One of {}.", param.doc, words.join(", ")),
+            };
+            let mut arg = Arg::new(param.name)
+                .long(param.name.replace('_', "-"))
+                .value_name("VALUE")
+                .allow_hyphen_values(param.name == "sort")
+                .help(help);
+            if let Some(short) = param.name.strip_suffix("_id") {
+                arg = arg.visible_alias(short);
+            }
+            command.arg(arg)
+        })
     }
 
     fn augment_args_for_update(command: ClapCommand) -> ClapCommand {
@@ -228,7 +228,8 @@ impl<E: Endpoint> clap::Args for Filter<E> {
 
 impl<E: Endpoint> FromArgMatches for Filter<E> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = |name: &'static str| Some((name.to_owned(), Value::from(matches.get_one::<String>(name)?.as_str())));
+        let given =
+            |name: &'static str| Some((name.to_owned(), Value::from(matches.get_one::<String>(name)?.as_str())));
         let params = (Operation::of::<E>("", "").query_params)();
         Ok(Self {
             query: params.into_iter().filter_map(|param| given(param.name)).collect(),
@@ -281,7 +282,8 @@ mod tests {
 
     #[test]
     fn a_list_has_a_flag_for_each_parameter_of_the_table() {
-        let line = "certctl-cli list-jobs --status Failed --type Renewal --certificate mc-1 --per-page 5 --sort -createdAt";
+        let line =
+            "certctl-cli list-jobs --status Failed --type Renewal --certificate mc-1 --per-page 5 --sort -createdAt";
         let args = Args::try_parse_from(line.split(' ')).unwrap();
         let Action::ListJobs(filter) = args.command.into_action() else {
             panic!("another command");
@@ -300,7 +302,11 @@ mod tests {
             "certctl-cli list-certs --format=json --server=http://a",
         ] {
             let args = Args::try_parse_from(line.split(' ')).unwrap();
-            assert_eq!((args.format, args.server.as_str()), (Some(Format::Json), "http://a"), "{line}");
+            assert_eq!(
+                (args.format, args.server.as_str()),
+                (Some(Format::Json), "http://a"),
+                "{line}"
+            );
         }
     }
 }

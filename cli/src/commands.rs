@@ -7,12 +7,10 @@ use std::{
 
 use certctl_client::{Body, Client};
 use certctl_contract::{
-    agents::ListAgents,
     catalogue,
-    certificates::{GetCertificate, ListCertificates, RevokeCertificate},
+    certificates::{GetCertificate, RevokeCertificate},
     endpoint::{Endpoint, Operation},
     health::{ApiHealth, Health},
-    jobs::ListJobs,
     metrics::{DashboardSummary, Metrics},
 };
 use serde_json::{Map, Value, json};
@@ -65,13 +63,20 @@ pub(crate) async fn run(client: &Client, command: Command, format: Option<Format
         Action::ListCerts(filter) => list(client, filter, CERTIFICATES, lists_as).await,
         Action::ListAgents(filter) => list(client, filter, AGENTS, lists_as).await,
         Action::ListJobs(filter) => list(client, filter, JOBS, lists_as).await,
-        Action::GetCert(which) => show(&ask::<GetCertificate>(client, json!({ "id": which.id })).await?, things_as),
+        Action::GetCert(which) => show(
+            &ask::<GetCertificate>(client, json!({ "id": which.id })).await?,
+            things_as,
+        ),
         Action::Metrics => show(&ask::<Metrics>(client, json!({})).await?, things_as),
         Action::RenewCert(renew) => renew::run(client, renew, lists_as).await,
         Action::RevokeCert(revoke) => {
             let input = json!({ "id": revoke.id, "reason": revoke.reason });
             let answer = ask::<RevokeCertificate>(client, input).await?;
-            tell(&answer, &format!("{} is revoked ({})", revoke.id, revoke.reason), lists_as)
+            tell(
+                &answer,
+                &format!("{} is revoked ({})", revoke.id, revoke.reason),
+                lists_as,
+            )
         }
         Action::Health => {
             let answer = ask::<Health>(client, json!({})).await?;
@@ -103,7 +108,12 @@ async fn ask<E: Endpoint>(client: &Client, input: Value) -> Result<Value, Failur
     }
 }
 
-async fn list<E: Endpoint>(client: &Client, filter: Filter<E>, columns: Columns, format: Format) -> Result<(), Failure> {
+async fn list<E: Endpoint>(
+    client: &Client,
+    filter: Filter<E>,
+    columns: Columns,
+    format: Format,
+) -> Result<(), Failure> {
     let page = ask::<E>(client, Value::Object(filter.query)).await?;
     if format == Format::Json {
         return Ok(output::json(&page)?);
@@ -136,9 +146,7 @@ pub(crate) fn tell(answer: &Value, sentence: &str, format: Format) -> Result<(),
 }
 
 fn operations(format: Format) -> Result<(), Failure> {
-    let row = |o: &Operation| {
-        json!({ "operation": o.id(), "method": o.method.as_str(), "path": o.path(), "summary": o.summary() })
-    };
+    let row = |o: &Operation| json!({ "operation": o.id(), "method": o.method.as_str(), "path": o.path(), "summary": o.summary() });
     let rows: Vec<Value> = catalogue().iter().map(row).collect();
     match format {
         Format::Json => output::json(&Value::Array(rows))?,
@@ -151,7 +159,9 @@ async fn any(client: &Client, call: Call, format: Format) -> Result<(), Failure>
     let name = call.operation.unwrap_or_default().replace('-', "_");
     let id = name.strip_prefix("certctl_").unwrap_or(&name);
     let operation = catalogue().into_iter().find(|o| o.id() == id).ok_or_else(|| {
-        Failure::Usage(format!("there is no operation {name}; `certctl-cli call --list` lists them"))
+        Failure::Usage(format!(
+            "there is no operation {name}; `certctl-cli call --list` lists them"
+        ))
     })?;
     let input = input(call.json.as_deref())?;
     match client.call_json(&operation, input).await?.body {
@@ -159,7 +169,10 @@ async fn any(client: &Client, call: Call, format: Format) -> Result<(), Failure>
         Body::Empty => Ok(()),
         Body::Bytes { content_type, bytes } if io::stdout().is_terminal() => {
             let note = "redirect standard output to have them";
-            Ok(output::line(&format!("{} octets of {content_type}; {note}", bytes.len()))?)
+            Ok(output::line(&format!(
+                "{} octets of {content_type}; {note}",
+                bytes.len()
+            ))?)
         }
         Body::Bytes { bytes, .. } => Ok(output::write(&bytes)?),
     }

@@ -4,6 +4,8 @@ use std::{io, process::ExitCode};
 
 use certctl_client::ClientError;
 
+use crate::output;
+
 /// Why a command did not do what was asked.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -22,16 +24,19 @@ impl Failure {
     pub(crate) fn report(&self) {
         match self {
             Self::Client(ClientError::Problem(problem)) => {
-                eprintln!("error: {} {}: {}", problem.status, problem.title, problem.detail);
+                output::note(&format!(
+                    "error: {} {}: {}",
+                    problem.status, problem.title, problem.detail
+                ));
                 for invalid in &problem.errors {
-                    eprintln!("  {}: {}", invalid.field, invalid.detail);
+                    output::note(&format!("  {}: {}", invalid.field, invalid.detail));
                 }
                 if let Some(id) = &problem.request_id {
-                    eprintln!("  request id: {id}");
+                    output::note(&format!("  request id: {id}"));
                 }
             }
-            Self::Client(error) => eprintln!("error: {error}"),
-            Self::Usage(text) | Self::Failed(text) => eprintln!("error: {text}"),
+            Self::Client(error) => output::note(&format!("error: {error}")),
+            Self::Usage(text) | Self::Failed(text) => output::note(&format!("error: {text}")),
             Self::Closed => {}
         }
     }

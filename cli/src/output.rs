@@ -23,6 +23,11 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
     write(format!("{text}\n").as_bytes())
 }
 
+/// Writes a line to standard error; when that is closed too, there is nobody to tell.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{}", harmless(text));
+}
+
 /// Writes JSON.
 pub(crate) fn json(value: &Value) -> io::Result<()> {
     line(&format!("{value:#}"))
@@ -35,7 +40,7 @@ pub(crate) fn rows(rows: &[Value], columns: Columns) -> io::Result<()> {
     for row in rows {
         table.add_row(columns.iter().map(|(_, key)| cell(&row[*key])));
     }
-    line(&table.trim_fmt())
+    finish(table)
 }
 
 /// Writes one thing as a table of its keys; keys of inner objects follow a dot.
@@ -46,7 +51,7 @@ pub(crate) fn keys(value: &Value) -> io::Result<()> {
     for (key, text) in pairs {
         table.add_row([key, text]);
     }
-    line(&table.trim_fmt())
+    finish(table)
 }
 
 fn table() -> Table {
@@ -61,11 +66,24 @@ fn table() -> Table {
     table
 }
 
+fn finish(mut table: Table) -> io::Result<()> {
+    if !io::stdout().is_terminal() {
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+    }
+    line(&table.trim_fmt())
+}
+
 fn flatten(path: &str, value: &Value, pairs: &mut Vec<(String, String)>) {
     match value {
         Value::Object(map) if !map.is_empty() => {
             for (key, inner) in map {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                let path = if path.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{path}.{key}")
+                };
                 flatten(&path, inner, pairs);
             }
         }

@@ -25,7 +25,10 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Triggers a renewal and, when asked, waits for its jobs.
 pub(crate) async fn run(client: &Client, renew: Renew, format: Format) -> Result<(), Failure> {
     let deadline = Instant::now() + Duration::from_secs(renew.timeout);
-    let id = renew.id.parse().map_err(|e| Failure::Usage(format!("{}: {e}", renew.id)))?;
+    let id = renew
+        .id
+        .parse()
+        .map_err(|e| Failure::Usage(format!("{}: {e}", renew.id)))?;
     let triggered = client.call::<TriggerRenewal>(Id { id }, NoParams, NoBody).await?;
     if !renew.wait {
         let jobs: Vec<String> = triggered.job_ids.iter().map(ToString::to_string).collect();
@@ -51,9 +54,12 @@ async fn wait(client: &Client, renew: &Renew, triggered: &Triggered, deadline: I
     loop {
         match since(client, &first).await {
             Ok(jobs) => {
-                if let Some(failed) = jobs.iter().find(|j| j.status.is_terminal() && j.completed_badly()) {
+                if let Some(failed) = jobs.iter().find(|j| has_failed(j)) {
                     let why = failed.last_error.as_deref().unwrap_or("no reason was given");
-                    return Err(Failure::Failed(format!("job {} is {}: {why}", failed.id, failed.status)));
+                    return Err(Failure::Failed(format!(
+                        "job {} is {}: {why}",
+                        failed.id, failed.status
+                    )));
                 }
                 if !jobs.is_empty() && jobs.iter().all(|j| j.status.is_terminal()) {
                     return Ok(jobs);
@@ -87,5 +93,13 @@ async fn since(client: &Client, first: &Job) -> Result<Vec<Job>, ClientError> {
         ..List::default()
     };
     let page = client.call::<ListJobs>(NoParams, query, NoBody).await?;
-    Ok(page.data.into_iter().filter(|j| j.created_at >= first.created_at).collect())
+    Ok(page
+        .data
+        .into_iter()
+        .filter(|j| j.created_at >= first.created_at)
+        .collect())
+}
+
+fn has_failed(job: &Job) -> bool {
+    job.status.is_terminal() && job.status.as_str() != "Completed"
 }

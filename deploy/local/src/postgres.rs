@@ -448,8 +448,11 @@ mod tests {
     #[tokio::test]
     async fn a_scratch_cluster_ends_an_earlier_server_and_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
+        // Where the server's user cannot reach the directory, the data are elsewhere.
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
         let mut first = Cluster::scratch(dir.path()).await.unwrap();
         let root = first.root().to_owned();
+        assert_eq!(root.starts_with(dir.path()), !geteuid().is_root());
         let earlier = first.pid();
         // Another run on the same directory, as after a crash that left the server running.
         let second = Cluster::start(dir.path(), None).await.unwrap();

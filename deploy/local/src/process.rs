@@ -198,6 +198,8 @@ impl Service {
         if let Some(child) = &mut self.child
             && let Ok(Some(status)) = child.try_wait()
         {
+            // Workers of a dead master would keep its port.
+            let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
             self.gone(status);
         }
         self.child.is_some()

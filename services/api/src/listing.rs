@@ -46,7 +46,7 @@ pub trait Listed: Sized + Send {
     const KIND: &'static str;
     /// Columns, as the row is read.
     const COLUMNS: &'static str;
-    /// Tables. `now` stands for the instant of the request.
+    /// Tables. `{now}` stands for the instant of the request.
     const FROM: &'static str;
     /// The id's column.
     const ID: &'static str;
@@ -164,7 +164,7 @@ pub async fn list_where<T: Listed>(
     let Column { expression, cast } = T::column(sort.key);
     let limit = query.limit();
 
-    let mut sql = QueryBuilder::new(format!("SELECT count(*) FROM {} WHERE true", T::FROM));
+    let mut sql = select::<T>("count(*)", now);
     let restrict = |sql: &mut QueryBuilder<Postgres>| {
         let mut conditions = Where { sql, now };
         T::restrict(&query.filter, &mut conditions);
@@ -173,12 +173,8 @@ pub async fn list_where<T: Listed>(
     restrict(&mut sql);
     let total: i64 = sql.build_query_scalar().fetch_one(pool).await?;
 
-    let mut sql = QueryBuilder::new(format!(
-        "SELECT {}, ({expression})::text AS sort_key, {}::text AS sort_id FROM {} WHERE true",
-        T::COLUMNS,
-        T::ID,
-        T::FROM
-    ));
+    let columns = format!("{}, ({expression})::text AS sort_key, {}::text AS sort_id", T::COLUMNS, T::ID);
+    let mut sql = select::<T>(&columns, now);
     restrict(&mut sql);
     if let Some(text) = &query.cursor {
         let cursor = Cursor::read(text, &order, &filter)?;
@@ -209,12 +205,24 @@ pub async fn list_where<T: Listed>(
     })
 }
 
+fn select<T: Listed>(columns: &str, now: Time) -> QueryBuilder<Postgres> {
+    let mut sql = QueryBuilder::new(format!("SELECT {columns} FROM "));
+    for (n, part) in T::FROM.split("{now}").enumerate() {
+        if n > 0 {
+            sql.push_bind(now);
+        }
+        sql.push(part);
+    }
+    sql.push(" WHERE true");
+    sql
+}
+
 /// Fetches one by its id.
 ///
 /// # Errors
 /// 404.
 pub async fn get<T: Listed>(db: &mut sqlx::PgConnection, now: Time, id: &str) -> Result<T, ApiError> {
-    let mut sql = QueryBuilder::<Postgres>::new(format!("SELECT {} FROM {} WHERE true", T::COLUMNS, T::FROM));
+    let mut sql = select::<T>(T::COLUMNS, now);
     Where { sql: &mut sql, now }.eq(T::ID, &Some(id.to_owned()));
     let row = sql.build().fetch_optional(db).await?.ok_or_else(|| ApiError::missing(T::KIND, id))?;
     Ok(T::read(&row)?)

@@ -1,1 +1,116 @@
-//! stub
+//! The scheduler: claims jobs, drives issuers, runs the loops. Any number of them may run side by side.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`loops`] | the table of loops |
+//! | [`worker`] | claims jobs and turns what became of them into transitions |
+//! | [`issuance`] | one running job: ask its issuer, check the answer, record it |
+//! | [`issuers`] | who can be asked for a certificate |
+//! | [`renewals`] | plans what is due |
+//! | [`crls`] | has revocation lists made before they are stale |
+//! | [`agents`] | notices silence |
+//! | [`leader`] | which of several schedulers runs the loops that one should run |
+//! | [`bell`] | wakes the worker for what is due before its next round |
+//! | [`config`] | the variables |
+//!
+//! A job is claimed under a lease, the issuer is asked between two transactions, and only the holder of the lease can
+//! record the answer. The signer answers a repeated question with its first answer, so dying in between is harmless.
+//!
+//! Not here: CA keys, deployments (their agents do them), anything a user calls.
+
+pub mod agents;
+pub mod bell;
+pub mod config;
+pub mod crls;
+pub mod issuance;
+pub mod issuers;
+pub mod leader;
+pub mod loops;
+pub mod renewals;
+pub mod worker;
+
+use std::{sync::Arc, time::Duration};
+
+use certctl_client::Client;
+use certctl_model::{
+    audit::Actor,
+    time::{Clock, Time},
+};
+use certctl_runtime::tasks::Tasks;
+use certctl_store::{Tx, wake::Wakes};
+use sqlx::PgPool;
+
+use crate::{bell::Bell, config::Config, issuers::Issuers, leader::Leader};
+
+/// What every part of the scheduler shares.
+pub struct Scheduler {
+    db: PgPool,
+    clock: Clock,
+    signer: Client,
+    issuers: Issuers,
+    job_lease: Duration,
+    issuer_timeout: Duration,
+    agent_offline_after: Duration,
+    wakes: Wakes,
+    leader: Leader,
+    bell: Bell,
+}
+
+impl Scheduler {
+    /// Builds one that connects to the database of the configuration, lazily.
+    ///
+    /// # Errors
+    /// When the address of the database cannot be read.
+    pub fn build(config: &Config, clock: Clock, signer: Client) -> anyhow::Result<Arc<Self>> {
+        let url = config.database_url.expose();
+        let db = certctl_store::connect(url, "certctl_scheduler", config.database_max_conns)?;
+        Ok(Self::over(db, config, clock, signer))
+    }
+
+    /// Builds one over connections that exist.
+    pub fn over(db: PgPool, config: &Config, clock: Clock, signer: Client) -> Arc<Self> {
+        Arc::new(Self {
+            db,
+            clock,
+            issuers: Issuers::new(signer.clone()),
+            signer,
+            job_lease: config.job_lease,
+            issuer_timeout: config.issuer_timeout(),
+            agent_offline_after: config.agent_offline_after,
+            wakes: Wakes::default(),
+            leader: Leader::default(),
+            bell: Bell::default(),
+        })
+    }
+
+    /// Starts the loops, and what wakes them.
+    pub fn run(self: &Arc<Self>, config: &Config, tasks: &Tasks) {
+        for periodic in loops::loops(config, self) {
+            periodic.run_forever(tasks);
+        }
+        let (scheduler, stop) = (self.clone(), tasks.token());
+        tasks.spawn("wakes", async move {
+            tokio::select! {
+                () = scheduler.wakes.run(&scheduler.db) => {}
+                () = scheduler.bell.run() => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+
+    /// The connections to the database.
+    pub fn db(&self) -> &PgPool {
+        &self.db
+    }
+
+    fn now(&self) -> Time {
+        self.clock.now()
+    }
+
+    async fn begin(&self) -> certctl_store::Result<Tx> {
+        Tx::begin(&self.db, &Actor::system(), self.now()).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

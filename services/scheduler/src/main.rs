@@ -1,1 +1,61 @@
-fn main() {}
+//! Parse, build, run, drain.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use certctl_client::Client;
+use certctl_model::time::Clock;
+use certctl_runtime::{
+    config,
+    serve::{self, Ready},
+    tasks::{self, Tasks},
+    telemetry,
+};
+use certctl_scheduler::{Scheduler, config::Config};
+use tokio::net::UnixStream;
+use tracing::info;
+
+/// Longer than an issuer may take by default, so that what was signed is recorded before the end.
+const GRACE: Duration = Duration::from_secs(25);
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let config: Config = config::parse();
+    telemetry::init(&config.settings, "scheduler")?;
+    let signer = Client::builder("http://localhost")
+        .unix_socket(&config.signer_socket)
+        .timeout(config.issuer_timeout())
+        .user_agent("certctl-scheduler")
+        .build()?;
+    let scheduler = Scheduler::build(&config, Clock::system(), signer)?;
+
+    let tasks = Tasks::new();
+    let listener = serve::listen(config.ops_listen).await?;
+    serve::serve(listener, serve::ops_router(ready(&config, &scheduler)), &tasks).await;
+    scheduler.run(&config, &tasks);
+    info!("the scheduler runs; its state is served on {}", config.ops_listen);
+
+    tasks::signal().await;
+    tasks.drain(GRACE).await;
+    Ok(())
+}
+
+fn ready(config: &Config, scheduler: &Scheduler) -> Ready {
+    let (db, socket) = (scheduler.db().clone(), config.signer_socket.clone());
+    Ready::new()
+        .check("database", move || {
+            let db = db.clone();
+            async move {
+                sqlx::query("SELECT 1").execute(&db).await?;
+                Ok(())
+            }
+        })
+        .check("signer", move || {
+            let socket = socket.clone();
+            async move {
+                let connected = UnixStream::connect(&socket).await;
+                connected.with_context(|| format!("cannot connect to {}", socket.display()))?;
+                Ok(())
+            }
+        })
+}

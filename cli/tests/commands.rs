@@ -1,0 +1,338 @@
+//! The real binary against a small server.
+
+use std::{
+    process::{Output, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use axum::{Json, Router, extract::Request, http::StatusCode, response::IntoResponse, routing::get};
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+/// What the server was asked, and with which body.
+type Asked = Arc<Mutex<Vec<(String, Value)>>>;
+
+async fn against<T>(app: Router, story: impl AsyncFnOnce(String) -> T) -> T {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    tokio::select! {
+        ended = axum::serve(listener, app).into_future() => panic!("the server ended: {ended:?}"),
+        result = story(base) => result,
+    }
+}
+
+async fn cli(server: &str, line: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_certctl-cli"))
+        .args(line.split_whitespace())
+        .env("CERTCTL_SERVER_URL", server)
+        .env("CERTCTL_API_KEY", "s3cr3t")
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .unwrap()
+}
+
+fn text(octets: &[u8]) -> String {
+    String::from_utf8_lossy(octets).into_owned()
+}
+
+/// Remembers what is asked and answers every list with one row of everything.
+fn inventory(asked: Asked) -> Router {
+    Router::new().fallback(async move |request: Request| {
+        let what = format!("{} {}", request.method(), request.uri());
+        let body = axum::body::to_bytes(request.into_body(), usize::MAX).await.unwrap();
+        let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        asked.lock().unwrap().push((what, body));
+        let row = json!({
+            "id": "mc-1", "common_name": "demo.test", "status": "Active", "expires_at": "2026-11-23T12:07:06.5Z",
+            "issuer_id": "iss-local", "hostname": "web1", "type": "Renewal", "certificate_id": "mc-1", "attempts": 1,
+        });
+        Json(json!({ "data": [row], "total": 7, "next_cursor": "abc", "status": "healthy", "job_ids": ["j-1"] }))
+    })
+}
+
+#[tokio::test]
+async fn both_spellings_ask_the_same() {
+    let asked = Asked::default();
+    against(inventory(asked.clone()), async |server| {
+        for (lines, request, body) in [
+            (
+                [
+                    "list-certs --status Active --per-page 5",
+                    "certs list --status Active --per-page 5",
+                ],
+                "GET /api/v1/certificates?per_page=5&status=Active",
+                Value::Null,
+            ),
+            (
+                ["get-cert mc-1", "certs get mc-1"],
+                "GET /api/v1/certificates/mc-1",
+                Value::Null,
+            ),
+            (
+                ["renew-cert mc-1", "certs renew mc-1"],
+                "POST /api/v1/certificates/mc-1/renew",
+                Value::Null,
+            ),
+            (
+                [
+                    "revoke-cert mc-1 --reason superseded",
+                    "certs revoke mc-1 --reason superseded",
+                ],
+                "POST /api/v1/certificates/mc-1/revoke",
+                json!({ "reason": "superseded" }),
+            ),
+            (
+                ["list-agents --status Online", "agents list --status Online"],
+                "GET /api/v1/agents?status=Online",
+                Value::Null,
+            ),
+            (
+                ["agents get a-1", "call get-agent --json {\"id\":\"a-1\"}"],
+                "GET /api/v1/agents/a-1",
+                Value::Null,
+            ),
+            (
+                ["jobs get j-1", "call get_job --json {\"id\":\"j-1\"}"],
+                "GET /api/v1/jobs/j-1",
+                Value::Null,
+            ),
+            (
+                ["jobs cancel j-1", "call certctl_cancel_job --json {\"id\":\"j-1\"}"],
+                "POST /api/v1/jobs/j-1/cancel",
+                Value::Null,
+            ),
+            (["health", "call health"], "GET /health", Value::Null),
+            (["metrics", "call metrics"], "GET /api/v1/metrics", Value::Null),
+            (
+                [
+                    "list-jobs --type Renewal --certificate mc-1",
+                    "jobs list --type Renewal --certificate mc-1",
+                ],
+                "GET /api/v1/jobs?type=Renewal&certificate_id=mc-1",
+                Value::Null,
+            ),
+        ] {
+            for line in lines {
+                let output = cli(&server, line).await;
+                assert_eq!(output.status.code(), Some(0), "{line}: {}", text(&output.stderr));
+                assert_eq!(
+                    asked.lock().unwrap().pop(),
+                    Some((request.to_owned(), body.clone())),
+                    "{line}"
+                );
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn lists_are_tables_and_things_are_json_unless_the_format_is_given() {
+    against(inventory(Asked::default()), async |server| {
+        let table = text(&cli(&server, "list-certs").await.stdout);
+        let lines: Vec<Vec<&str>> = table.lines().map(|l| l.split_whitespace().collect()).collect();
+        assert_eq!(lines[0], ["ID", "COMMON", "NAME", "STATUS", "EXPIRES", "ISSUER"]);
+        assert_eq!(
+            lines[1],
+            ["mc-1", "demo.test", "Active", "2026-11-23", "12:07:06Z", "iss-local"]
+        );
+        assert_eq!(table.lines().nth(2), Some("1 of 7"));
+
+        for line in [
+            "--format json list-certs",
+            "list-certs --format json",
+            "get-cert mc-1",
+            "metrics",
+        ] {
+            let output = cli(&server, line).await;
+            let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(value["total"], 7, "{line}");
+        }
+        assert_eq!(text(&cli(&server, "health").await.stdout), "healthy\n");
+        assert!(text(&cli(&server, "get-cert mc-1 --format table").await.stdout).contains("next_cursor"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn exit_codes_tell_refused_from_misused_from_unreachable() {
+    async fn refuse() -> impl IntoResponse {
+        let problem = json!({
+            "title": "Unprocessable Content", "status": 422, "detail": "this cannot be",
+            "errors": [{ "field": "reason", "detail": "is one of a, b" }],
+        });
+        (StatusCode::UNPROCESSABLE_ENTITY, Json(problem))
+    }
+    against(Router::new().fallback(refuse), async |server| {
+        for (server, line, code, needles) in [
+            (
+                server.as_str(),
+                "revoke-cert mc-1 --reason x",
+                1,
+                &["422 Unprocessable Content: this cannot be", "  reason: is one of a, b"][..],
+            ),
+            (&server, "frobnicate", 2, &["frobnicate"]),
+            (&server, "renew-cert", 2, &["<ID>"]),
+            (&server, "list-certs --colour red", 2, &["--colour"]),
+            (&server, "call frobnicate", 2, &["no operation frobnicate"]),
+            (&server, "call get_job --json [1]", 2, &["an object is needed"]),
+            (&server, "call get_job --json @/nonexistent", 2, &["/nonexistent"]),
+            (&server, "call get_job", 2, &["id is missing"]),
+            ("nonsense", "health", 2, &["address"]),
+            ("http://127.0.0.1:1", "health", 3, &["cannot reach http://127.0.0.1:1/"]),
+        ] {
+            let output = cli(server, line).await;
+            let said = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(code), "{line}: {said}");
+            for needle in needles {
+                assert!(said.contains(needle) && !said.contains("s3cr3t"), "{line}: {said}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn der_goes_out_as_it_came_and_the_catalogue_is_listed() {
+    let app = Router::new().route(
+        "/api/v1/crl/iss-local",
+        get(async || ([("content-type", "application/pkix-crl")], vec![0x30u8, 0x00, 0xff])),
+    );
+    against(app, async |server| {
+        let output = cli(&server, "call get_der_crl --json {\"issuer_id\":\"iss-local\"}").await;
+        assert_eq!(output.stdout, [0x30, 0x00, 0xff]);
+        let list = text(&cli(&server, "call --list").await.stdout);
+        assert!(list.contains("trigger_renewal") && list.contains("/api/v1/certificates/{id}/renew"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_early_is_no_error() {
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        writer
+    };
+    let output = Command::new(env!("CARGO_BIN_EXE_certctl-cli"))
+        .args(["call", "--list"])
+        .stdout(closed())
+        .stderr(Stdio::piped())
+        .output()
+        .await
+        .unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+    let status = Command::new(env!("CARGO_BIN_EXE_certctl-cli"))
+        .args(["call", "frobnicate"])
+        .stderr(closed())
+        .status()
+        .await
+        .unwrap();
+    assert_eq!(status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn waiting_for_a_renewal_ends_with_its_last_job() {
+    let job = |id: &str, kind: &str, status: &str, at: u32| {
+        json!({
+            "id": id, "type": kind, "certificate_id": "mc-1", "status": status, "attempts": 1, "max_attempts": 3,
+            "last_error": "nginx said no", "scheduled_at": "2026-11-23T12:00:00Z",
+            "created_at": format!("2026-11-23T12:00:0{at}Z"),
+        })
+    };
+    for (last, code, said) in [
+        ("Completed", 0, "mc-1 is renewed: 2 jobs completed"),
+        ("Failed", 1, "nginx said no"),
+    ] {
+        let polls = Arc::new(Mutex::new(0));
+        let first = job("j-1", "Renewal", "Completed", 1);
+        let list = async move || {
+            let mut polls = polls.lock().unwrap();
+            *polls += 1;
+            let status = if *polls > 1 { last } else { "Running" };
+            let older = job("j-0", "Renewal", "Failed", 0);
+            let data = [
+                job("j-2", "Deployment", status, 2),
+                job("j-1", "Renewal", "Completed", 1),
+                older,
+            ];
+            Json(json!({ "data": data, "total": 3 }))
+        };
+        let triggered = json!({ "status": "renewal_triggered", "job_id": "j-1", "job_ids": ["j-1"] });
+        let app = Router::new()
+            .route(
+                "/api/v1/certificates/mc-1/renew",
+                axum::routing::post(async move || Json(triggered)),
+            )
+            .route("/api/v1/jobs/j-1", get(async move || Json(first)))
+            .route("/api/v1/jobs", get(list));
+        against(app, async |server| {
+            let output = cli(&server, "renew-cert mc-1 --wait").await;
+            let all = text(&output.stdout) + &text(&output.stderr);
+            assert_eq!(output.status.code(), Some(code), "{all}");
+            assert!(all.contains(said), "{all}");
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn import_registers_leaves_and_counts_the_rest() {
+    let leaf = |names: &[&str], is_ca: bool| {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut params = rcgen::CertificateParams::new(names.clone()).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, names[0].clone());
+        if is_ca {
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        }
+        params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, content: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
+    let one = leaf(&["a.test", "b.test", "10.0.0.1"], false);
+    let good = put("good.pem", format!("{one}{}{one}", leaf(&["Root"], true)));
+    let asked = Asked::default();
+    against(inventory(asked.clone()), async |server| {
+        let output = cli(&server, &format!("import {good}")).await;
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert_eq!(
+            text(&output.stdout),
+            "1 created, 2 skipped (CA certificates and repetitions), 0 failed\n"
+        );
+        let body = json!({
+            "common_name": "a.test", "sans": ["a.test", "b.test", "10.0.0.1"], "environment": "imported",
+        });
+        assert_eq!(*asked.lock().unwrap(), [("POST /api/v1/certificates".to_owned(), body)]);
+    })
+    .await;
+
+    let bad = put(
+        "bad.pem",
+        "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n".into(),
+    );
+    let none = put("none.pem", "hello".into());
+    let refuse = Router::new().fallback(async || StatusCode::FORBIDDEN);
+    against(refuse, async |server| {
+        let output = cli(
+            &server,
+            &format!("import {good} {bad} {none} /nonexistent --format json"),
+        )
+        .await;
+        assert_eq!(output.status.code(), Some(1));
+        let tally: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(tally, json!({ "created": 0, "skipped": 2, "failed": 4 }));
+    })
+    .await;
+    assert_eq!(
+        cli("http://127.0.0.1:1", &format!("import {good}")).await.status.code(),
+        Some(3)
+    );
+}

@@ -1,0 +1,450 @@
+//! Agents: registration, heartbeat, work, requests, pickup, reports.
+
+use std::time::Duration;
+
+use certctl_contract::{
+    agents::*,
+    health::Outcome,
+    list::{Page, Sort},
+    problem::Kind,
+};
+use certctl_model::{
+    connector::TargetType,
+    id::{AgentId, CertificateId, JobId, TargetId, VersionId},
+    job::{AwaitingCsr, Job, JobFacts, JobKind, JobStatus, Pending, Running},
+    name::{San, all_names},
+    notice::NoticeKind,
+    time::Time,
+};
+use certctl_runtime::failpoint::hold;
+use certctl_store::{
+    Tx,
+    agents::SignOfLife,
+    certificates, jobs,
+    outbox::{self, News},
+    wake::Channel,
+};
+use certctl_x509::csr::{self, CertificationRequest};
+use serde_json::Value;
+use sqlx::{Row, postgres::PgRow};
+
+use super::{certificates::newest_of_agent, profiles};
+use crate::{
+    app::{Cx, Request, Routes},
+    auth::{Principal, sha256},
+    error::ApiError,
+    listing::{self, Column, Listed, Where, check_name},
+};
+
+pub fn routes(r: Routes) -> Routes {
+    r.on(list).on(register).on(get).on(heartbeat).on(work).on(submit_csr).on(pickup).on(report)
+}
+
+/// The longest a request for work is held.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How often a held request looks by itself, should it not be woken.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+impl Listed for Agent {
+    type Filter = AgentFilter;
+    type Sort = AgentSort;
+
+    const KIND: &'static str = "agent";
+    const COLUMNS: &'static str = "a.id, a.name, a.hostname, a.os, a.architecture, a.ip_address, a.version,
+        a.capabilities, a.last_heartbeat_at, a.registered_at, a.updated_at,
+        CASE WHEN a.offline_since IS NULL AND a.last_heartbeat_at IS NOT NULL THEN 'Online' ELSE 'Offline' END AS status";
+    const FROM: &'static str = "agents a";
+    const ID: &'static str = "a.id";
+    const DEFAULT: Sort<AgentSort> = Sort { key: AgentSort::CreatedAt, descending: true };
+
+    fn column(key: AgentSort) -> Column {
+        match key {
+            AgentSort::CreatedAt => Column::time("a.registered_at"),
+            AgentSort::Name => Column::text("a.name"),
+            AgentSort::LastHeartbeatAt => Column::time("(coalesce(a.last_heartbeat_at, '-infinity'))"),
+        }
+    }
+
+    fn restrict(f: &AgentFilter, sql: &mut Where<'_>) {
+        match f.status {
+            Some(AgentStatus::Online) => sql.and("a.offline_since IS NULL AND a.last_heartbeat_at IS NOT NULL"),
+            Some(AgentStatus::Offline) => sql.and("(a.offline_since IS NOT NULL OR a.last_heartbeat_at IS NULL)"),
+            None => {}
+        }
+    }
+
+    fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let last: Option<Time> = row.try_get("last_heartbeat_at")?;
+        let registered: Time = row.try_get("registered_at")?;
+        let status: String = row.try_get("status")?;
+        Ok(Self {
+            id: row.try_get("id")?,
+            name: row.try_get("name")?,
+            hostname: row.try_get("hostname")?,
+            status: if status == "Online" { AgentStatus::Online } else { AgentStatus::Offline },
+            last_heartbeat_at: last,
+            last_heartbeat: last,
+            registered_at: registered,
+            created_at: registered,
+            updated_at: row.try_get("updated_at")?,
+            api_key_hash: String::new(),
+            os: row.try_get("os")?,
+            architecture: row.try_get("architecture")?,
+            ip_address: row.try_get("ip_address")?,
+            version: row.try_get("version")?,
+            capabilities: row.try_get("capabilities")?,
+            tags: Default::default(),
+        })
+    }
+}
+
+async fn list(cx: Cx, rq: Request<ListAgents>) -> Result<Page<Agent>, ApiError> {
+    listing::list(&cx, rq.query).await
+}
+
+async fn get(cx: Cx, rq: Request<GetAgent>) -> Result<Agent, ApiError> {
+    listing::fetch(&cx, rq.path.id.as_str()).await
+}
+
+async fn register(cx: Cx, rq: Request<RegisterAgent>) -> Result<RegisteredAgent, ApiError> {
+    let new = rq.body;
+    check_name("name", &new.name, 128)?;
+    check_name("hostname", &new.hostname, 255)?;
+    for (field, text) in
+        [("os", &new.os), ("architecture", &new.architecture), ("ip_address", &new.ip_address), ("version", &new.version)]
+    {
+        if text.len() > 128 || text.contains(char::is_control) {
+            return Err(ApiError::invalid(field, "has at most 128 characters, without control characters"));
+        }
+    }
+    let api_key = match new.api_key {
+        Some(key) if (32..=128).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()) => key,
+        Some(_) => return Err(ApiError::invalid("api_key", "is 32 to 128 printable ASCII characters from a random source")),
+        None => fresh_key()?,
+    };
+    let hash = hex::encode(sha256(&api_key));
+    let id = new.id.unwrap_or_else(|| AgentId::generate(cx.now()));
+
+    let mut tx = cx.begin().await?;
+    let now = tx.now();
+    let inserted = sqlx::query(
+        "INSERT INTO agents (id, name, hostname, os, architecture, ip_address, version, capabilities, api_key_hash,
+                             last_heartbeat_at, registered_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10, $10)
+         ON CONFLICT (id) DO NOTHING",
+    )
+    .bind(&id)
+    .bind(&new.name)
+    .bind(&new.hostname)
+    .bind(&new.os)
+    .bind(&new.architecture)
+    .bind(&new.ip_address)
+    .bind(&new.version)
+    .bind(&new.capabilities)
+    .bind(&hash)
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    let agent = listing::get(&mut tx, now, id.as_str()).await?;
+    if inserted.rows_affected() == 0 {
+        // The answer to the first attempt was lost, or somebody else wants this id.
+        let known: String =
+            sqlx::query_scalar("SELECT api_key_hash FROM agents WHERE id = $1").bind(&id).fetch_one(&mut *tx).await?;
+        return match known == hash {
+            true => Ok(RegisteredAgent { agent, api_key }),
+            false => Err(ApiError::new(Kind::Taken, format!("an agent {id} is registered with another key"))),
+        };
+    }
+    let event = tx.event("agent_registered", "agent", &id).with("name", &new.name).with("hostname", &new.hostname);
+    tx.note(event);
+    tx.commit().await?;
+    Ok(RegisteredAgent { agent, api_key })
+}
+
+/// 256 random bits as text.
+fn fresh_key() -> Result<String, ApiError> {
+    let mut octets = [0u8; 32];
+    aws_lc_rs::rand::fill(&mut octets).map_err(|_| ApiError::internal("the random generator failed"))?;
+    Ok(hex::encode(octets))
+}
+
+async fn heartbeat(cx: Cx, rq: Request<AgentHeartbeat>) -> Result<Outcome, ApiError> {
+    let Heartbeat { version, hostname, os, architecture, ip_address, capabilities } = rq.body;
+    let life = SignOfLife { version, hostname, os, architecture, ip_address, capabilities };
+    certctl_store::agents::heartbeat(cx.pool(), &rq.path.id, &life, cx.now()).await?;
+    Ok(Outcome::of("heartbeat_recorded"))
+}
+
+async fn work(cx: Cx, rq: Request<AgentGetWork>) -> Result<Work, ApiError> {
+    let wait = match rq.query.wait.as_deref() {
+        None => Duration::ZERO,
+        Some(text) => certctl_runtime::config::duration(text).map_err(|e| {
+            ApiError::malformed("the query cannot be read", vec![certctl_contract::query::Invalid::new("wait", e)])
+        })?,
+    };
+    let agent = rq.path.id;
+    let deadline = tokio::time::Instant::now() + wait.min(LONGEST_WAIT);
+    // Subscribed before looking: what appears in between wakes us.
+    let mut wakes = cx.app.wakes.subscribe(Channel::Jobs);
+    loop {
+        let jobs = open_work(&cx, &agent).await?;
+        let now = tokio::time::Instant::now();
+        if !jobs.is_empty() || now >= deadline || cx.app.stop.is_cancelled() {
+            return Ok(Work { count: jobs.len() as i64, jobs });
+        }
+        tokio::select! {
+            _ = wakes.changed() => {}
+            () = tokio::time::sleep_until(deadline.min(now + LOOK_AGAIN)) => {}
+            () = cx.app.stop.cancelled() => {}
+        }
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct WorkRow {
+    id: JobId,
+    #[sqlx(rename = "type")]
+    kind: JobKind,
+    status: JobStatus,
+    certificate_id: CertificateId,
+    common_name: San,
+    sans: Vec<San>,
+    profile_id: Option<certctl_model::id::ProfileId>,
+    target_id: Option<TargetId>,
+    target_type: Option<TargetType>,
+    target_config: Option<Value>,
+    version_id: Option<VersionId>,
+}
+
+/// What this agent can do now: requests first; no deployment of a certificate whose request is still open.
+async fn open_work(cx: &Cx, agent: &AgentId) -> Result<Vec<WorkItem>, ApiError> {
+    let known: Option<i32> =
+        sqlx::query_scalar("SELECT 1 FROM agents WHERE id = $1").bind(agent).fetch_optional(cx.pool()).await?;
+    known.ok_or_else(|| ApiError::missing("agent", agent))?;
+    let rows: Vec<WorkRow> = sqlx::query_as(
+        "SELECT j.id, j.type, j.status, j.certificate_id, c.common_name, c.sans, c.profile_id, j.target_id,
+                t.type AS target_type, t.config AS target_config, j.version_id
+           FROM jobs j
+           JOIN certificates c ON c.id = j.certificate_id
+           LEFT JOIN targets t ON t.id = j.target_id
+          WHERE j.agent_id = $1
+            AND (j.status = 'AwaitingCSR'
+                 OR (j.type = 'Deployment' AND j.status IN ('Pending', 'Running') AND t.enabled AND j.run_at <= $2
+                     AND NOT EXISTS (SELECT 1 FROM jobs o
+                                      WHERE o.certificate_id = j.certificate_id AND o.agent_id = j.agent_id
+                                        AND o.status = 'AwaitingCSR')))
+          ORDER BY j.status = 'AwaitingCSR' DESC, j.created_at
+          LIMIT 100",
+    )
+    .bind(agent)
+    .bind(cx.now())
+    .fetch_all(cx.pool())
+    .await?;
+    let mut items = Vec::with_capacity(rows.len());
+    for row in rows {
+        let csr = row.status == JobStatus::AwaitingCsr;
+        let key = match (csr, &row.profile_id) {
+            (true, Some(profile)) => {
+                let mut db = cx.pool().acquire().await?;
+                profiles::rules(&mut db, profile).await?.unwrap_or_default().preferred_key()
+            }
+            _ => certctl_model::key::KeyFacts::P256,
+        };
+        items.push(WorkItem {
+            id: row.id,
+            kind: row.kind,
+            certificate_id: row.certificate_id,
+            status: row.status,
+            sans: csr.then(|| all_names(&row.common_name, &row.sans)),
+            common_name: csr.then_some(row.common_name),
+            key_algorithm: csr.then_some(key.algorithm),
+            key_size: csr.then_some(key.bits),
+            target_id: row.target_id,
+            target_type: row.target_type,
+            target_config: row.target_config,
+            version_id: row.version_id,
+        });
+    }
+    Ok(items)
+}
+
+/// The job a request is for: the one it names, or the agent's oldest that awaits one for the certificate.
+async fn awaited(tx: &mut Tx, agent: &AgentId, rq: &CsrSubmission) -> Result<JobId, ApiError> {
+    if let Some(job) = &rq.job_id {
+        return Ok(job.clone());
+    }
+    let certificate = rq.certificate_id.as_ref().ok_or_else(|| {
+        ApiError::invalid("certificate_id", "is needed, or job_id: a request is signed for a job that awaits it")
+    })?;
+    let job: Option<JobId> = sqlx::query_scalar(
+        "SELECT id FROM jobs WHERE certificate_id = $1 AND agent_id = $2 AND status = 'AwaitingCSR'
+          ORDER BY created_at LIMIT 1",
+    )
+    .bind(certificate)
+    .bind(agent)
+    .fetch_optional(&mut **tx)
+    .await?;
+    job.ok_or_else(|| {
+        ApiError::new(Kind::WrongState, format!("no job of agent {agent} awaits a request for certificate {certificate}"))
+    })
+}
+
+fn of_agent(facts: &JobFacts, agent: &AgentId) -> Result<(), ApiError> {
+    match facts.agent.as_ref() == Some(agent) {
+        true => Ok(()),
+        // Another agent's jobs do not exist for this one.
+        false => Err(ApiError::missing("job", &facts.id)),
+    }
+}
+
+async fn submit_csr(cx: Cx, rq: Request<AgentSubmitCsr>) -> Result<Outcome, ApiError> {
+    let agent = rq.path.agent_id;
+    let unacceptable = |e: csr::CsrError| ApiError::invalid("csr_pem", e.to_string());
+    let request = CertificationRequest::parse_pem(rq.body.csr_pem.trim()).map_err(unacceptable)?;
+    let mut tx = cx.begin().await?;
+    let id = awaited(&mut tx, &agent, &rq.body).await?;
+    let (facts, status) = jobs::lock_any(&mut tx, &id).await?;
+    of_agent(&facts, &agent)?;
+    if status != JobStatus::AwaitingCsr {
+        let kept: Option<Vec<u8>> =
+            sqlx::query_scalar("SELECT csr_der FROM jobs WHERE id = $1").bind(&id).fetch_one(&mut *tx).await?;
+        // The answer to the first submission was lost.
+        if kept.as_deref() == Some(request.der()) && !matches!(status, JobStatus::Failed | JobStatus::Cancelled) {
+            return Ok(Outcome::of("csr_accepted"));
+        }
+        let detail = format!("job {id} is {status}; it does not await a request");
+        return Err(ApiError::new(Kind::WrongState, detail));
+    }
+    let certificate = certificates::lock(&mut tx, &facts.certificate).await?;
+    certificate.must_be_live()?;
+    let (common, sans, profile): (San, Vec<San>, Option<certctl_model::id::ProfileId>) =
+        sqlx::query_as("SELECT common_name, sans, profile_id FROM certificates WHERE id = $1")
+            .bind(&facts.certificate)
+            .fetch_one(&mut *tx)
+            .await?;
+    let names = all_names(&common, &sans);
+    csr::names_within(request.common_name(), request.sans(), &names).map_err(|e| ApiError::invalid("csr_pem", e))?;
+    let rules = match &profile {
+        Some(id) => profiles::rules(&mut tx, id)
+            .await?
+            .ok_or_else(|| ApiError::internal(format!("profile {id} is gone though a certificate refers to it")))?,
+        None => Default::default(),
+    };
+    rules.admits(request.key(), &names).map_err(|e| ApiError::invalid("csr_pem", e))?;
+    jobs::keep_request(&mut tx, &id, request.der()).await?;
+    let by = tx.actor();
+    jobs::apply(&mut tx, Job::<AwaitingCsr>::known(facts).csr_accepted(&by)).await?;
+    tx.commit().await?;
+    hold("api.csr_accepted").await;
+    Ok(Outcome::of("csr_accepted"))
+}
+
+async fn pickup(cx: Cx, rq: Request<AgentPickupCertificate>) -> Result<Pickup, ApiError> {
+    let (agent, certificate) = (rq.path.agent_id, rq.path.cert_id);
+    let found = newest_of_agent(&cx, &agent, &certificate, rq.query.version_id.as_ref()).await?;
+    let (leaf, chain, _) = found.ok_or_else(|| {
+        ApiError::new(Kind::NotFound, format!("agent {agent} holds the key of no version of certificate {certificate}"))
+    })?;
+    Ok(Pickup { certificate_pem: format!("{leaf}\n{chain}") })
+}
+
+/// The longest error text of a report that is kept, in characters.
+const LONGEST_ERROR: usize = 4096;
+
+async fn report(cx: Cx, rq: Request<AgentReportJobStatus>) -> Result<Outcome, ApiError> {
+    let (agent, id) = (rq.path.agent_id, rq.path.job_id);
+    let status: JobStatus = rq.body.status.parse().map_err(|e: String| ApiError::invalid("status", e))?;
+    let error: Option<String> = rq.body.error.filter(|e| !e.is_empty()).map(|e| {
+        e.chars().filter(|c| !c.is_control() || *c == '\n').take(LONGEST_ERROR).collect()
+    });
+    let mut tx = cx.begin().await?;
+    let (facts, is) = jobs::lock_any(&mut tx, &id).await?;
+    of_agent(&facts, &agent)?;
+    let by = match &cx.principal {
+        // The shared key speaks for the agent in the path.
+        Principal::Operator => certctl_model::audit::Actor::agent(&agent),
+        _ => tx.actor(),
+    };
+    if is == status {
+        // Said before; the answer was lost.
+        return Ok(Outcome::of("updated"));
+    }
+    let reason = || error.clone().unwrap_or_else(|| "the agent gave no reason".to_owned());
+    let deploys = facts.kind == JobKind::Deployment;
+    match (status, is) {
+        (JobStatus::Running, JobStatus::Pending) if deploys => {
+            jobs::apply(&mut tx, Job::<Pending>::known(facts).start(&by)).await?;
+        }
+        (JobStatus::Completed, JobStatus::Running) if deploys => {
+            deployed(&mut tx, &facts).await?;
+            jobs::apply(&mut tx, Job::<Running>::known(facts).complete(&by)).await?;
+        }
+        (JobStatus::Failed, JobStatus::Running) if deploys => {
+            not_deployed(&mut tx, &facts, &reason()).await?;
+            jobs::apply(&mut tx, Job::<Running>::known(facts).fail(&by, reason())).await?;
+        }
+        (JobStatus::Failed, JobStatus::Pending) if deploys => {
+            not_deployed(&mut tx, &facts, &reason()).await?;
+            jobs::apply(&mut tx, Job::<Pending>::known(facts).fail(&by, reason())).await?;
+        }
+        (JobStatus::Failed, JobStatus::AwaitingCsr) => {
+            certificates::note_failure(&mut tx, &facts, &reason()).await?;
+            jobs::apply(&mut tx, Job::<AwaitingCsr>::known(facts).fail(&by, reason())).await?;
+        }
+        _ => {
+            let detail = format!("{} job {id} is {is}; an agent cannot make it {status}", facts.kind);
+            return Err(ApiError::new(Kind::WrongState, detail));
+        }
+    }
+    tx.commit().await?;
+    match status {
+        JobStatus::Running => hold("api.deployment_started").await,
+        _ => hold("api.deployment_reported").await,
+    }
+    Ok(Outcome::of("updated"))
+}
+
+async fn deployed(tx: &mut Tx, job: &JobFacts) -> Result<(), ApiError> {
+    let (name, target): (String, String) = sqlx::query_as(
+        "UPDATE certificates SET last_deployment_at = $2 WHERE id = $1
+         RETURNING common_name, coalesce((SELECT name FROM targets WHERE id = $3), '')",
+    )
+    .bind(&job.certificate)
+    .bind(tx.now())
+    .bind(&job.target)
+    .fetch_one(&mut **tx)
+    .await?;
+    let event = tx
+        .event("deployment_completed", "certificate", &job.certificate)
+        .with("job_id", &job.id)
+        .with("target_id", &job.target)
+        .with("version_id", &job.version);
+    tx.note(event);
+    announce(tx, job, NoticeKind::DeploymentSuccess, format!("{name} is deployed to {target}"), String::new()).await
+}
+
+async fn not_deployed(tx: &mut Tx, job: &JobFacts, reason: &str) -> Result<(), ApiError> {
+    let (name, target): (String, String) = sqlx::query_as(
+        "SELECT c.common_name, coalesce((SELECT name FROM targets WHERE id = $2), '') FROM certificates c WHERE c.id = $1",
+    )
+    .bind(&job.certificate)
+    .bind(&job.target)
+    .fetch_one(&mut **tx)
+    .await?;
+    let event = tx
+        .event("deployment_failed", "certificate", &job.certificate)
+        .with("job_id", &job.id)
+        .with("target_id", &job.target)
+        .with("reason", reason);
+    tx.note(event);
+    announce(tx, job, NoticeKind::DeploymentFailure, format!("Deployment of {name} to {target} failed"), reason.to_owned()).await
+}
+
+async fn announce(tx: &mut Tx, job: &JobFacts, kind: NoticeKind, subject: String, reason: String) -> Result<(), ApiError> {
+    let message = match reason.is_empty() {
+        true => format!("{subject} (certificate {}, job {}).", job.certificate, job.id),
+        false => format!("{subject} (certificate {}, job {}): {reason}", job.certificate, job.id),
+    };
+    let dedup = format!("{}:{}", job.id, tx.now());
+    Ok(outbox::announce(tx, &News { kind, certificate: job.certificate.clone(), dedup, subject, message }).await?)
+}

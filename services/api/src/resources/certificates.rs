@@ -1,0 +1,550 @@
+//! Managed certificates.
+
+use std::collections::BTreeMap;
+
+use certctl_contract::{
+    certificates::*,
+    endpoint::NoContent,
+    health::Outcome,
+    list::{Page, Sort},
+    problem::Kind,
+    targets::Target,
+};
+use certctl_model::{
+    certificate::CertificateStatus,
+    id::{CertificateId, IssuerId, OwnerId, ProfileId, RenewalPolicyId, TargetId, TeamId, VersionId},
+    job::JobKind,
+    key::KeyAlgorithm,
+    name::{San, all_names},
+    revocation::RevocationReason,
+    time::Time,
+};
+use certctl_store::{
+    Tx,
+    certificates::{self as store, Planned},
+    jobs, revocations,
+};
+use certctl_x509::pem;
+use sqlx::{FromRow, Row, postgres::PgRow, types::Json};
+
+use crate::{
+    app::{Cx, Request, Routes},
+    error::ApiError,
+    listing::{self, Column, Listed, Where, check_name},
+};
+
+pub fn routes(r: Routes) -> Routes {
+    r.on(list).on(create).on(get).on(update).on(archive).on(versions).on(deployments).on(renew).on(deploy).on(revoke)
+}
+
+/// Names a certificate may have at most.
+const MOST_NAMES: usize = 100;
+
+impl Listed for Certificate {
+    type Filter = CertificateFilter;
+    type Sort = CertificateSort;
+
+    const KIND: &'static str = "certificate";
+    const COLUMNS: &'static str = "c.id, c.name, c.common_name, c.sans, c.environment, c.owner_id, c.team_id,
+        c.issuer_id, c.renewal_policy_id, c.profile_id, c.tags, c.not_after, c.failure, c.renew_at, c.revoked_at,
+        c.revocation_reason, c.last_renewal_at, c.last_deployment_at, c.created_at, c.updated_at,
+        certificate_status(c, clock.at) AS status,
+        ARRAY(SELECT m.target_id FROM certificate_targets m WHERE m.certificate_id = c.id ORDER BY 1) AS target_ids,
+        v.serial_number, v.fingerprint_sha256, v.key_algorithm, v.key_size, v.created_at AS issued_at";
+    const FROM: &'static str = "certificates c
+        CROSS JOIN (SELECT {now}::timestamptz AS at) clock
+        LEFT JOIN certificate_versions v ON v.id = c.current_version_id";
+    const ID: &'static str = "c.id";
+    const DEFAULT: Sort<CertificateSort> = Sort { key: CertificateSort::CreatedAt, descending: true };
+
+    fn column(key: CertificateSort) -> Column {
+        match key {
+            CertificateSort::CreatedAt => Column::time("c.created_at"),
+            CertificateSort::UpdatedAt => Column::time("c.updated_at"),
+            // What has not been issued ends last.
+            CertificateSort::NotAfter | CertificateSort::ExpiresAt => {
+                Column::time("(coalesce(c.not_after, 'infinity'))")
+            }
+            CertificateSort::CommonName => Column::text("c.common_name"),
+            CertificateSort::Name => Column::text("c.name"),
+            CertificateSort::Status => Column::text("certificate_status(c, clock.at)"),
+            CertificateSort::Environment => Column::text("c.environment"),
+        }
+    }
+
+    fn restrict(f: &CertificateFilter, sql: &mut Where<'_>) {
+        sql.eq("certificate_status(c, clock.at)", &f.status);
+        sql.eq("c.environment", &f.environment);
+        sql.eq("c.owner_id", &f.owner_id);
+        sql.eq("c.team_id", &f.team_id);
+        sql.eq("c.issuer_id", &f.issuer_id);
+        sql.eq("c.profile_id", &f.profile_id);
+        sql.before("c.not_after", &f.expires_before);
+        sql.after("c.not_after", &f.expires_after);
+        sql.after("c.created_at", &f.created_after);
+        sql.after("c.updated_at", &f.updated_after);
+        if let Some(agent) = &f.agent_id {
+            let before = "EXISTS (SELECT 1 FROM certificate_targets m JOIN targets t ON t.id = m.target_id
+                                   WHERE m.certificate_id = c.id AND t.agent_id =";
+            sql.with(before, agent.clone(), ")");
+        }
+    }
+
+    fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let tags: Json<BTreeMap<String, String>> = row.try_get("tags")?;
+        Ok(Self {
+            id: row.try_get("id")?,
+            name: row.try_get("name")?,
+            common_name: row.try_get("common_name")?,
+            sans: row.try_get("sans")?,
+            environment: row.try_get("environment")?,
+            owner_id: row.try_get("owner_id")?,
+            team_id: row.try_get("team_id")?,
+            issuer_id: row.try_get("issuer_id")?,
+            target_ids: row.try_get("target_ids")?,
+            renewal_policy_id: row.try_get("renewal_policy_id")?,
+            certificate_profile_id: row.try_get("profile_id")?,
+            status: row.try_get::<CertificateStatus, _>("status")?,
+            expires_at: row.try_get("not_after")?,
+            tags: tags.0,
+            last_renewal_at: row.try_get("last_renewal_at")?,
+            last_deployment_at: row.try_get("last_deployment_at")?,
+            revoked_at: row.try_get("revoked_at")?,
+            revocation_reason: row.try_get::<Option<RevocationReason>, _>("revocation_reason")?,
+            failure: row.try_get("failure")?,
+            renew_at: row.try_get("renew_at")?,
+            serial_number: row.try_get("serial_number")?,
+            fingerprint: row.try_get("fingerprint_sha256")?,
+            key_algorithm: row.try_get::<Option<KeyAlgorithm>, _>("key_algorithm")?,
+            key_size: row.try_get("key_size")?,
+            issued_at: row.try_get("issued_at")?,
+            created_at: row.try_get("created_at")?,
+            updated_at: row.try_get("updated_at")?,
+        })
+    }
+}
+
+async fn list(cx: Cx, rq: Request<ListCertificates>) -> Result<Page<Certificate>, ApiError> {
+    listing::list(&cx, rq.query).await
+}
+
+async fn get(cx: Cx, rq: Request<GetCertificate>) -> Result<Certificate, ApiError> {
+    listing::fetch(&cx, rq.path.id.as_str()).await
+}
+
+/// The common name: a DNS name or an IP address.
+fn common_name(text: &str) -> Result<San, ApiError> {
+    match text.parse::<San>() {
+        Ok(name @ (San::Dns(_) | San::Ip(_))) => Ok(name),
+        Ok(_) => Err(ApiError::invalid("common_name", "is a DNS name or an IP address; put other names into sans")),
+        Err(error) => Err(ApiError::invalid("common_name", error.to_string())),
+    }
+}
+
+fn other_names(texts: &[String]) -> Result<Vec<San>, ApiError> {
+    if texts.len() > MOST_NAMES {
+        return Err(ApiError::invalid("sans", format!("has at most {MOST_NAMES} names")));
+    }
+    texts.iter().map(|text| text.parse().map_err(|e| ApiError::invalid("sans", format!("{e}")))).collect()
+}
+
+/// Refuses names that the profile would not let through when it is too late to say so.
+async fn within_profile(tx: &mut Tx, profile: Option<&ProfileId>, common: &San, sans: &[San]) -> Result<(), ApiError> {
+    let Some(id) = profile else { return Ok(()) };
+    let rules = super::profiles::rules(tx, id)
+        .await?
+        .ok_or_else(|| ApiError::invalid("certificate_profile_id", "names something that does not exist"))?;
+    rules.admits_names(&all_names(common, sans)).map_err(|why| ApiError::invalid("certificate_profile_id", why))
+}
+
+async fn enabled_issuer(tx: &mut Tx, id: &IssuerId) -> Result<(), ApiError> {
+    match sqlx::query_scalar("SELECT enabled FROM issuers WHERE id = $1").bind(id).fetch_optional(&mut **tx).await? {
+        Some(true) => Ok(()),
+        Some(false) => Err(ApiError::invalid("issuer_id", format!("issuer {id} is disabled"))),
+        None => Err(ApiError::invalid("issuer_id", format!("there is no issuer {id}"))),
+    }
+}
+
+async fn map_targets(tx: &mut Tx, id: &CertificateId, targets: &[TargetId]) -> Result<(), ApiError> {
+    sqlx::query("DELETE FROM certificate_targets WHERE certificate_id = $1 AND NOT target_id = ANY ($2)")
+        .bind(id)
+        .bind(targets)
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query(
+        "INSERT INTO certificate_targets (certificate_id, target_id)
+         SELECT DISTINCT $1, t FROM unnest($2::text[]) AS t ON CONFLICT DO NOTHING",
+    )
+    .bind(id)
+    .bind(targets)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// A name nobody else has: the common name, or with a number behind it.
+async fn free_name(tx: &mut Tx, common: &San) -> Result<String, ApiError> {
+    let base = common.to_string();
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtext('certificates.name'), hashtext($1))")
+        .bind(&base)
+        .execute(&mut **tx)
+        .await?;
+    Ok(sqlx::query_scalar(
+        "SELECT n.name FROM (SELECT $1 AS name, 1 AS i UNION ALL
+                             SELECT $1 || '-' || i, i FROM generate_series(2, 2 + (SELECT count(*) FROM certificates
+                                                                       WHERE common_name = $1)) AS i) n
+          WHERE NOT EXISTS (SELECT 1 FROM certificates c WHERE c.name = n.name)
+          ORDER BY n.i LIMIT 1",
+    )
+    .bind(&base)
+    .fetch_optional(&mut **tx)
+    .await?
+    .unwrap_or_else(|| format!("{base}-{}", CertificateId::generate(tx.now()))))
+}
+
+async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, ApiError> {
+    let new = rq.body;
+    let common = common_name(&new.common_name)?;
+    let sans = other_names(&new.sans.unwrap_or_default())?;
+    let fixed = |id: &str| id.to_owned();
+    let id = new.id.unwrap_or_else(|| CertificateId::generate(cx.now()));
+    let owner: OwnerId = new.owner_id.unwrap_or_else(|| fixed("o-unassigned").try_into().expect("a valid id"));
+    let policy: RenewalPolicyId =
+        new.renewal_policy_id.unwrap_or_else(|| fixed("rp-default").try_into().expect("a valid id"));
+    let issuer: IssuerId = new.issuer_id.unwrap_or_else(|| fixed("iss-local").try_into().expect("a valid id"));
+    let environment = new.environment.unwrap_or_default();
+    if environment.chars().count() > 255 || environment.contains(char::is_control) {
+        return Err(ApiError::invalid("environment", "has at most 255 characters, without control characters"));
+    }
+    let tags = check_tags(new.tags.unwrap_or_default())?;
+
+    let mut tx = cx.begin().await?;
+    let now = tx.now();
+    enabled_issuer(&mut tx, &issuer).await?;
+    let name = match new.name {
+        Some(name) => name,
+        None => free_name(&mut tx, &common).await?,
+    };
+    check_name("name", &name, 255)?;
+    let team: Option<TeamId> = match new.team_id {
+        Some(team) => Some(team),
+        None => sqlx::query_scalar("SELECT team_id FROM owners WHERE id = $1").bind(&owner).fetch_optional(&mut *tx).await?,
+    };
+    let team = team.ok_or_else(|| ApiError::invalid("owner_id", format!("there is no owner {owner}")))?;
+    let profile: Option<ProfileId> = match new.certificate_profile_id {
+        Some(profile) => Some(profile),
+        None => sqlx::query_scalar("SELECT certificate_profile_id FROM renewal_policies WHERE id = $1")
+            .bind(&policy)
+            .fetch_optional(&mut *tx)
+            .await?
+            .flatten(),
+    };
+    within_profile(&mut tx, profile.as_ref(), &common, &sans).await?;
+    sqlx::query(
+        "INSERT INTO certificates (id, name, common_name, sans, environment, owner_id, team_id, issuer_id,
+                                   renewal_policy_id, profile_id, tags, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12)",
+    )
+    .bind(&id)
+    .bind(&name)
+    .bind(&common)
+    .bind(&sans)
+    .bind(&environment)
+    .bind(&owner)
+    .bind(&team)
+    .bind(&issuer)
+    .bind(&policy)
+    .bind(&profile)
+    .bind(Json(&tags))
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    let event = tx.event("certificate_created", "certificate", &id).with("common_name", &common).with("issuer_id", &issuer);
+    tx.note(event);
+    map_targets(&mut tx, &id, &new.target_ids.unwrap_or_default()).await?;
+    let certificate = store::lock(&mut tx, &id).await?;
+    store::request_issuance(&mut tx, &certificate, JobKind::Issuance).await?;
+    let created = listing::get(&mut tx, now, id.as_str()).await?;
+    tx.commit().await?;
+    certctl_runtime::failpoint::hold("api.certificate_created").await;
+    Ok(created)
+}
+
+fn check_tags(tags: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
+    let fits = |text: &str, most| text.chars().count() <= most && !text.contains(char::is_control);
+    match tags.len() <= 64 && tags.iter().all(|(key, value)| !key.is_empty() && fits(key, 128) && fits(value, 1024)) {
+        true => Ok(tags),
+        false => Err(ApiError::invalid("tags", "are at most 64, keys of 1 to 128 and values of up to 1024 characters")),
+    }
+}
+
+async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, ApiError> {
+    let (id, change) = (rq.path.id, rq.body);
+    let mut tx = cx.begin().await?;
+    let now = tx.now();
+    let locked = store::lock(&mut tx, &id).await?;
+    let before: Certificate = listing::get(&mut tx, now, id.as_str()).await?;
+    if let Some(name) = &change.name {
+        check_name("name", name, 255)?;
+    }
+    let common = change.common_name.as_deref().map(common_name).transpose()?.unwrap_or(before.common_name);
+    let sans = change.sans.as_deref().map(other_names).transpose()?.unwrap_or(before.sans);
+    let profile = match change.certificate_profile_id {
+        Some(profile) => profile.0,
+        None => before.certificate_profile_id,
+    };
+    within_profile(&mut tx, profile.as_ref(), &common, &sans).await?;
+    if let Some(issuer) = &change.issuer_id {
+        enabled_issuer(&mut tx, issuer).await?;
+    }
+    let tags = change.tags.map(check_tags).transpose()?.unwrap_or(before.tags);
+    sqlx::query(
+        "UPDATE certificates
+            SET name = coalesce($2, name), common_name = $3, sans = $4, environment = coalesce($5, environment),
+                owner_id = coalesce($6, owner_id), team_id = coalesce($7, team_id),
+                issuer_id = coalesce($8, issuer_id), renewal_policy_id = coalesce($9, renewal_policy_id),
+                profile_id = $10, tags = $11, updated_at = $12
+          WHERE id = $1",
+    )
+    .bind(&id)
+    .bind(&change.name)
+    .bind(&common)
+    .bind(&sans)
+    .bind(&change.environment)
+    .bind(&change.owner_id)
+    .bind(&change.team_id)
+    .bind(&change.issuer_id)
+    .bind(&change.renewal_policy_id)
+    .bind(&profile)
+    .bind(Json(&tags))
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    let event = tx.event("certificate_updated", "certificate", &id);
+    tx.note(event);
+    if change.renewal_policy_id.is_some() {
+        store::plan_renewal(&mut tx, Planned::Certificate(&id)).await?;
+    }
+    if let Some(targets) = &change.target_ids {
+        map_targets(&mut tx, &id, targets).await?;
+        if locked.must_be_live().is_ok() {
+            issue_or_deploy_to_new_targets(&mut tx, &locked, &before.target_ids).await?;
+        }
+    }
+    let updated = listing::get(&mut tx, now, id.as_str()).await?;
+    tx.commit().await?;
+    Ok(updated)
+}
+
+/// A target that was added gets what its agent holds, or its agent is asked to make a key.
+async fn issue_or_deploy_to_new_targets(
+    tx: &mut Tx,
+    certificate: &store::Locked,
+    before: &[TargetId],
+) -> Result<(), ApiError> {
+    let added: Vec<(TargetId, bool)> = sqlx::query_as(
+        "SELECT t.id, EXISTS (SELECT 1 FROM certificate_versions v
+                               WHERE v.certificate_id = m.certificate_id AND v.agent_id = t.agent_id)
+           FROM certificate_targets m JOIN targets t ON t.id = m.target_id
+          WHERE m.certificate_id = $1 AND NOT t.id = ANY ($2)",
+    )
+    .bind(&certificate.id)
+    .bind(before)
+    .fetch_all(&mut **tx)
+    .await?;
+    for (target, _) in added.iter().filter(|(_, holds)| *holds) {
+        store::request_deployment(tx, certificate, Some(target)).await?;
+    }
+    if added.iter().any(|(_, holds)| !holds) {
+        let kind = if certificate.current_version_id.is_none() { JobKind::Issuance } else { JobKind::Renewal };
+        store::request_issuance(tx, certificate, kind).await?;
+    }
+    Ok(())
+}
+
+async fn archive(cx: Cx, rq: Request<ArchiveCertificate>) -> Result<NoContent, ApiError> {
+    let id = rq.path.id;
+    let mut tx = cx.begin().await?;
+    if store::lock(&mut tx, &id).await?.archived_at.is_some() {
+        return Ok(NoContent);
+    }
+    sqlx::query("UPDATE certificates SET archived_at = $2, updated_at = $2 WHERE id = $1")
+        .bind(&id)
+        .bind(tx.now())
+        .execute(&mut *tx)
+        .await?;
+    jobs::cancel_open(&mut tx, &id, "the certificate was archived").await?;
+    listing::commit(tx, "certificate_archived", "certificate", id.as_str()).await?;
+    Ok(NoContent)
+}
+
+impl Listed for CertificateVersion {
+    type Filter = VersionFilter;
+    type Sort = VersionSort;
+
+    const KIND: &'static str = "version";
+    const COLUMNS: &'static str = "v.id, v.certificate_id, v.version, v.serial_number, v.not_before, v.not_after,
+        v.fingerprint_sha256, v.spki_sha256, v.cert_pem, v.chain_pem, v.csr_der, v.key_algorithm, v.key_size,
+        v.agent_id, v.created_at, r.revoked_at";
+    const FROM: &'static str = "certificate_versions v
+        LEFT JOIN revocations r ON r.issuer_id = v.issuer_id AND r.serial_number = v.serial_number";
+    const ID: &'static str = "v.id";
+    const DEFAULT: Sort<VersionSort> = Sort { key: VersionSort::CreatedAt, descending: true };
+
+    fn column(key: VersionSort) -> Column {
+        match key {
+            VersionSort::CreatedAt => Column::time("v.created_at"),
+        }
+    }
+
+    fn restrict(f: &VersionFilter, sql: &mut Where<'_>) {
+        sql.eq("v.serial_number", &f.serial_number);
+    }
+
+    fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let (cert_pem, chain_pem): (String, String) = (row.try_get("cert_pem")?, row.try_get("chain_pem")?);
+        let fingerprint: String = row.try_get("fingerprint_sha256")?;
+        Ok(Self {
+            id: row.try_get("id")?,
+            certificate_id: row.try_get("certificate_id")?,
+            version: row.try_get("version")?,
+            serial_number: row.try_get("serial_number")?,
+            not_before: row.try_get("not_before")?,
+            not_after: row.try_get("not_after")?,
+            fingerprint_sha256: fingerprint.clone(),
+            fingerprint,
+            spki_sha256: row.try_get("spki_sha256")?,
+            pem_chain: format!("{cert_pem}\n{chain_pem}"),
+            cert_pem,
+            chain_pem,
+            csr_pem: pem::encode("CERTIFICATE REQUEST", row.try_get("csr_der")?),
+            key_algorithm: row.try_get("key_algorithm")?,
+            key_size: row.try_get("key_size")?,
+            agent_id: row.try_get("agent_id")?,
+            revoked_at: row.try_get("revoked_at")?,
+            created_at: row.try_get("created_at")?,
+        })
+    }
+}
+
+async fn must_exist(cx: &Cx, id: &CertificateId) -> Result<(), ApiError> {
+    let found: Option<i32> =
+        sqlx::query_scalar("SELECT 1 FROM certificates WHERE id = $1").bind(id).fetch_optional(cx.pool()).await?;
+    found.map(|_| ()).ok_or_else(|| ApiError::missing("certificate", id))
+}
+
+async fn versions(cx: Cx, rq: Request<ListCertificateVersions>) -> Result<Page<CertificateVersion>, ApiError> {
+    let id = rq.path.id;
+    must_exist(&cx, &id).await?;
+    listing::list_where(cx.pool(), cx.now(), rq.query, |sql| sql.eq("v.certificate_id", &Some(id.clone()))).await
+}
+
+async fn deployments(cx: Cx, rq: Request<ListCertificateDeployments>) -> Result<Deployments, ApiError> {
+    let id = rq.path.id;
+    must_exist(&cx, &id).await?;
+    let rows = sqlx::query(
+        "SELECT t.id, t.name, t.type, t.agent_id, a.hostname, t.config, t.enabled,
+                CASE WHEN t.enabled THEN 'active' ELSE 'disabled' END AS status, t.created_at, t.updated_at
+           FROM certificate_targets m JOIN targets t ON t.id = m.target_id JOIN agents a ON a.id = t.agent_id
+          WHERE m.certificate_id = $1
+          ORDER BY t.created_at DESC, t.id",
+    )
+    .bind(&id)
+    .fetch_all(cx.pool())
+    .await?;
+    let data = rows.iter().map(Target::from_row).collect::<Result<Vec<_>, _>>()?;
+    Ok(Deployments { total: data.len() as i64, data })
+}
+
+fn triggered(status: &str, job_ids: Vec<certctl_model::id::JobId>) -> Triggered {
+    Triggered { status: status.to_owned(), job_id: job_ids.first().cloned(), job_ids }
+}
+
+async fn renew(cx: Cx, rq: Request<TriggerRenewal>) -> Result<Triggered, ApiError> {
+    let id = rq.path.id;
+    let mut tx = cx.begin().await?;
+    let certificate = store::lock(&mut tx, &id).await?;
+    certificate.must_be_live()?;
+    let issued: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM certificate_versions WHERE certificate_id = $1)",
+    )
+    .bind(&id)
+    .fetch_one(&mut *tx)
+    .await?;
+    let kind = if issued { JobKind::Renewal } else { JobKind::Issuance };
+    let jobs = store::request_issuance(&mut tx, &certificate, kind).await?;
+    if jobs.is_empty() {
+        let open: Vec<String> = sqlx::query_scalar(
+            "SELECT id FROM jobs WHERE certificate_id = $1 AND type IN ('Issuance', 'Renewal')
+                AND status NOT IN ('Completed', 'Failed', 'Cancelled') ORDER BY id",
+        )
+        .bind(&id)
+        .fetch_all(&mut *tx)
+        .await?;
+        let detail = match open.is_empty() {
+            true => format!("certificate {id} has no enabled target whose agent could make a key; give it target_ids"),
+            false => format!("certificate {id} is being renewed already by {}", open.join(", ")),
+        };
+        return Err(ApiError::new(Kind::WrongState, detail));
+    }
+    let event = tx.event("renewal_triggered", "certificate", &id).with("common_name", &certificate.common_name);
+    tx.note(event);
+    tx.commit().await?;
+    certctl_runtime::failpoint::hold("api.renewal_triggered").await;
+    Ok(triggered("renewal_triggered", jobs))
+}
+
+async fn deploy(cx: Cx, rq: Request<TriggerDeployment>) -> Result<Triggered, ApiError> {
+    let (id, only) = (rq.path.id, rq.body.target_id);
+    let mut tx = cx.begin().await?;
+    let certificate = store::lock(&mut tx, &id).await?;
+    certificate.must_be_live()?;
+    if let Some(target) = &only {
+        let mapped: Option<i32> =
+            sqlx::query_scalar("SELECT 1 FROM certificate_targets WHERE certificate_id = $1 AND target_id = $2")
+                .bind(&id)
+                .bind(target)
+                .fetch_optional(&mut *tx)
+                .await?;
+        if mapped.is_none() {
+            return Err(ApiError::invalid("target_id", format!("certificate {id} is not mapped to target {target}")));
+        }
+    }
+    let jobs = store::request_deployment(&mut tx, &certificate, only.as_ref()).await?;
+    if jobs.is_empty() {
+        let detail = format!("there is nothing to deploy for certificate {id}: no enabled target whose agent holds a version, or it is being deployed already");
+        return Err(ApiError::new(Kind::WrongState, detail));
+    }
+    let event = tx.event("deployment_triggered", "certificate", &id).with("common_name", &certificate.common_name);
+    tx.note(event);
+    tx.commit().await?;
+    Ok(triggered("deployment_triggered", jobs))
+}
+
+async fn revoke(cx: Cx, rq: Request<RevokeCertificate>) -> Result<Outcome, ApiError> {
+    let reason = rq.body.reason.unwrap_or(RevocationReason::Unspecified);
+    let mut tx = cx.begin().await?;
+    revocations::revoke(&mut tx, &rq.path.id, reason).await?;
+    tx.commit().await?;
+    certctl_runtime::failpoint::hold("api.revoked").await;
+    Ok(Outcome::of("revoked"))
+}
+
+/// The newest version of a certificate whose key an agent holds, as leaf and chain.
+pub(super) async fn newest_of_agent(
+    cx: &Cx,
+    agent: &certctl_model::id::AgentId,
+    certificate: &CertificateId,
+    version: Option<&VersionId>,
+) -> Result<Option<(String, String, Time)>, ApiError> {
+    Ok(sqlx::query_as(
+        "SELECT cert_pem, chain_pem, created_at FROM certificate_versions
+          WHERE certificate_id = $1 AND agent_id = $2 AND ($3::text IS NULL OR id = $3)
+          ORDER BY version DESC LIMIT 1",
+    )
+    .bind(certificate)
+    .bind(agent)
+    .bind(version)
+    .fetch_optional(cx.pool())
+    .await?)
+}

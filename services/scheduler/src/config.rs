@@ -1,0 +1,98 @@
+//! The variables of the scheduler.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use certctl_model::secret::Secret;
+use certctl_runtime::config::{Settings, duration};
+use clap::Parser;
+
+/// Claims jobs, drives issuers, runs the loops.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "certctl-scheduler", version)]
+pub struct Config {
+    #[command(flatten)]
+    pub settings: Settings,
+
+    /// Address of the database: postgres://user:password@host:port/name.
+    #[arg(long, env = "CERTCTL_DATABASE_URL", hide_env_values = true)]
+    pub database_url: Secret,
+
+    /// Most connections to the database.
+    #[arg(long, env = "CERTCTL_DATABASE_MAX_CONNS", default_value_t = 25)]
+    pub database_max_conns: u32,
+
+    /// Address of /health, /ready and /metrics.
+    #[arg(long, env = "CERTCTL_OPS_LISTEN", default_value = "127.0.0.1:9082")]
+    pub ops_listen: SocketAddr,
+
+    /// Unix socket of the signer.
+    #[arg(long, env = "CERTCTL_SIGNER_SOCKET", default_value = "/run/certctl/signer.sock")]
+    pub signer_socket: PathBuf,
+
+    /// How often certificates that are due for renewal are looked for.
+    #[arg(long, env = "CERTCTL_SCHEDULER_RENEWAL_CHECK_INTERVAL", default_value = "1m", value_parser = interval)]
+    pub renewal_check_interval: Duration,
+
+    /// How often jobs are looked for when nobody announces any.
+    #[arg(long, env = "CERTCTL_SCHEDULER_JOB_PROCESSOR_INTERVAL", default_value = "30s", value_parser = interval)]
+    pub job_processor_interval: Duration,
+
+    /// How often silent agents are looked for.
+    #[arg(long, env = "CERTCTL_SCHEDULER_AGENT_HEALTH_CHECK_INTERVAL", default_value = "2m", value_parser = interval)]
+    pub agent_health_check_interval: Duration,
+
+    /// How long an agent may be silent before it counts as offline; three heartbeats, unless told.
+    #[arg(long, env = "CERTCTL_AGENT_OFFLINE_AFTER", default_value = "180s", value_parser = interval)]
+    pub agent_offline_after: Duration,
+
+    /// How often CRLs are looked after when nothing is revoked.
+    #[arg(long, env = "CERTCTL_SCHEDULER_CRL_INTERVAL", default_value = "5m", value_parser = interval)]
+    pub crl_interval: Duration,
+
+    /// How long a claimed job belongs to its worker; an issuer has two thirds of it to answer.
+    #[arg(long, env = "CERTCTL_JOB_LEASE", default_value = "30s", value_parser = interval)]
+    pub job_lease: Duration,
+}
+
+impl Config {
+    /// How long an issuer may take. Shorter than the lease, so that whoever waits for the answer still holds the job
+    /// when it comes.
+    pub fn issuer_timeout(&self) -> Duration {
+        self.job_lease * 2 / 3
+    }
+}
+
+/// A duration that a loop can wait for without spinning.
+fn interval(text: &str) -> Result<Duration, String> {
+    const LEAST: Duration = Duration::from_millis(100);
+    match duration(text)? {
+        short if short < LEAST => Err(format!("at least {LEAST:?} is needed")),
+        interval => Ok(interval),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(more: &[&str]) -> Result<Config, clap::Error> {
+        Config::try_parse_from(
+            ["certctl-scheduler", "--database-url", "postgres://u:geheim@h/d"]
+                .iter()
+                .chain(more),
+        )
+    }
+
+    #[test]
+    fn the_issuer_answers_within_the_lease_and_secrets_are_not_printed() {
+        let config = parse(&["--job-lease", "30s"]).unwrap();
+        assert_eq!(config.issuer_timeout(), Duration::from_secs(20));
+        assert!(!format!("{config:?}").contains("geheim"));
+    }
+
+    #[test]
+    fn a_loop_that_would_spin_is_refused() {
+        assert!(parse(&["--crl-interval", "0s"]).is_err());
+        assert!(parse(&["--crl-interval", "1s"]).is_ok());
+    }
+}

@@ -1,0 +1,56 @@
+//! The authority whose key our signer holds.
+
+use certctl_client::{Client, ClientError};
+use certctl_contract::{
+    query::NoParams,
+    signer::{Issue, IssueRequest},
+};
+use futures_util::future::BoxFuture;
+
+use super::{IssueError, Issued, Issuer, Order};
+
+/// Asks the signer, telling it the job and nothing else.
+pub struct Local {
+    signer: Client,
+}
+
+impl Local {
+    pub(crate) fn new(signer: Client) -> Self {
+        Self { signer }
+    }
+}
+
+impl Issuer for Local {
+    fn issue<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, Result<Issued, IssueError>> {
+        Box::pin(async move {
+            let request = IssueRequest {
+                job_id: order.job.clone(),
+            };
+            let issued = self
+                .signer
+                .call::<Issue>(NoParams, NoParams, request)
+                .await
+                .map_err(refusal)?;
+            Ok(Issued {
+                certificate_pem: issued.certificate_pem,
+                chain_pem: issued.chain_pem,
+            })
+        })
+    }
+}
+
+/// A signer that is away says nothing about the job; one that fails may fail because of it.
+fn refusal(error: ClientError) -> IssueError {
+    let counts = match &error {
+        ClientError::Unreachable(_) => false,
+        ClientError::BadReply(_) => true,
+        ClientError::Problem(problem) if problem.status >= 500 || problem.status == 429 => true,
+        ClientError::Problem(problem) => return IssueError::Refused(problem.detail.clone()),
+        ClientError::BadInput(_) => return IssueError::Refused(error.to_string()),
+    };
+    IssueError::Retry {
+        after: None,
+        counts,
+        reason: format!("the signer: {error}"),
+    }
+}

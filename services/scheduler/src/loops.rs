@@ -1,0 +1,61 @@
+//! The table of loops.
+
+use std::{future::Future, sync::Arc};
+
+use certctl_runtime::periodic::Periodic;
+use certctl_store::wake::Channel;
+
+use crate::{Scheduler, agents, config::Config, crls, leader, renewals, worker};
+
+/// Every loop of the scheduler. Those behind the leader's gate are run by one scheduler of several: not because two
+/// would do harm, but because one is enough.
+pub fn loops(config: &Config, scheduler: &Arc<Scheduler>) -> Vec<Periodic> {
+    let wake = |channel| scheduler.wakes.subscribe(channel);
+    vec![
+        Periodic::new("jobs", config.job_processor_interval, on(scheduler, worker::round))
+            .woken_by(wake(Channel::Jobs))
+            .woken_by(scheduler.bell.subscribe()),
+        Periodic::new("leader", leader::KEEP_EVERY, on(scheduler, leader::keep)),
+        led(
+            scheduler,
+            Periodic::new(
+                "renewals",
+                config.renewal_check_interval,
+                on(scheduler, renewals::sweep),
+            ),
+        ),
+        led(
+            scheduler,
+            Periodic::new("crls", config.crl_interval, on(scheduler, crls::refresh)),
+        )
+        .woken_by(wake(Channel::Revocations)),
+        led(
+            scheduler,
+            Periodic::new(
+                "agent_health",
+                config.agent_health_check_interval,
+                on(scheduler, agents::mark_silent),
+            ),
+        ),
+        led(
+            scheduler,
+            Periodic::new("reaper", config.job_lease, on(scheduler, worker::reap)),
+        ),
+    ]
+}
+
+fn on<R: Future + Send>(
+    scheduler: &Arc<Scheduler>,
+    body: impl Fn(Arc<Scheduler>) -> R + Send + Sync + 'static,
+) -> impl Fn() -> R + Send + Sync + 'static {
+    let scheduler = scheduler.clone();
+    move || body(scheduler.clone())
+}
+
+/// Only the leader runs it, and a new leader at once.
+fn led(scheduler: &Arc<Scheduler>, periodic: Periodic) -> Periodic {
+    let gate = scheduler.clone();
+    periodic
+        .gate(move || std::future::ready(gate.leader.leads()))
+        .woken_by(scheduler.leader.subscribe())
+}

@@ -1,0 +1,392 @@
+//! Stories over a real database, as the scheduler's own role, with a signer that behaves as it is told.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::post};
+use certctl_client::Client;
+use certctl_contract::signer::{CrlPublished, CrlRequest, IssueRequest, Issued};
+use certctl_model::{
+    key::KeyFacts,
+    time::{Clock, Time},
+};
+use certctl_runtime::{serve, tasks::Tasks};
+use certctl_x509::{csr, keys::KeyPair, pem};
+use clap::Parser;
+use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType, IsCa};
+use sqlx::{PgPool, postgres::PgPoolOptions};
+use tempfile::TempDir;
+
+use crate::{Scheduler, config::Config, crls, renewals, worker};
+
+const NAME: &str = "shop.example.net";
+
+/// How the signer behaves.
+#[derive(Clone, Copy)]
+enum Mood {
+    Signs,
+    /// Signs, but for a key of its own.
+    SignsAnotherKey,
+    Answers(StatusCode, &'static str),
+}
+
+struct Signer {
+    db: PgPool,
+    mood: Mood,
+    ca: CertifiedIssuer<'static, rcgen::KeyPair>,
+    calls: Mutex<BTreeMap<String, usize>>,
+}
+
+impl Signer {
+    fn calls(&self) -> BTreeMap<String, usize> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    fn count(&self, what: &str) {
+        *self.calls.lock().unwrap().entry(what.to_owned()).or_default() += 1;
+    }
+}
+
+async fn issue(State(signer): State<Arc<Signer>>, Json(request): Json<IssueRequest>) -> axum::response::Response {
+    signer.count(request.job_id.as_str());
+    let csr_der: Vec<u8> = match signer.mood {
+        Mood::Signs => sqlx::query_scalar("SELECT csr_der FROM jobs WHERE id = $1")
+            .bind(&request.job_id)
+            .fetch_one(&signer.db)
+            .await
+            .unwrap(),
+        Mood::SignsAnotherKey => a_request(),
+        Mood::Answers(status, detail) => {
+            return (status, Json(serde_json::json!({ "detail": detail }))).into_response();
+        }
+    };
+    let params = CertificateSigningRequestParams::from_pem(&pem::encode("CERTIFICATE REQUEST", &csr_der)).unwrap();
+    Json(Issued {
+        certificate_pem: params.signed_by(&signer.ca).unwrap().pem(),
+        chain_pem: signer.ca.pem(),
+    })
+    .into_response()
+}
+
+async fn publish(State(signer): State<Arc<Signer>>, Json(request): Json<CrlRequest>) -> Json<CrlPublished> {
+    signer.count(request.issuer_id.as_str());
+    Json(CrlPublished { number: 1, entries: 0 })
+}
+
+fn a_request() -> Vec<u8> {
+    csr::generate(
+        &KeyPair::generate(KeyFacts::P256).unwrap(),
+        NAME,
+        &[NAME.parse().unwrap()],
+    )
+    .unwrap()
+}
+
+struct World {
+    db: PgPool,
+    clock: Clock,
+    signer: Arc<Signer>,
+    scheduler: Arc<Scheduler>,
+    _socket: TempDir,
+    _tasks: Tasks,
+}
+
+impl World {
+    async fn new(db: PgPool, mood: Mood) -> Self {
+        Self::with(db, Some(mood)).await
+    }
+
+    /// Without a mood nobody listens on the signer's socket.
+    async fn with(db: PgPool, mood: Option<Mood>) -> Self {
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        ca.distinguished_name.push(DnType::CommonName, "Test CA");
+        let signer = Arc::new(Signer {
+            db: db.clone(),
+            mood: mood.unwrap_or(Mood::Signs),
+            ca: CertifiedIssuer::self_signed(ca, rcgen::KeyPair::generate().unwrap()).unwrap(),
+            calls: Mutex::default(),
+        });
+        let (socket, tasks) = (tempfile::tempdir().unwrap(), Tasks::new());
+        let path = socket.path().join("signer.sock");
+        if mood.is_some() {
+            let router = Router::new()
+                .route("/v1/issue", post(issue))
+                .route("/v1/crl", post(publish))
+                .with_state(signer.clone());
+            serve::serve_unix(&path, router, &tasks).await.unwrap();
+        }
+        let client = Client::builder("http://localhost").unix_socket(&path).build().unwrap();
+        let config = Config::parse_from(["certctl-scheduler", "--database-url", "postgres://unused"]);
+        let options = (*db.connect_options()).clone().options([("role", "certctl_scheduler")]);
+        let as_scheduler = PgPoolOptions::new().max_connections(20).connect_lazy_with(options);
+        let clock = Clock::manual(Time::from_unix(1_800_000_000));
+        let scheduler = Scheduler::over(as_scheduler, &config, clock.clone(), client);
+        let world = Self {
+            db,
+            clock,
+            signer,
+            scheduler,
+            _socket: socket,
+            _tasks: tasks,
+        };
+        world
+            .sql(
+                "INSERT INTO agents (id, name, hostname, api_key_hash, registered_at, updated_at)
+                 VALUES ('a-1', 'web-1', 'web-1', 'x', $1, $1)",
+            )
+            .await;
+        world
+            .sql(
+                "INSERT INTO targets (id, name, type, agent_id, created_at, updated_at)
+                 VALUES ('tgt-1', 'nginx', 'NGINX', 'a-1', $1, $1)",
+            )
+            .await;
+        world
+    }
+
+    /// Runs a statement whose only parameter is the time.
+    async fn sql(&self, sql: &str) {
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(self.clock.now())
+            .execute(&self.db)
+            .await
+            .unwrap();
+    }
+
+    async fn text(&self, sql: &str) -> String {
+        let text: Option<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+            .fetch_one(&self.db)
+            .await
+            .unwrap();
+        text.unwrap_or_default()
+    }
+
+    async fn certificate(&self, n: usize) {
+        self.sql(&format!(
+            "INSERT INTO certificates (id, name, common_name, sans, owner_id, team_id, issuer_id, renewal_policy_id,
+                                       created_at, updated_at)
+             VALUES ('mc-{n}', 'shop-{n}', '{NAME}', '{{}}', 'o-unassigned', 't-unassigned', 'iss-local', 'rp-default',
+                     $1, $1)"
+        ))
+        .await;
+        let mapped = format!("INSERT INTO certificate_targets SELECT 'mc-{n}', 'tgt-1' WHERE $1 IS NOT NULL");
+        self.sql(&mapped.replace("$1", "$1::timestamptz")).await;
+    }
+
+    /// A job that has its request and waits to be signed.
+    async fn running_job(&self, n: usize) {
+        self.certificate(n).await;
+        sqlx::query(
+            "INSERT INTO jobs (id, type, certificate_id, agent_id, status, csr_der, run_at, created_at)
+             VALUES ($1, 'Issuance', $2, 'a-1', 'Running', $3, $4, $4)",
+        )
+        .bind(format!("j-{n}"))
+        .bind(format!("mc-{n}"))
+        .bind(a_request())
+        .bind(self.clock.now())
+        .execute(&self.db)
+        .await
+        .unwrap();
+    }
+
+    async fn job(&self, n: usize) -> String {
+        self.text(&format!(
+            "SELECT concat_ws(' ', status, attempts, coalesce(reason, last_error)) FROM jobs WHERE id = 'j-{n}'"
+        ))
+        .await
+    }
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn two_workers_issue_every_job_once(db: PgPool) {
+    let w = World::new(db, Mood::Signs).await;
+    for n in 0..40 {
+        w.running_job(n).await;
+    }
+    let (a, b) = tokio::join!(worker::drain(w.scheduler.clone()), worker::drain(w.scheduler.clone()));
+    assert_eq!(a.unwrap() + b.unwrap(), 40);
+    assert!(w.signer.calls().values().all(|calls| *calls == 1));
+    let outcome = w.text(
+        "SELECT concat_ws(' ', (SELECT count(*) FROM jobs WHERE type = 'Issuance' AND status = 'Completed'),
+                               (SELECT count(DISTINCT job_id) FROM certificate_versions),
+                               (SELECT count(*) FROM jobs WHERE type = 'Deployment' AND status = 'Pending'),
+                               (SELECT count(*) FROM audit_events WHERE action = 'certificate_issued'),
+                               (SELECT count(*) FROM audit_events WHERE action = 'job_completed'))",
+    );
+    assert_eq!(outcome.await, "40 40 40 40 40");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_new_job_waits_for_its_agents_request_unless_the_certificate_is_archived(db: PgPool) {
+    let w = World::new(db, Mood::Signs).await;
+    for n in 1..=2 {
+        w.certificate(n).await;
+        w.sql(&format!(
+            "INSERT INTO jobs (id, type, certificate_id, agent_id, status, run_at, created_at)
+             VALUES ('j-{n}', 'Issuance', 'mc-{n}', 'a-1', 'Pending', $1, $1)"
+        ))
+        .await;
+    }
+    w.sql("UPDATE certificates SET archived_at = $1 WHERE id = 'mc-2'")
+        .await;
+    worker::drain(w.scheduler.clone()).await.unwrap();
+    assert_eq!(w.job(1).await, "AwaitingCSR 0");
+    assert_eq!(w.job(2).await, "Cancelled 0 certificate mc-2 is archived");
+    assert_eq!(w.signer.calls(), BTreeMap::new());
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_refused_issuance_fails_the_job_with_its_reason(db: PgPool) {
+    let refusal = Mood::Answers(StatusCode::UNPROCESSABLE_ENTITY, "the profile wants ECDSA");
+    let w = World::new(db, refusal).await;
+    w.running_job(1).await;
+    worker::drain(w.scheduler.clone()).await.unwrap();
+    assert_eq!(w.job(1).await, "Failed 0 the profile wants ECDSA");
+    assert_eq!(
+        w.text("SELECT failure FROM certificates").await,
+        "the profile wants ECDSA"
+    );
+    assert_eq!(
+        w.text("SELECT string_agg(DISTINCT type, ' ') FROM notifications").await,
+        "RenewalFailure"
+    );
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_certificate_for_another_key_is_never_recorded(db: PgPool) {
+    let w = World::new(db, Mood::SignsAnotherKey).await;
+    w.running_job(1).await;
+    worker::drain(w.scheduler.clone()).await.unwrap();
+    assert_eq!(
+        w.job(1).await,
+        "Failed 0 issuer iss-local gave a certificate that was not asked for: its key is not the key of the request"
+    );
+    assert_eq!(w.text("SELECT count(*)::text FROM certificate_versions").await, "0");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_disabled_issuer_is_not_asked(db: PgPool) {
+    let w = World::new(db, Mood::Signs).await;
+    w.running_job(1).await;
+    w.sql(
+        "UPDATE issuers SET enabled = false WHERE $1 IS NOT NULL AND id = 'iss-local'"
+            .replace("$1", "$1::timestamptz")
+            .as_str(),
+    )
+    .await;
+    worker::drain(w.scheduler.clone()).await.unwrap();
+    assert_eq!(w.job(1).await, "Failed 0 issuer iss-local is disabled");
+    assert_eq!(w.signer.calls(), BTreeMap::new());
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn an_unreachable_signer_is_asked_again_without_counting(db: PgPool) {
+    let w = World::with(db, None).await;
+    w.running_job(1).await;
+    for _ in 0..5 {
+        assert_eq!(worker::drain(w.scheduler.clone()).await.unwrap(), 1);
+        assert_eq!(worker::drain(w.scheduler.clone()).await.unwrap(), 0, "it waits");
+        assert!(
+            w.job(1).await.starts_with("Running 0 the signer: cannot reach"),
+            "{}",
+            w.job(1).await
+        );
+        w.clock.advance(Duration::from_secs(60));
+    }
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_failing_signer_is_asked_as_often_as_the_job_allows(db: PgPool) {
+    let w = World::new(db, Mood::Answers(StatusCode::INTERNAL_SERVER_ERROR, "see the log")).await;
+    w.running_job(1).await;
+    for _ in 0..4 {
+        worker::drain(w.scheduler.clone()).await.unwrap();
+        w.clock.advance(Duration::from_secs(60));
+    }
+    assert!(
+        w.job(1)
+            .await
+            .starts_with("Failed 2 given up after 3 tries: the signer: 500"),
+        "{}",
+        w.job(1).await
+    );
+    assert_eq!(w.signer.calls()["j-1"], 3);
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_job_whose_worker_died_is_issued_by_the_next_one(db: PgPool) {
+    let w = World::new(db, Mood::Signs).await;
+    w.running_job(1).await;
+    let lease = Duration::from_secs(30);
+    let dead = certctl_store::jobs::claim(&w.db, w.clock.now(), lease, 16)
+        .await
+        .unwrap();
+    assert_eq!(worker::drain(w.scheduler.clone()).await.unwrap(), 0);
+    w.clock.advance(lease);
+    assert_eq!(worker::drain(w.scheduler.clone()).await.unwrap(), 1);
+    assert_eq!(w.job(1).await, "Completed 0");
+    let late = certctl_store::jobs::put_back(&w.db, &dead[0], w.clock.now(), "late", true).await;
+    assert!(matches!(late, Err(certctl_store::Error::LeaseLost)), "{late:?}");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_renewal_is_planned_once_when_it_is_due(db: PgPool) {
+    let w = World::new(db, Mood::Signs).await;
+    w.running_job(1).await;
+    worker::drain(w.scheduler.clone()).await.unwrap();
+    w.sql("UPDATE certificates SET renew_at = $1 + interval '1 hour'").await;
+    assert_eq!(renewals::sweep(w.scheduler.clone()).await.unwrap(), 0);
+    w.clock.advance(Duration::from_secs(3600));
+    let (a, b) = tokio::join!(
+        renewals::sweep(w.scheduler.clone()),
+        renewals::sweep(w.scheduler.clone())
+    );
+    assert_eq!(a.unwrap() + b.unwrap(), 1);
+    assert_eq!(renewals::sweep(w.scheduler.clone()).await.unwrap(), 0);
+    let jobs = "SELECT string_agg(status || ' ' || agent_id, ',') FROM jobs WHERE type = 'Renewal'";
+    assert_eq!(w.text(jobs).await, "Pending a-1");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_crl_is_made_when_missing_old_or_silent_about_a_revocation(db: PgPool) {
+    let w = World::new(db, Mood::Signs).await;
+    let published = async || {
+        crls::refresh(w.scheduler.clone()).await.unwrap();
+        w.signer.calls().get("iss-local").copied().unwrap_or(0)
+    };
+    assert_eq!(published().await, 0, "there is no authority yet");
+    w.sql("INSERT INTO authorities VALUES ('iss-local', '', '', $1, $1)")
+        .await;
+    assert_eq!(published().await, 1, "there is none");
+    w.sql("INSERT INTO crls VALUES ('iss-local', 1, '', 0, $1, $1 + interval '24 hours', NULL)")
+        .await;
+    assert_eq!(published().await, 1, "it is fresh");
+    w.clock.advance(Duration::from_secs(8 * 3600 + 1));
+    assert_eq!(published().await, 2, "a third of its life is over");
+    w.sql("INSERT INTO crls VALUES ('iss-local', 2, '', 0, $1, $1 + interval '24 hours', $1)")
+        .await;
+    assert_eq!(published().await, 2, "it is fresh again");
+    w.certificate(1).await;
+    let revoked = |serial: &str, ago: &str| {
+        format!(
+            "INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason, revoked_by, not_after, revoked_at)
+             VALUES ('rev-{serial}', 'iss-local', '{serial}', 'mc-1', 'superseded', 'test', $1 + interval '90 days',
+                     $1 - interval '{ago}')"
+        )
+    };
+    w.sql(&revoked("1", "1 second")).await;
+    assert_eq!(
+        published().await,
+        3,
+        "a revocation that began earlier became visible later"
+    );
+    w.sql("INSERT INTO crls VALUES ('iss-local', 3, '', 1, $1, $1 + interval '24 hours', $1)")
+        .await;
+    assert_eq!(published().await, 3, "it covers that");
+    w.sql(&revoked("2", "-1 second")).await;
+    assert_eq!(published().await, 4, "a newer revocation");
+}

@@ -1,0 +1,264 @@
+//! Claims jobs and turns what became of them into transitions.
+
+use std::{sync::Arc, time::Duration};
+
+use certctl_model::{
+    audit::Actor,
+    job::{Fallible, Job, JobStatus, Pending, Running},
+    renewal::spread_of,
+    time::Time,
+};
+use certctl_runtime::failpoint;
+use certctl_store::{
+    Error, certificates,
+    jobs::{self, Claimed},
+};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::time::{Instant, timeout};
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use crate::{Scheduler, issuance, issuers::IssueError};
+
+/// Jobs that are worked on side by side. Each is begun when it is claimed, so that none waits while its lease runs.
+const AT_ONCE: usize = 16;
+/// Jobs of one drain; bounded, so that a drain ends well within the time its loop is given.
+const ROUND: usize = 64;
+/// How often a drain that waits for issuers looks for further jobs.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// The body of the loop: a drain, and the bell set for what it left for later.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn round(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
+    // What is due and could not be claimed is in the hands of another, who may be slow but not for long.
+    const SOONEST: Duration = Duration::from_millis(250);
+    let done = drain(scheduler.clone()).await?;
+    if done == 0 {
+        let now = scheduler.now();
+        let next = next_due(&scheduler).await?;
+        scheduler
+            .bell
+            .set(next.map(|at| Instant::now() + at.since(now).max(SOONEST)));
+    }
+    Ok(done)
+}
+
+/// Claims jobs and works on them until none is due. Returns how many it claimed.
+///
+/// # Errors
+/// When jobs cannot be claimed. What becomes of a single job is its own affair.
+pub async fn drain(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
+    let mut working = FuturesUnordered::new();
+    let mut claimed = 0;
+    loop {
+        let free = (AT_ONCE - working.len()).min(ROUND - claimed);
+        if free > 0 {
+            let claims = match jobs::claim(&scheduler.db, scheduler.now(), scheduler.job_lease, free as i64).await {
+                Ok(claims) => claims,
+                // What is under way is finished first; the next drain tells of the error if it stays.
+                Err(_) if !working.is_empty() => vec![],
+                Err(error) => return Err(error.into()),
+            };
+            claimed += claims.len();
+            metrics::counter!("job_claims_total").increment(claims.len() as u64);
+            working.extend(claims.into_iter().map(|claim| work(&scheduler, claim)));
+        }
+        if working.is_empty() {
+            return Ok(claimed as u64);
+        }
+        // Either a place became free, or it is time to look again.
+        let _ = timeout(LOOK_AGAIN, working.next()).await;
+    }
+}
+
+/// Frees leases that ran out. Returns nothing done: freeing once is enough.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn reap(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
+    let freed = jobs::reap(&scheduler.db, scheduler.now()).await?;
+    if freed > 0 {
+        info!(
+            jobs = freed,
+            "the leases of {freed} jobs ran out; others can claim them"
+        );
+    }
+    Ok(0)
+}
+
+/// When the next job can be claimed: its time comes, or the lease of whoever has it ends.
+async fn next_due(scheduler: &Scheduler) -> Result<Option<Time>, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT min(greatest(run_at, lease_until)) FROM jobs
+          WHERE type IN ('Issuance', 'Renewal') AND status IN ('Pending', 'Running')",
+    )
+    .fetch_one(&scheduler.db)
+    .await
+}
+
+/// Why a claimed job did not get further.
+#[derive(Debug)]
+pub(crate) enum GiveUp {
+    /// Not now.
+    Later {
+        after: Option<Duration>,
+        counts: bool,
+        reason: String,
+    },
+    /// Never.
+    Refused(String),
+    /// Somebody else has it, or moved it; it is no longer ours.
+    Lost,
+}
+
+impl From<IssueError> for GiveUp {
+    fn from(error: IssueError) -> Self {
+        match error {
+            IssueError::Retry { after, counts, reason } => GiveUp::Later { after, counts, reason },
+            IssueError::Refused(reason) => GiveUp::Refused(reason),
+        }
+    }
+}
+
+impl From<Error> for GiveUp {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::LeaseLost | Error::WrongJobState { .. } => GiveUp::Lost,
+            error => GiveUp::Later {
+                after: None,
+                counts: !error.is_transient(),
+                reason: error.to_string(),
+            },
+        }
+    }
+}
+
+async fn work(scheduler: &Scheduler, claim: Claimed) {
+    let facts = &claim.facts;
+    let span = info_span!("job", job.id = %facts.id, certificate.id = %facts.certificate, attempt = facts.attempts + 1);
+    async {
+        let outcome = match claim.status {
+            JobStatus::Pending => request_csr(scheduler, &claim).await,
+            _ => issuance::issue(scheduler, &claim).await,
+        };
+        let Err(give_up) = outcome else { return };
+        match settle(scheduler, &claim, give_up).await {
+            Ok(()) => {}
+            Err(Error::LeaseLost | Error::WrongJobState { .. }) => lost(&claim),
+            // The lease runs out, and whoever claims it then begins anew.
+            Err(error) => warn!("job {} cannot be put back: {error}", claim.facts.id),
+        }
+    }
+    .instrument(span)
+    .await;
+}
+
+/// The agent's request is needed next; or nothing is, if the certificate ended meanwhile.
+async fn request_csr(scheduler: &Scheduler, claim: &Claimed) -> Result<(), GiveUp> {
+    let (by, id) = (Actor::system(), &claim.facts.id);
+    let mut tx = scheduler.begin().await?;
+    let certificate = certificates::lock(&mut tx, &claim.facts.certificate).await?;
+    let job = jobs::lock::<Pending>(&mut tx, id).await?;
+    match certificate.must_be_live() {
+        Ok(()) => {
+            jobs::apply_claimed(&mut tx, job.await_csr(&by), claim).await?;
+        }
+        Err(why) => {
+            jobs::apply_claimed(&mut tx, job.cancel(&by, why.to_string()), claim).await?;
+        }
+    }
+    tx.commit().await?;
+    failpoint::hold("scheduler.csr_requested").await;
+    Ok(())
+}
+
+async fn settle(scheduler: &Scheduler, claim: &Claimed, give_up: GiveUp) -> Result<(), Error> {
+    let facts = &claim.facts;
+    match give_up {
+        GiveUp::Lost => {
+            lost(claim);
+            Ok(())
+        }
+        GiveUp::Later {
+            counts: true, reason, ..
+        } if facts.attempts + 1 >= facts.max_attempts => {
+            let reason = format!("given up after {} tries: {reason}", facts.attempts + 1);
+            fail(scheduler, claim, reason).await
+        }
+        GiveUp::Later { after, counts, reason } => {
+            let pause = after.unwrap_or_else(|| pause(claim));
+            warn!("job {} is tried again in {pause:.1?}: {reason}", facts.id);
+            jobs::put_back(&scheduler.db, claim, scheduler.now() + pause, &reason, counts).await
+        }
+        GiveUp::Refused(reason) => fail(scheduler, claim, reason).await,
+    }
+}
+
+async fn fail(scheduler: &Scheduler, claim: &Claimed, reason: String) -> Result<(), Error> {
+    match claim.status {
+        JobStatus::Pending => fail_in::<Pending>(scheduler, claim, &reason).await?,
+        _ => fail_in::<Running>(scheduler, claim, &reason).await?,
+    }
+    metrics::counter!("issuance_failures_total", "type" => claim.facts.kind.as_str()).increment(1);
+    warn!("job {} failed: {reason}", claim.facts.id);
+    Ok(())
+}
+
+async fn fail_in<S: Fallible>(scheduler: &Scheduler, claim: &Claimed, reason: &str) -> Result<(), Error> {
+    let mut tx = scheduler.begin().await?;
+    let certificate = certificates::lock(&mut tx, &claim.facts.certificate).await?;
+    let job: Job<S> = jobs::lock(&mut tx, &claim.facts.id).await?;
+    jobs::apply_claimed(&mut tx, job.fail(&Actor::system(), reason.to_owned()), claim).await?;
+    // Nobody misses a certificate that was revoked or put aside.
+    if certificate.must_be_live().is_ok() {
+        certificates::note_failure(&mut tx, &claim.facts, reason).await?;
+    }
+    tx.commit().await
+}
+
+fn lost(claim: &Claimed) {
+    metrics::counter!("job_leases_lost_total").increment(1);
+    debug!("job {} is no longer ours", claim.facts.id);
+}
+
+/// How long to wait before the next try: doubling with every claim of the job, up to a minute, and shortened by up to
+/// half, so that jobs which failed together do not come back together. The token counts claims; the first two are due
+/// to the request and the first try.
+fn pause(claim: &Claimed) -> Duration {
+    const BASE: Duration = Duration::from_secs(1);
+    const CAP: Duration = Duration::from_secs(60);
+    let doublings = u32::try_from((claim.token - 2).clamp(0, 6)).expect("0 to 6");
+    let full = (BASE * 2u32.pow(doublings)).min(CAP);
+    full.mul_f64(0.5 + 0.5 * f64::from(spread_of(claim.facts.id.as_str())) / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use certctl_model::job::{JobFacts, JobKind};
+
+    use super::*;
+
+    #[test]
+    fn pauses_double_with_every_claim_up_to_a_minute() {
+        for (token, seconds) in [(1, 1), (2, 1), (3, 2), (4, 4), (8, 60), (9_000, 60)] {
+            let claim = Claimed {
+                facts: JobFacts {
+                    id: "j-1".parse().unwrap(),
+                    kind: JobKind::Renewal,
+                    certificate: "mc-1".parse().unwrap(),
+                    agent: None,
+                    target: None,
+                    version: None,
+                    attempts: 0,
+                    max_attempts: 3,
+                },
+                status: JobStatus::Running,
+                token,
+                csr_der: None,
+            };
+            let (full, pause) = (Duration::from_secs(seconds), pause(&claim));
+            assert!(full / 2 <= pause && pause <= full, "{token}: {pause:?}");
+        }
+    }
+}

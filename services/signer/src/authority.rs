@@ -1,0 +1,194 @@
+//! One authority: its key, its certificate and those above it.
+
+use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
+use certctl_model::{
+    id::IssuerId,
+    key::{KeyAlgorithm, KeyFacts},
+    profile::ProfileRules,
+    time::Time,
+};
+use certctl_x509::{facts::CertificateFacts, keys::KeyPair, name::common_name_to_rdn, ocsp};
+use rasn::types::{Any, ObjectIdentifier, SetOf};
+use rasn_pkix::{AttributeTypeAndValue, Name, RelativeDistinguishedName};
+use tokio::sync::Mutex;
+
+use crate::{
+    der::{self, Contents, Usage, oid},
+    error::{Error, Result},
+    ocsp::Responder,
+};
+
+/// Signs in the name of one issuer.
+pub(crate) struct Authority {
+    /// The issuer.
+    pub(crate) issuer: IssuerId,
+    /// Its certificate.
+    pub(crate) certificate: CertificateFacts,
+    /// The certificate and those above it, in PEM.
+    pub(crate) chain_pem: String,
+    /// The subject of the certificate, which everything issued names as its issuer.
+    pub(crate) name: Name,
+    /// The identifier of its key.
+    pub(crate) key_id: Vec<u8>,
+    /// How OCSP requests name it.
+    pub(crate) ocsp_id: ocsp::IssuerId,
+    /// Who signs OCSP answers for it; made at first use. Held while a new one is made.
+    pub(crate) responder: Mutex<Option<Responder>>,
+    key: KeyPair,
+}
+
+/// How long a root made here lives.
+const ROOT_DAYS: u64 = 3650;
+
+impl Authority {
+    /// Brings key and chain together: the authority's certificate first, then each one's issuer.
+    ///
+    /// # Errors
+    /// What is wrong with them, for a person.
+    pub(crate) fn new(
+        issuer: IssuerId,
+        key: KeyPair,
+        chain: Vec<CertificateFacts>,
+        now: Time,
+    ) -> Result<Self, String> {
+        let [certificate, above @ ..] = chain.as_slice() else {
+            return Err("there is no certificate".to_owned());
+        };
+        check(certificate, &key, now)?;
+        for (lower, upper) in chain.iter().zip(above) {
+            lower.verify_issued_by(upper).map_err(|why| {
+                format!(
+                    "the chain is out of order: each certificate is followed by its issuer's, but of \"{}\" {why}",
+                    lower.subject
+                )
+            })?;
+            if !upper.is_ca {
+                return Err(format!(
+                    "the certificate of \"{}\" above it lacks CA:TRUE",
+                    upper.subject
+                ));
+            }
+        }
+        let unreadable = || "its subject or key cannot be read".to_owned();
+        let key_id = match &certificate.subject_key_id {
+            Some(id) => id.clone(),
+            None => der::key_id(&certificate.spki_der).ok_or_else(unreadable)?,
+        };
+        let authority = Self {
+            issuer,
+            chain_pem: chain.iter().map(CertificateFacts::to_pem).collect(),
+            name: rasn::der::decode(&certificate.subject_der).map_err(|_| unreadable())?,
+            key_id,
+            ocsp_id: ocsp::IssuerId::of_certificate(&certificate.der).map_err(|error| error.to_string())?,
+            certificate: certificate.clone(),
+            responder: Mutex::new(None),
+            key,
+        };
+        authority
+            .sign(b"certctl")
+            .map_err(|error| format!("the key does not sign: {error}"))?;
+        Ok(authority)
+    }
+
+    /// How it signs.
+    pub(crate) fn algorithm(&self) -> rasn_pkix::AlgorithmIdentifier {
+        self.key.signature_algorithm()
+    }
+
+    /// Signs octets and puts the signature beside them, after verifying it: a fault in the computation must not leave.
+    pub(crate) fn sign(&self, tbs: &[u8]) -> Result<Vec<u8>> {
+        sign_with(&self.key, tbs)
+    }
+
+    /// Nothing is signed by an authority that has ended.
+    pub(crate) fn must_be_valid(&self, now: Time) -> Result<()> {
+        match now <= self.certificate.not_after {
+            true => Ok(()),
+            false => Err(Error::WrongState(format!(
+                "the certificate of issuer {} ended at {}",
+                self.issuer, self.certificate.not_after
+            ))),
+        }
+    }
+}
+
+/// Makes the certificate of a new root.
+pub(crate) fn root(key: &KeyPair, common_name: &str, not_before: Time) -> anyhow::Result<Vec<u8>> {
+    let name = Name::RdnSequence(vec![organization("certctl"), common_name_to_rdn(common_name)]);
+    let key_id = der::key_id(key.spki_der()).expect("a key pair writes its own public key");
+    let tbs = Contents {
+        serial: &der::random_serial()?,
+        algorithm: key.signature_algorithm(),
+        issuer: name.clone(),
+        not_before,
+        not_after: not_before + std::time::Duration::from_secs(ROOT_DAYS * 86_400),
+        subject: name,
+        spki_der: key.spki_der(),
+        extensions: vec![
+            der::certificate_authority(0),
+            der::key_usage(&[Usage::DigitalSignature, Usage::KeyCertSign, Usage::CrlSign]),
+            der::subject_key_id(&key_id),
+        ],
+    };
+    let tbs = tbs.encode().expect("a key pair writes its own public key");
+    Ok(sign_with(key, &tbs)?)
+}
+
+/// Signs octets with a key of ours and puts the verified signature beside them.
+pub(crate) fn sign_with(key: &KeyPair, tbs: &[u8]) -> Result<Vec<u8>> {
+    Ok(der::signed(tbs, key.signature_algorithm(), &signature(key, tbs)?))
+}
+
+/// A signature that verifies.
+pub(crate) fn signature(key: &KeyPair, message: &[u8]) -> Result<Vec<u8>> {
+    let signature = key.sign(message)?;
+    let verified = der::key_bits(key.spki_der())
+        .is_some_and(|bits| UnparsedPublicKey::new(verification(key.facts()), bits).verify(message, &signature).is_ok());
+    match verified {
+        true => Ok(signature),
+        false => Err(Error::Internal(anyhow::anyhow!("a signature of our own does not verify"))),
+    }
+}
+
+/// The counterpart of what [`KeyPair::sign`] does.
+fn verification(key: KeyFacts) -> &'static dyn VerificationAlgorithm {
+    match (key.algorithm, key.bits) {
+        (KeyAlgorithm::Ecdsa, 256) => &signature::ECDSA_P256_SHA256_ASN1,
+        (KeyAlgorithm::Ecdsa, 384) => &signature::ECDSA_P384_SHA384_ASN1,
+        (KeyAlgorithm::Ecdsa, _) => &signature::ECDSA_P521_SHA512_ASN1,
+        (KeyAlgorithm::Rsa, _) => &signature::RSA_PKCS1_2048_8192_SHA256,
+        (KeyAlgorithm::Ed25519, _) => &signature::ED25519,
+    }
+}
+
+fn check(certificate: &CertificateFacts, key: &KeyPair, now: Time) -> Result<(), String> {
+    let usage = certificate.key_usage;
+    if !certificate.pairs_with(key) {
+        return Err("the certificate is not of this key; give the key it was made for".to_owned());
+    }
+    ProfileRules::default().admits_key(key.facts())?;
+    if !certificate.is_ca {
+        return Err("the certificate lacks basicConstraints CA:TRUE, so nothing it signs would be trusted".to_owned());
+    }
+    if !usage.is_some_and(|usage| usage.key_cert_sign) {
+        return Err("the certificate lacks keyUsage keyCertSign; without it it may not sign certificates".to_owned());
+    }
+    if !usage.is_some_and(|usage| usage.crl_sign) {
+        return Err("the certificate lacks keyUsage cRLSign; without it it may not sign CRLs".to_owned());
+    }
+    if now < certificate.not_before {
+        return Err(format!("the certificate is not valid before {}", certificate.not_before));
+    }
+    if now > certificate.not_after {
+        return Err(format!("the certificate expired at {}", certificate.not_after));
+    }
+    Ok(())
+}
+
+fn organization(text: &str) -> RelativeDistinguishedName {
+    let attribute = AttributeTypeAndValue {
+        r#type: ObjectIdentifier::new_unchecked(oid::ORGANIZATION.into()),
+        value: Any::new(der::encode(&text.to_owned())),
+    };
+    RelativeDistinguishedName::from(SetOf::from_vec(vec![attribute]))
+}
