@@ -37,6 +37,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
+use certctl_model::id::AgentId;
 use certctl_model::time::Clock;
 use certctl_runtime::serve::{self, Ready};
 use certctl_runtime::tasks::Tasks;
@@ -46,7 +47,7 @@ use crate::config::Config;
 use crate::deploy::Deployer;
 use crate::keystore::Keystore;
 use crate::server::Server;
-use crate::work::{Heartbeats, Worker};
+use crate::work::{Heartbeats, Settled, Worker};
 
 /// An agent that is ready to run.
 #[derive(Debug)]
@@ -94,6 +95,18 @@ impl Agent {
     /// # Errors
     /// The server refuses the agent, old files cannot be put back, or the listener for operations cannot be opened.
     pub async fn run(self, tasks: &Tasks) -> Result<()> {
+        if let Some(enrolled) = self.enrol(tasks).await? {
+            enrolled.run(tasks);
+        }
+        Ok(())
+    }
+
+    /// As [`Agent::run`], but only until the agent knows who it is; the caller decides when it works. None when the
+    /// tasks are asked to end before.
+    ///
+    /// # Errors
+    /// As for [`Agent::run`].
+    pub async fn enrol(self, tasks: &Tasks) -> Result<Option<Enrolled>> {
         let Self {
             config,
             clock,
@@ -116,7 +129,7 @@ impl Agent {
         }
         deployer.recover().await?;
         let Some(identity) = enrol::identity(&config, &clock, &stop).await? else {
-            return Ok(());
+            return Ok(None);
         };
         let agent = identity.agent_id;
         let server = Arc::new(Server::new(&config, Some(identity.api_key))?);
@@ -137,8 +150,46 @@ impl Agent {
             clock,
             poll_interval: config.poll_interval,
             long_poll: config.long_poll,
-            stop: stop.clone(),
+            stop,
         };
+        Ok(Some(Enrolled {
+            heartbeats,
+            worker,
+            lock,
+        }))
+    }
+}
+
+/// An agent that knows who it is.
+pub struct Enrolled {
+    heartbeats: Heartbeats,
+    worker: Worker,
+    lock: File,
+}
+
+impl Enrolled {
+    /// The agent's id.
+    pub fn id(&self) -> &AgentId {
+        &self.worker.agent
+    }
+
+    /// Says once that the agent is alive, fetches jobs once and does them. True when any of them moved.
+    ///
+    /// # Errors
+    /// The server did not give work.
+    pub async fn work_once(&self) -> Result<bool> {
+        self.heartbeats.beat().await;
+        let pass = self.worker.pass(&mut Settled::new()).await;
+        pass.map_err(|why| anyhow::anyhow!("cannot fetch work: {why}"))
+    }
+
+    fn run(self, tasks: &Tasks) {
+        let Self {
+            heartbeats,
+            worker,
+            lock,
+        } = self;
+        let stop = tasks.token();
         // An agent that seems alive but does no work is worse than none: when one task ends, however, so does the other.
         let ends = [stop.clone().drop_guard(), stop.drop_guard()];
         let [with_heartbeats, with_work] = ends;
@@ -150,6 +201,5 @@ impl Agent {
             let _held_to_the_end = (with_work, lock);
             worker.run().await;
         });
-        Ok(())
     }
 }

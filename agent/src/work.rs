@@ -43,21 +43,12 @@ impl Heartbeats {
     pub(crate) async fn run(self) {
         let mut backoff = backoff();
         loop {
-            let beat = async {
-                let about = host::describe(&self.url).await;
-                self.server
-                    .call::<AgentHeartbeat>(Id { id: self.agent.clone() }, NoParams, about)
-                    .await
-            };
             let beat = tokio::select! {
-                beat = beat => beat,
+                beat = self.beat() => beat,
                 () = self.stop.cancelled() => return,
             };
-            self.heard.store(beat.is_ok(), Ordering::Relaxed);
-            metrics::counter!("agent_heartbeats_total", "outcome" => if beat.is_ok() { "ok" } else { "error" })
-                .increment(1);
             let pause = match beat {
-                Ok(_) => {
+                Ok(()) => {
                     backoff.reset();
                     self.every
                 }
@@ -71,7 +62,20 @@ impl Heartbeats {
             }
         }
     }
+
+    pub(crate) async fn beat(&self) -> Result<(), Trouble> {
+        let about = host::describe(&self.url).await;
+        let path = Id { id: self.agent.clone() };
+        let beat = self.server.call::<AgentHeartbeat>(path, NoParams, about).await;
+        self.heard.store(beat.is_ok(), Ordering::Relaxed);
+        metrics::counter!("agent_heartbeats_total", "outcome" => if beat.is_ok() { "ok" } else { "error" })
+            .increment(1);
+        beat.map(|_| ())
+    }
 }
+
+/// Jobs that were done, in the state they were handed out in.
+pub(crate) type Settled = HashSet<(String, JobStatus)>;
 
 /// Fetches jobs and does them, one after another in the order of the list.
 pub(crate) struct Worker {
@@ -100,7 +104,7 @@ impl Worker {
     pub(crate) async fn run(self) {
         let mut backoff = backoff();
         let mut server_waits = false;
-        let mut settled = HashSet::new();
+        let mut settled = Settled::new();
         while !self.stop.is_cancelled() {
             let asked = Instant::now();
             let work = tokio::select! {
@@ -137,6 +141,12 @@ impl Worker {
         }
     }
 
+    /// Fetches jobs once and does them. True when any of them moved.
+    pub(crate) async fn pass(&self, settled: &mut Settled) -> Result<bool, Trouble> {
+        let jobs = self.fetch().await?;
+        Ok(self.do_all(jobs, settled).await)
+    }
+
     /// A server that waits has waited; one that does not is asked at the poll interval.
     fn pause_after_nothing(&self, server_waits: bool, took: Duration) -> Duration {
         /// A server that stops answers before its time.
@@ -167,7 +177,7 @@ impl Worker {
     }
 
     /// Does the jobs and says whether any of them moved.
-    async fn do_all(&self, jobs: Vec<WorkItem>, settled: &mut HashSet<(String, JobStatus)>) -> bool {
+    async fn do_all(&self, jobs: Vec<WorkItem>, settled: &mut Settled) -> bool {
         let before = std::mem::take(settled);
         let mut progress = false;
         for job in jobs {

@@ -118,7 +118,7 @@ async fn ca(State(app): State<Arc<App>>, id: axum::Extension<RequestId>, Path(fi
         let authority = authority(&app, &issuer_of(&file, ".crt")?).await?;
         let etag = format!("\"{}\"", hex::encode(&aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &authority.certificate_der).as_ref()[..16]));
         let age = Duration::from_secs(3600);
-        Ok(octets(&headers, authority.certificate_der, "application/pkix-cert", &etag, authority.published_at, age))
+        Ok::<_, ApiError>(octets(&headers, authority.certificate_der, "application/pkix-cert", &etag, authority.published_at, age))
     };
     answer.await.unwrap_or_else(|error| error.into_problem(&id.0).into_response())
 }
@@ -130,7 +130,7 @@ async fn crl(State(app): State<Arc<App>>, id: axum::Extension<RequestId>, Path(f
         let etag = format!("\"{issuer}-{}\"", crl.number);
         // A revocation must be seen within a minute: caches ask again that often, and are told cheaply of no change.
         let age = crl.next_update.since(app.clock.now()).min(Duration::from_secs(60));
-        Ok(octets(&headers, crl.der, "application/pkix-crl", &etag, crl.this_update, age))
+        Ok::<_, ApiError>(octets(&headers, crl.der, "application/pkix-crl", &etag, crl.this_update, age))
     };
     answer.await.unwrap_or_else(|error| error.into_problem(&id.0).into_response())
 }

@@ -1,1 +1,100 @@
-//! stub
+//! The notifier: delivers the outbox. Any number of them may run side by side.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`dispatch`] | claims notifications, has them delivered, settles what became of them |
+//! | [`channels`] | e-mail and webhook behind one trait |
+//! | [`config`] | the variables |
+//!
+//! A notification is delivered between its claim and its settlement. A notifier that dies in between leaves it to the
+//! next, so in that window, and in no other, one can arrive twice: its `Message-ID` or `Idempotency-Key` is then the
+//! same, and the receiver can tell.
+//!
+//! Not here: what is worth telling and to whom (whoever enqueues decides), the API.
+
+pub mod channels;
+pub mod config;
+pub mod dispatch;
+
+use std::{sync::Arc, time::Duration};
+
+use certctl_model::time::Clock;
+use certctl_runtime::{periodic::Periodic, tasks::Tasks};
+use certctl_store::wake::{Channel, Wakes};
+use sqlx::PgPool;
+
+use crate::{channels::Channels, config::Config};
+
+/// What every part of the notifier shares.
+pub struct Notifier {
+    db: PgPool,
+    clock: Clock,
+    channels: Channels,
+    lease: Duration,
+    max_attempts: i32,
+    retry_base: Duration,
+    wakes: Wakes,
+}
+
+impl Notifier {
+    /// Builds one that connects to the database of the configuration, lazily. Needs a running tokio runtime.
+    ///
+    /// # Errors
+    /// When an address, a secret or a certificate of the configuration cannot be read.
+    pub fn build(config: &Config, clock: Clock) -> anyhow::Result<Arc<Self>> {
+        let url = config.database_url.expose();
+        let db = certctl_store::connect(url, "certctl_notifier", config.database_max_conns)?;
+        Self::over(db, config, clock)
+    }
+
+    /// Builds one over connections that exist.
+    ///
+    /// # Errors
+    /// When an address, a secret or a certificate of the configuration cannot be read.
+    pub fn over(db: PgPool, config: &Config, clock: Clock) -> anyhow::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            db,
+            clock,
+            channels: Channels::build(config)?,
+            lease: config.lease,
+            max_attempts: config.max_attempts,
+            retry_base: config.retry_base,
+            wakes: Wakes::default(),
+        }))
+    }
+
+    /// Delivers what is due. Returns how many notifications were claimed.
+    ///
+    /// # Errors
+    /// When notifications cannot be claimed.
+    pub async fn drain(&self) -> anyhow::Result<u64> {
+        dispatch::drain(self).await
+    }
+
+    /// Starts the loop, and what wakes it.
+    pub fn run(self: &Arc<Self>, config: &Config, tasks: &Tasks) {
+        let notifier = self.clone();
+        let drain = move || {
+            let notifier = notifier.clone();
+            async move { notifier.drain().await }
+        };
+        Periodic::new("outbox", config.interval, drain)
+            .woken_by(self.wakes.subscribe(Channel::Outbox))
+            .run_forever(tasks);
+        let (notifier, stop) = (self.clone(), tasks.token());
+        tasks.spawn("wakes", async move {
+            tokio::select! {
+                () = notifier.wakes.run(&notifier.db) => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+
+    /// The connections to the database.
+    pub fn db(&self) -> &PgPool {
+        &self.db
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,41 @@
-fn main() {}
+//! Parse, build, run, drain.
+
+use std::time::Duration;
+
+use certctl_model::time::Clock;
+use certctl_notifier::{Notifier, config::Config};
+use certctl_runtime::{
+    config,
+    serve::{self, Ready},
+    tasks::{self, Tasks},
+    telemetry,
+};
+use tracing::info;
+
+/// Longer than a delivery may take by default, so that what was delivered is settled before the end.
+const GRACE: Duration = Duration::from_secs(25);
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let config: Config = config::parse();
+    telemetry::init(&config.settings, "notifier")?;
+    let notifier = Notifier::build(&config, Clock::system())?;
+
+    let tasks = Tasks::new();
+    let db = notifier.db().clone();
+    let ready = Ready::new().check("database", move || {
+        let db = db.clone();
+        async move {
+            sqlx::query("SELECT 1").execute(&db).await?;
+            Ok(())
+        }
+    });
+    let listener = serve::listen(config.ops_listen).await?;
+    serve::serve(listener, serve::ops_router(ready), &tasks).await;
+    notifier.run(&config, &tasks);
+    info!("the notifier runs; its state is served on {}", config.ops_listen);
+
+    tasks::signal().await;
+    tasks.drain(GRACE).await;
+    Ok(())
+}

@@ -46,7 +46,10 @@ impl Authorities {
         if loaded.is_err() {
             // Ids that name no issuer must not gather here.
             let mut all = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-            if all.get(issuer).is_some_and(|cell| !cell.initialized() && Arc::strong_count(cell) <= 2) {
+            if all
+                .get(issuer)
+                .is_some_and(|cell| !cell.initialized() && Arc::strong_count(cell) <= 2)
+            {
                 all.remove(issuer);
             }
         }
@@ -90,7 +93,8 @@ impl Authorities {
                 "issuer {issuer} is of type {kind}; only local issuers sign here"
             )));
         }
-        let published = published.as_deref().map(keeping::published).transpose()?;
+        let published_chain = published;
+        let published = published_chain.as_deref().map(keeping::published).transpose()?;
         let named = config.get("ca_common_name").and_then(Value::as_str).map(str::trim);
         let common_name = named.filter(|name| !name.is_empty() && name.chars().count() <= 64);
         let unusable = |why: String| Error::NoAuthority(format!("the authority of issuer {issuer}: {why}"));
@@ -99,7 +103,9 @@ impl Authorities {
             .await
             .map_err(|error| unusable(format!("{error:#}")))?;
         let authority = Authority::new(issuer.clone(), key, chain, self.clock.now()).map_err(unusable)?;
-        self.publish(&authority, published.as_ref()).await?;
+        if published_chain.as_ref() != Some(&authority.chain_pem) {
+            self.publish(&authority, published.as_ref()).await?;
+        }
         info!(issuer.id = %issuer, "the authority of issuer {issuer} is loaded: {}", authority.certificate.subject);
         Ok(Arc::new(authority))
     }
@@ -170,10 +176,6 @@ impl Authorities {
                 "another signer has published another certificate for issuer {}; signers share one CERTCTL_CA_DIR",
                 authority.issuer
             )));
-        }
-        if published.is_some_and(|published| published.der == certificate.der) {
-            tx.rollback().await?;
-            return Ok(());
         }
         let event = tx
             .event("authority_published", "issuer", &authority.issuer)

@@ -45,12 +45,7 @@ impl Authority {
     ///
     /// # Errors
     /// What is wrong with them, for a person.
-    pub(crate) fn new(
-        issuer: IssuerId,
-        key: KeyPair,
-        chain: Vec<CertificateFacts>,
-        now: Time,
-    ) -> Result<Self, String> {
+    pub(crate) fn new(issuer: IssuerId, key: KeyPair, chain: Vec<CertificateFacts>, now: Time) -> Result<Self, String> {
         let [certificate, above @ ..] = chain.as_slice() else {
             return Err("there is no certificate".to_owned());
         };
@@ -142,11 +137,16 @@ pub(crate) fn sign_with(key: &KeyPair, tbs: &[u8]) -> Result<Vec<u8>> {
 /// A signature that verifies.
 pub(crate) fn signature(key: &KeyPair, message: &[u8]) -> Result<Vec<u8>> {
     let signature = key.sign(message)?;
-    let verified = der::key_bits(key.spki_der())
-        .is_some_and(|bits| UnparsedPublicKey::new(verification(key.facts()), bits).verify(message, &signature).is_ok());
+    let verified = der::key_bits(key.spki_der()).is_some_and(|bits| {
+        UnparsedPublicKey::new(verification(key.facts()), bits)
+            .verify(message, &signature)
+            .is_ok()
+    });
     match verified {
         true => Ok(signature),
-        false => Err(Error::Internal(anyhow::anyhow!("a signature of our own does not verify"))),
+        false => Err(Error::Internal(anyhow::anyhow!(
+            "a signature of our own does not verify"
+        ))),
     }
 }
 
@@ -177,7 +177,10 @@ fn check(certificate: &CertificateFacts, key: &KeyPair, now: Time) -> Result<(),
         return Err("the certificate lacks keyUsage cRLSign; without it it may not sign CRLs".to_owned());
     }
     if now < certificate.not_before {
-        return Err(format!("the certificate is not valid before {}", certificate.not_before));
+        return Err(format!(
+            "the certificate is not valid before {}",
+            certificate.not_before
+        ));
     }
     if now > certificate.not_after {
         return Err(format!("the certificate expired at {}", certificate.not_after));

@@ -74,6 +74,11 @@ pub fn parse<Q: Query>(mut pairs: Vec<(String, String)>) -> Result<Q, Vec<Invali
     if invalid.is_empty() { Ok(query) } else { Err(invalid) }
 }
 
+/// The name of a field as it is published: without the `r#` that Rust needs before its own words.
+pub fn plain(field: &'static str) -> &'static str {
+    field.strip_prefix("r#").unwrap_or(field)
+}
+
 /// Takes one parameter out of `pairs`.
 pub fn take_one<T: FromStr<Err: Display>>(
     name: &str,
@@ -177,18 +182,18 @@ macro_rules! query {
         impl $crate::query::Query for $name {
             fn params() -> Vec<$crate::query::Param> {
                 vec![$($crate::query::Param {
-                    name: stringify!($field),
+                    name: $crate::query::plain(stringify!($field)),
                     doc: concat!($($doc),+).trim_ascii(),
                     schema: |g| g.subschema_for::<$ty>(),
                 }),*]
             }
 
             fn take(pairs: &mut Vec<(String, String)>, invalid: &mut Vec<$crate::query::Invalid>) -> Self {
-                Self { $($field: $crate::query::take_one(stringify!($field), pairs, invalid)),* }
+                Self { $($field: $crate::query::take_one($crate::query::plain(stringify!($field)), pairs, invalid)),* }
             }
 
             fn pairs(&self, out: &mut Vec<(&'static str, String)>) {
-                $(if let Some(value) = &self.$field { out.push((stringify!($field), value.to_string())); })*
+                $(if let Some(value) = &self.$field { out.push(($crate::query::plain(stringify!($field)), value.to_string())); })*
             }
         }
     };
@@ -205,7 +210,7 @@ macro_rules! path {
         impl $crate::query::PathParams for $name {
             fn params() -> Vec<$crate::query::Param> {
                 vec![$($crate::query::Param {
-                    name: stringify!($field),
+                    name: $crate::query::plain(stringify!($field)),
                     doc: concat!($($doc),+).trim_ascii(),
                     schema: |g| g.subschema_for::<$ty>(),
                 }),+]

@@ -98,7 +98,12 @@ pub async fn insert(tx: &mut Tx, job: &NewJob) -> Result<Option<JobId>> {
     Ok(inserted)
 }
 
+/// Locks the job's certificate, then the job: everyone takes the two in this order, so that nobody waits in a circle.
 async fn locked(db: &mut PgConnection, id: &JobId) -> Result<(JobFacts, JobStatus)> {
+    sqlx::query("SELECT 1 FROM certificates WHERE id = (SELECT certificate_id FROM jobs WHERE id = $1) FOR UPDATE")
+        .bind(id)
+        .execute(&mut *db)
+        .await?;
     let row: Option<Row> = sqlx::query_as(
         "SELECT id, type, certificate_id, agent_id, target_id, version_id, attempts, max_attempts, status
            FROM jobs WHERE id = $1 FOR UPDATE",

@@ -1,0 +1,349 @@
+//! The verbs on a real Postgres: what is lost in a race, and what is refused.
+
+use std::time::Duration;
+
+use certctl_model::{
+    audit::Actor,
+    id::{CertificateId, JobId},
+    job::{AwaitingCsr, Job, JobKind, JobStatus, Pending, Running},
+    key::KeyFacts,
+    revocation::RevocationReason,
+    time::Time,
+};
+use certctl_store::{
+    Error, Tx, agents, certificates, jobs, lease,
+    ledger::{self, Entry},
+    outbox::{self, Settlement},
+    revocations,
+};
+use sqlx::PgPool;
+
+const LEASE: Duration = Duration::from_secs(30);
+
+fn now() -> Time {
+    Time::from_unix(1_800_000_000)
+}
+
+async fn tx(db: &PgPool) -> Tx {
+    Tx::begin(db, &Actor::system(), now()).await.unwrap()
+}
+
+/// An agent with a target, and a certificate mapped to it whose issuance is Pending.
+async fn world(db: &PgPool) -> (CertificateId, JobId) {
+    for sql in [
+        "INSERT INTO agents (id, name, hostname, api_key_hash, registered_at, updated_at, last_heartbeat_at)
+         VALUES ('a-1', 'one', 'host', 'x', '2027-01-01Z', '2027-01-01Z', '2027-01-01Z')",
+        "INSERT INTO targets (id, name, type, agent_id, created_at, updated_at)
+         VALUES ('tgt-1', 'web', 'NGINX', 'a-1', '2027-01-01Z', '2027-01-01Z')",
+        "UPDATE owners SET email = 'ops@example.com' WHERE id = 'o-unassigned'",
+        "INSERT INTO certificates (id, name, common_name, owner_id, team_id, issuer_id, renewal_policy_id, created_at,
+                                   updated_at)
+         VALUES ('mc-1', 'one', 'one.example.com', 'o-unassigned', 't-unassigned', 'iss-local', 'rp-default',
+                 '2027-01-01Z', '2027-01-01Z')",
+        "INSERT INTO certificate_targets VALUES ('mc-1', 'tgt-1')",
+    ] {
+        sqlx::query(sql).execute(db).await.unwrap();
+    }
+    let id: CertificateId = "mc-1".parse().unwrap();
+    let mut tx = tx(db).await;
+    let certificate = certificates::lock(&mut tx, &id).await.unwrap();
+    let jobs = certificates::request_issuance(&mut tx, &certificate, JobKind::Issuance)
+        .await
+        .unwrap();
+    assert_eq!(jobs.len(), 1);
+    assert!(
+        certificates::request_issuance(&mut tx, &certificate, JobKind::Renewal)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    tx.commit().await.unwrap();
+    (id, jobs.into_iter().next().unwrap())
+}
+
+async fn to_running(db: &PgPool, id: &JobId) {
+    let by = Actor::system();
+    let mut tx = tx(db).await;
+    let job = jobs::lock::<Pending>(&mut tx, id).await.unwrap();
+    let job: Job<AwaitingCsr> = jobs::apply(&mut tx, job.await_csr(&by)).await.unwrap();
+    jobs::keep_request(&mut tx, id, b"request").await.unwrap();
+    jobs::apply(&mut tx, job.csr_accepted(&by)).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+fn version(serial: &str) -> certificates::NewVersion {
+    certificates::NewVersion {
+        issuer: "iss-local".parse().unwrap(),
+        serial: serial.parse().unwrap(),
+        not_before: now(),
+        not_after: now() + Duration::from_secs(90 * 86_400),
+        fingerprint: format!("f{serial}"),
+        spki_sha256: "s".into(),
+        key: KeyFacts::P256,
+        cert_pem: "cert".into(),
+        chain_pem: "chain".into(),
+        csr_der: b"request".to_vec(),
+    }
+}
+
+async fn text(db: &PgPool, sql: &'static str) -> String {
+    sqlx::query_scalar(sql).fetch_one(db).await.unwrap()
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_change_without_an_event_is_not_committed(db: PgPool) {
+    let mut tx = tx(&db).await;
+    sqlx::query("UPDATE teams SET name = 'x'")
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    assert!(matches!(tx.commit().await, Err(Error::Silent)));
+    assert_eq!(text(&db, "SELECT name FROM teams").await, "Unassigned");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn of_two_workers_one_claims_a_job_until_its_lease_ends(db: PgPool) {
+    let (_, id) = world(&db).await;
+    let (a, b) = tokio::join!(jobs::claim(&db, now(), LEASE, 10), jobs::claim(&db, now(), LEASE, 10));
+    let (a, b) = (a.unwrap(), b.unwrap());
+    assert_eq!(a.len() + b.len(), 1);
+    let first = a.into_iter().chain(b).next().unwrap();
+    assert_eq!(first.facts.id, id);
+    assert!(jobs::claim(&db, now() + LEASE / 2, LEASE, 10).await.unwrap().is_empty());
+
+    let second = jobs::claim(&db, now() + LEASE, LEASE, 10).await.unwrap().remove(0);
+    assert!(second.token > first.token);
+    let mut tx = tx(&db).await;
+    let job = jobs::lock::<Pending>(&mut tx, &id).await.unwrap();
+    let late = jobs::apply_claimed(&mut tx, job.await_csr(&Actor::system()), &first).await;
+    assert!(
+        matches!(late, Err(Error::LeaseLost)),
+        "the first holder slept through its lease"
+    );
+    assert!(matches!(
+        jobs::put_back(&db, &first, now(), "late", true).await,
+        Err(Error::LeaseLost)
+    ));
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_job_moves_along_its_edges_only(db: PgPool) {
+    let (_, id) = world(&db).await;
+    let mut tx = tx(&db).await;
+    let wrong = jobs::lock::<Running>(&mut tx, &id).await.unwrap_err();
+    assert_eq!(wrong.to_string(), format!("job {id} is Pending; this needs Running"));
+    let missing = jobs::lock::<Running>(&mut tx, &"j-none".parse().unwrap())
+        .await
+        .unwrap_err();
+    assert!(matches!(missing, Error::Missing { kind: "job", .. }));
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_recorded_version_plans_the_renewal_and_the_deployment_and_is_recorded_once(db: PgPool) {
+    let (id, job) = world(&db).await;
+    to_running(&db, &job).await;
+    let claim = jobs::claim(&db, now(), LEASE, 10).await.unwrap().remove(0);
+    assert_eq!(
+        (claim.status, claim.csr_der.as_deref()),
+        (JobStatus::Running, Some(&b"request"[..]))
+    );
+    for attempt in 0..2 {
+        let mut tx = tx(&db).await;
+        match certificates::record_version(&mut tx, &claim.facts, &version("a1")).await {
+            Ok(_) => {
+                let running = jobs::lock::<Running>(&mut tx, &job).await.unwrap();
+                jobs::apply_claimed(&mut tx, running.complete(&Actor::system()), &claim)
+                    .await
+                    .unwrap();
+                tx.commit().await.unwrap();
+                assert_eq!(attempt, 0);
+            }
+            Err(Error::Taken { constraint }) => {
+                assert_eq!((attempt, constraint.starts_with("certificate_versions")), (1, true));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(
+        text(
+            &db,
+            "SELECT string_agg(type || ' ' || status, ', ' ORDER BY created_at, type DESC) FROM jobs"
+        )
+        .await,
+        "Issuance Completed, Deployment Pending"
+    );
+    assert_eq!(
+        text(&db, "SELECT certificate_status(c, '2027-01-20Z') FROM certificates c").await,
+        "Active"
+    );
+    assert!(certificates::due(&db, now(), 10).await.unwrap().is_empty());
+    assert_eq!(
+        certificates::due(&db, now() + Duration::from_secs(64 * 86_400), 10)
+            .await
+            .unwrap(),
+        [id]
+    );
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn what_was_revoked_while_it_was_signed_is_recorded_as_revoked(db: PgPool) {
+    let (id, job) = world(&db).await;
+    to_running(&db, &job).await;
+    let claim = jobs::claim(&db, now(), LEASE, 10).await.unwrap().remove(0);
+    let mut first = tx(&db).await;
+    certificates::record_version(&mut first, &claim.facts, &version("a1"))
+        .await
+        .unwrap();
+    let running = jobs::lock::<Running>(&mut first, &job).await.unwrap();
+    jobs::apply(&mut first, running.complete(&Actor::system()))
+        .await
+        .unwrap();
+    first.commit().await.unwrap();
+
+    let mut renewal = tx(&db).await;
+    let certificate = certificates::lock(&mut renewal, &id).await.unwrap();
+    let next = certificates::request_issuance(&mut renewal, &certificate, JobKind::Renewal)
+        .await
+        .unwrap()
+        .remove(0);
+    renewal.commit().await.unwrap();
+    to_running(&db, &next).await;
+    let claim = jobs::claim(&db, now(), LEASE, 10).await.unwrap().remove(0);
+
+    let mut revocation = tx(&db).await;
+    let serials = revocations::revoke(&mut revocation, &id, RevocationReason::KeyCompromise)
+        .await
+        .unwrap();
+    assert_eq!(serials, ["a1".parse().unwrap()]);
+    revocation.commit().await.unwrap();
+
+    let mut late = tx(&db).await;
+    certificates::record_version(&mut late, &claim.facts, &version("a2"))
+        .await
+        .unwrap();
+    let running = jobs::lock::<Running>(&mut late, &next).await.unwrap();
+    jobs::apply_claimed(&mut late, running.complete(&Actor::system()), &claim)
+        .await
+        .unwrap();
+    late.commit().await.unwrap();
+    assert_eq!(
+        text(
+            &db,
+            "SELECT string_agg(serial_number, ',' ORDER BY serial_number) FROM revocations"
+        )
+        .await,
+        "a1,a2"
+    );
+    assert_eq!(
+        text(&db, "SELECT certificate_status(c, now()) FROM certificates c").await,
+        "Revoked"
+    );
+
+    let mut again = tx(&db).await;
+    let refused = revocations::revoke(&mut again, &id, RevocationReason::Superseded)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.to_string(), "certificate mc-1 is revoked; request a new one");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_job_has_one_ledger_entry_and_one_signature(db: PgPool) {
+    let entry = |serial: &str, tbs: u8| Entry {
+        issuer_id: "iss-local".parse().unwrap(),
+        serial_number: serial.parse().unwrap(),
+        job_id: "j-1".into(),
+        tbs_der: vec![tbs],
+        der: None,
+        not_after: now(),
+        short_lived: false,
+    };
+    let (one, two) = (entry("1", 1), entry("2", 2));
+    let (a, b) = tokio::join!(ledger::record(&db, &one, now()), ledger::record(&db, &two, now()));
+    let (a, b) = (a.unwrap(), b.unwrap());
+    assert_eq!((&a.serial_number, &a.tbs_der), (&b.serial_number, &b.tbs_der));
+    let mut conn = db.acquire().await.unwrap();
+    let unsigned = revocations::status(&mut conn, &a.issuer_id, &a.serial_number)
+        .await
+        .unwrap();
+    assert_eq!(unsigned, revocations::Status::Unknown, "recorded, not signed");
+    assert_eq!(
+        ledger::sign(&db, &a.issuer_id, &a.serial_number, b"first")
+            .await
+            .unwrap(),
+        b"first"
+    );
+    assert_eq!(
+        ledger::sign(&db, &a.issuer_id, &a.serial_number, b"second")
+            .await
+            .unwrap(),
+        b"first"
+    );
+    let signed = revocations::status(&mut conn, &a.issuer_id, &a.serial_number)
+        .await
+        .unwrap();
+    assert_eq!(signed, revocations::Status::Good);
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_lease_has_one_holder_and_its_token_grows_with_each(db: PgPool) {
+    let take = |holder: &'static str, at| lease::acquire(&db, "crls", holder, at, LEASE);
+    assert_eq!(take("a", now()).await.unwrap(), Some(1));
+    assert_eq!(take("a", now()).await.unwrap(), Some(1));
+    assert_eq!(take("b", now()).await.unwrap(), None);
+    let later = now() + LEASE + Duration::from_secs(1);
+    let (b, c) = tokio::join!(take("b", later), take("c", later));
+    assert_eq!([b.unwrap(), c.unwrap()].into_iter().flatten().collect::<Vec<_>>(), [2]);
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn news_is_enqueued_once_claimed_once_and_settled_by_its_holder(db: PgPool) {
+    let (id, job) = world(&db).await;
+    for _ in 0..2 {
+        let mut tx = tx(&db).await;
+        let facts = jobs::lock_any(&mut tx, &job).await.unwrap().0;
+        certificates::note_failure(&mut tx, &facts, "no").await.unwrap();
+        let event = tx.event("test", "certificate", &id);
+        tx.note(event);
+        tx.commit().await.unwrap();
+    }
+    let (a, b) = tokio::join!(
+        outbox::claim(&db, now(), LEASE, 10),
+        outbox::claim(&db, now(), LEASE, 10)
+    );
+    let mut claimed = [a.unwrap(), b.unwrap()].concat();
+    claimed.sort_by_key(|n| n.channel);
+    let recipients: Vec<_> = claimed.iter().map(|n| n.recipient.as_str()).collect();
+    assert_eq!(recipients, ["ops@example.com", "webhook"]);
+    let again = outbox::claim(&db, now() + LEASE, LEASE, 10).await.unwrap();
+    assert_eq!(again.len(), 2);
+    assert!(matches!(
+        outbox::settle(&db, &claimed[0], &Settlement::Sent, now()).await,
+        Err(Error::LeaseLost)
+    ));
+    for notice in &again {
+        outbox::settle(&db, notice, &Settlement::Sent, now()).await.unwrap();
+    }
+    assert!(
+        outbox::claim(&db, now() + LEASE * 3, LEASE, 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_silent_agent_goes_offline_once_and_returns_with_its_next_heartbeat(db: PgPool) {
+    world(&db).await;
+    let system = Actor::system();
+    let silent = || agents::mark_silent(&db, &system, now(), Duration::from_secs(180));
+    assert_eq!((silent().await.unwrap(), silent().await.unwrap()), (1, 0));
+    let id = "a-1".parse().unwrap();
+    agents::heartbeat(&db, &id, &Default::default(), now()).await.unwrap();
+    assert_eq!(silent().await.unwrap(), 0);
+    assert_eq!(
+        text(&db, "SELECT action FROM audit_events WHERE resource_id = 'a-1'").await,
+        "agent_offline"
+    );
+    let nobody = agents::heartbeat(&db, &"a-2".parse().unwrap(), &Default::default(), now()).await;
+    assert!(matches!(nobody, Err(Error::Missing { kind: "agent", .. })));
+}
