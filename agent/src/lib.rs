@@ -176,11 +176,13 @@ impl Enrolled {
     /// Says once that the agent is alive, fetches jobs once and does them. True when any of them moved.
     ///
     /// # Errors
-    /// The server did not give work.
+    /// The server did not hear the agent, or gave no work.
     pub async fn work_once(&self) -> Result<bool> {
-        self.heartbeats.beat().await;
-        let pass = self.worker.pass(&mut Settled::new()).await;
-        pass.map_err(|why| anyhow::anyhow!("cannot fetch work: {why}"))
+        let moved = match self.heartbeats.beat().await {
+            Ok(()) => self.worker.pass(&mut Settled::new()).await,
+            Err(why) => Err(why),
+        };
+        moved.map_err(|why| anyhow::anyhow!("{}: {why}", self.heartbeats.url))
     }
 
     fn run(self, tasks: &Tasks) {

@@ -56,8 +56,10 @@ pub(crate) async fn measure(client: &Client, demo: SocketAddr, args: &MainJob) -
         name,
         patience: Duration::from_secs(args.run_timeout),
         requested: Vec::new(),
+        seen: Vec::new(),
     };
     let before = bench.viewer.look().await?.leaf;
+    bench.seen.push(before.clone());
     let outcome = tokio::select! {
         outcome = bench.runs(args) => outcome,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
@@ -94,6 +96,8 @@ struct Bench<'a> {
     patience: Duration,
     /// What is still to be archived.
     requested: Vec<Certificate>,
+    /// What was served before the run; a process of nginx that is about to end may show it once more.
+    seen: Vec<CertificateDer<'static>>,
 }
 
 impl Bench<'_> {
@@ -132,14 +136,14 @@ impl Bench<'_> {
     }
 
     async fn run(&mut self) -> anyhow::Result<Run> {
-        let before = self.viewer.look().await?.leaf;
         let body: NewCertificate = serde_json::from_value(json!({
             "common_name": self.name, "sans": [self.name], "target_ids": [self.target.id], "environment": "loadtest",
         }))?;
         let started = Instant::now();
         let certificate = self.client.call::<CreateCertificate>(NoParams, NoParams, body).await?;
         self.requested.push(certificate.clone());
-        let (served, leaf) = self.another_than(&before, &certificate, started).await?;
+        let (served, leaf) = self.unseen(&certificate, started).await?;
+        self.seen.push(leaf.clone());
 
         let jobs = self.finished(&certificate).await?;
         let of_kind = |wanted: &str| jobs.iter().find(|job| job.kind.as_str() == wanted);
@@ -175,17 +179,16 @@ impl Bench<'_> {
         })
     }
 
-    /// Looks until another certificate is served.
-    async fn another_than(
+    /// Looks until a certificate is served that was not before.
+    async fn unseen(
         &self,
-        before: &CertificateDer<'_>,
         certificate: &Certificate,
         started: Instant,
     ) -> anyhow::Result<(Duration, CertificateDer<'static>)> {
         let mut asked = Instant::now();
         loop {
             let view = self.viewer.look().await?;
-            if view.leaf != *before {
+            if !self.seen.contains(&view.leaf) {
                 return Ok((started.elapsed(), view.leaf));
             }
             if asked.elapsed() > ASK_EVERY {
@@ -234,11 +237,15 @@ impl Bench<'_> {
         Ok(())
     }
 
+    fn is_here(&self, certificate: &Certificate) -> bool {
+        certificate.target_ids.contains(&self.target.id) && certificate.status.as_str() != "Archived"
+    }
+
     /// Deploys again what was served before the first run, if certctl manages it.
     async fn put_back(&self, before: &CertificateDer<'_>) -> anyhow::Result<()> {
         let mut pages = self.client.pages::<ListCertificates>(List::default());
         while let Some(page) = pages.next().await? {
-            for certificate in page.data.into_iter().filter(|c| c.target_ids.contains(&self.target.id)) {
+            for certificate in page.data.into_iter().filter(|c| self.is_here(c)) {
                 let id = Id { id: certificate.id };
                 let versions = self
                     .client
@@ -254,9 +261,17 @@ impl Bench<'_> {
                         target_id: Some(self.target.id.clone()),
                     };
                     self.client.call::<TriggerDeployment>(id, NoParams, body).await?;
-                    return Ok(());
+                    let back = timeout(self.patience, self.until_served(before)).await;
+                    return back.context("what was served before the runs is not served again")?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    async fn until_served(&self, leaf: &CertificateDer<'_>) -> anyhow::Result<()> {
+        while self.viewer.look().await?.leaf != *leaf {
+            sleep(LOOK_EVERY).await;
         }
         Ok(())
     }

@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn every_operation_of_the_catalogue_has_exactly_one_handler() {
-        crate::resources::mount(Routes::default()).finish();
+        let _router = crate::resources::mount(Routes::default()).finish();
     }
 
     #[test]

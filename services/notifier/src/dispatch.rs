@@ -1,6 +1,6 @@
 //! Claims notifications, has them delivered, settles what became of them.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use certctl_runtime::failpoint;
 use certctl_store::{
@@ -34,7 +34,20 @@ pub async fn drain(notifier: &Notifier) -> anyhow::Result<u64> {
     loop {
         let free = (AT_ONCE - delivering.len()).min(ROUND - claimed);
         if free > 0 {
-            let claims = match outbox::claim(&notifier.db, notifier.clock.now(), notifier.lease, free as i64).await {
+            let mut claim = pin!(outbox::claim(
+                &notifier.db,
+                notifier.clock.now(),
+                notifier.lease,
+                free as i64
+            ));
+            // Deliveries under way go on meanwhile: they may hold the very connections that the claim waits for.
+            let claims = loop {
+                tokio::select! {
+                    claims = &mut claim => break claims,
+                    Some(()) = delivering.next() => {}
+                }
+            };
+            let claims = match claims {
                 Ok(claims) => claims,
                 // What is under way is finished first; the next drain tells of the error if it stays.
                 Err(_) if !delivering.is_empty() => vec![],

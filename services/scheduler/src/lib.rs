@@ -7,6 +7,7 @@
 //! | [`issuance`] | one running job: ask its issuer, check the answer, record it |
 //! | [`issuers`] | who can be asked for a certificate |
 //! | [`renewals`] | plans what is due |
+//! | [`notices`] | warns of what ends |
 //! | [`crls`] | has revocation lists made before they are stale |
 //! | [`agents`] | notices silence |
 //! | [`leader`] | which of several schedulers runs the loops that one should run |
@@ -26,6 +27,7 @@ pub mod issuance;
 pub mod issuers;
 pub mod leader;
 pub mod loops;
+pub mod notices;
 pub mod renewals;
 pub mod worker;
 

@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc};
 use certctl_runtime::periodic::Periodic;
 use certctl_store::wake::Channel;
 
-use crate::{Scheduler, agents, config::Config, crls, leader, renewals, worker};
+use crate::{Scheduler, agents, config::Config, crls, leader, notices, renewals, worker};
 
 /// Every loop of the scheduler. Those behind the leader's gate are run by one scheduler of several: not because two
 /// would do harm, but because one is enough.
@@ -22,6 +22,14 @@ pub fn loops(config: &Config, scheduler: &Arc<Scheduler>) -> Vec<Periodic> {
                 "renewals",
                 config.renewal_check_interval,
                 on(scheduler, renewals::sweep),
+            ),
+        ),
+        led(
+            scheduler,
+            Periodic::new(
+                "notices",
+                config.renewal_check_interval,
+                on(scheduler, notices::warn_of_ends),
             ),
         ),
         led(

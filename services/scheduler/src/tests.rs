@@ -20,7 +20,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams
 use sqlx::{PgPool, postgres::PgPoolOptions};
 use tempfile::TempDir;
 
-use crate::{Scheduler, config::Config, crls, renewals, worker};
+use crate::{Scheduler, config::Config, crls, leader, notices, renewals, worker};
 
 const NAME: &str = "shop.example.net";
 
@@ -120,11 +120,8 @@ impl World {
             serve::serve_unix(&path, router, &tasks).await.unwrap();
         }
         let client = Client::builder("http://localhost").unix_socket(&path).build().unwrap();
-        let config = Config::parse_from(["certctl-scheduler", "--database-url", "postgres://unused"]);
-        let options = (*db.connect_options()).clone().options([("role", "certctl_scheduler")]);
-        let as_scheduler = PgPoolOptions::new().max_connections(20).connect_lazy_with(options);
         let clock = Clock::manual(Time::from_unix(1_800_000_000));
-        let scheduler = Scheduler::over(as_scheduler, &config, clock.clone(), client);
+        let scheduler = Self::scheduler(&db, &clock, client);
         let world = Self {
             db,
             clock,
@@ -146,6 +143,13 @@ impl World {
             )
             .await;
         world
+    }
+
+    fn scheduler(db: &PgPool, clock: &Clock, signer: Client) -> Arc<Scheduler> {
+        let config = Config::parse_from(["certctl-scheduler", "--database-url", "postgres://unused"]);
+        let options = (*db.connect_options()).clone().options([("role", "certctl_scheduler")]);
+        let as_scheduler = PgPoolOptions::new().max_connections(20).connect_lazy_with(options);
+        Scheduler::over(as_scheduler, &config, clock.clone(), signer)
     }
 
     /// Runs a statement whose only parameter is the time.
@@ -349,6 +353,45 @@ async fn a_renewal_is_planned_once_when_it_is_due(db: PgPool) {
     assert_eq!(renewals::sweep(w.scheduler.clone()).await.unwrap(), 0);
     let jobs = "SELECT string_agg(status || ' ' || agent_id, ',') FROM jobs WHERE type = 'Renewal'";
     assert_eq!(w.text(jobs).await, "Pending a-1");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_late_certificate_is_warned_of_once_for_each_threshold_and_only_the_tightest(db: PgPool) {
+    let w = World::new(db, Mood::Signs).await;
+    w.running_job(1).await;
+    worker::drain(w.scheduler.clone()).await.unwrap();
+    w.sql("UPDATE certificates SET not_before = $1, not_after = $1 + interval '90 days', renew_at = $1 + interval '61 days'")
+        .await;
+    let day = Duration::from_secs(86_400);
+    let mut passed = 0;
+    for (at, warned) in [(59, 0), (60, 0), (75, 0), (76, 1), (77, 1), (89, 2), (90, 3), (200, 3)] {
+        w.clock.advance(day * (at - passed));
+        passed = at;
+        notices::warn_of_ends(w.scheduler.clone()).await.unwrap();
+        let emails = "SELECT count(*)::text FROM notifications WHERE type = 'ExpirationWarning' AND channel = 'Email'";
+        assert_eq!(w.text(emails).await, warned.to_string(), "after {at} days");
+    }
+    let subjects = "SELECT string_agg(subject, ', ' ORDER BY id) FROM notifications
+                     WHERE type = 'ExpirationWarning' AND channel = 'Webhook'";
+    assert_eq!(
+        w.text(subjects).await,
+        format!("{NAME} expires in 14 days, {NAME} expires within a day, {NAME} has expired")
+    );
+    let events = "SELECT count(*)::text FROM audit_events WHERE action = 'expiration_alert_sent'";
+    assert_eq!(w.text(events).await, "3");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn one_scheduler_leads_until_it_is_gone(db: PgPool) {
+    let w = World::new(db.clone(), Mood::Signs).await;
+    let other = World::scheduler(&db, &w.clock, w.scheduler.signer.clone());
+    leader::keep(w.scheduler.clone()).await.unwrap();
+    leader::keep(other.clone()).await.unwrap();
+    assert_eq!((w.scheduler.leader.leads(), other.leader.leads()), (true, false));
+    w.clock.advance(Duration::from_secs(11));
+    leader::keep(other.clone()).await.unwrap();
+    leader::keep(w.scheduler.clone()).await.unwrap();
+    assert_eq!((w.scheduler.leader.leads(), other.leader.leads()), (false, true));
 }
 
 #[sqlx::test(migrations = "../../migrations")]

@@ -1,6 +1,6 @@
 //! Claims jobs and turns what became of them into transitions.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use certctl_model::{
     audit::Actor,
@@ -54,7 +54,20 @@ pub async fn drain(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
     loop {
         let free = (AT_ONCE - working.len()).min(ROUND - claimed);
         if free > 0 {
-            let claims = match jobs::claim(&scheduler.db, scheduler.now(), scheduler.job_lease, free as i64).await {
+            let mut claim = pin!(jobs::claim(
+                &scheduler.db,
+                scheduler.now(),
+                scheduler.job_lease,
+                free as i64
+            ));
+            // Jobs under way go on meanwhile: they may hold the very connections that the claim waits for.
+            let claims = loop {
+                tokio::select! {
+                    claims = &mut claim => break claims,
+                    Some(()) = working.next() => {}
+                }
+            };
+            let claims = match claims {
                 Ok(claims) => claims,
                 // What is under way is finished first; the next drain tells of the error if it stays.
                 Err(_) if !working.is_empty() => vec![],

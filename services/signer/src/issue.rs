@@ -93,7 +93,7 @@ pub(crate) struct Csr {
 /// A to-be-signed certificate that passed the lint. Cannot sign: it is not in the ledger.
 pub(crate) struct Prepared<'a> {
     authority: &'a Authority,
-    entry: ledger::Entry,
+    pub(crate) entry: ledger::Entry,
 }
 
 /// A to-be-signed certificate that the ledger holds.
@@ -160,6 +160,32 @@ impl Csr {
         };
         tx.commit().await?;
         case.judge(job, rules)
+    }
+
+    /// Judges a request by the names of its certificate and the rules of its profile.
+    pub(crate) fn admit(
+        job: &JobId,
+        issuer: IssuerId,
+        der: &[u8],
+        common_name: &str,
+        sans: &[String],
+        rules: ProfileRules,
+    ) -> Result<Self> {
+        let invalid = |error: &dyn std::fmt::Display| Error::Invalid(error.to_string());
+        let request = CertificationRequest::parse_der(der).map_err(|error| invalid(&error))?;
+        let common_name: San = common_name.parse().map_err(|error| invalid(&error))?;
+        let sans = sans.iter().map(|name| name.parse()).collect::<Result<Vec<San>, _>>();
+        let names = all_names(&common_name, &sans.map_err(|error| invalid(&error))?);
+        csr::names_within(request.common_name(), request.sans(), &names).map_err(Error::Invalid)?;
+        rules.admits(request.key(), &names).map_err(Error::Invalid)?;
+        Ok(Self {
+            job: job.clone(),
+            request,
+            issuer,
+            common_name,
+            names,
+            rules,
+        })
     }
 
     /// Builds the certificate and lints it.
@@ -290,28 +316,10 @@ impl CaseRow {
         if !self.issuer_enabled {
             return wrong(format!("issuer {issuer} is disabled"));
         }
-        let invalid = |error: &dyn std::fmt::Display| Error::Invalid(error.to_string());
         let Some(der) = &self.csr_der else {
             return wrong(format!("job {job} has no certification request"));
         };
-        let request = CertificationRequest::parse_der(der).map_err(|error| invalid(&error))?;
-        let common_name: San = self.common_name.parse().map_err(|error| invalid(&error))?;
-        let sans = self
-            .sans
-            .iter()
-            .map(|name| name.parse())
-            .collect::<Result<Vec<San>, _>>();
-        let names = all_names(&common_name, &sans.map_err(|error| invalid(&error))?);
-        csr::names_within(request.common_name(), request.sans(), &names).map_err(Error::Invalid)?;
-        rules.admits(request.key(), &names).map_err(Error::Invalid)?;
-        Ok(Csr {
-            job: job.clone(),
-            request,
-            issuer: self.issuer,
-            common_name,
-            names,
-            rules,
-        })
+        Csr::admit(job, self.issuer, der, &self.common_name, &self.sans, rules)
     }
 }
 

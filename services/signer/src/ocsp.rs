@@ -15,7 +15,7 @@ use certctl_x509::{
     ocsp::{self as wire, CertId, ErrorStatus, OcspRequest},
 };
 use rasn::{
-    AsnType, Encode,
+    AsnType, Encode, Encoder as _,
     types::{Any, BitString, Integer, OctetString},
 };
 use rasn_ocsp::{

@@ -36,7 +36,7 @@ use crate::{
     listing::{self, Column, Listed, Where, check_name},
 };
 
-pub fn routes(r: Routes) -> Routes {
+pub(super) fn routes(r: Routes) -> Routes {
     r.on(list).on(register).on(get).on(heartbeat).on(work).on(submit_csr).on(pickup).on(report)
 }
 

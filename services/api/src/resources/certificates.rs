@@ -33,7 +33,7 @@ use crate::{
     listing::{self, Column, Listed, Where, check_name},
 };
 
-pub fn routes(r: Routes) -> Routes {
+pub(super) fn routes(r: Routes) -> Routes {
     r.on(list).on(create).on(get).on(update).on(archive).on(versions).on(deployments).on(renew).on(deploy).on(revoke)
 }
 

@@ -12,7 +12,7 @@ use crate::{
     error::ApiError,
 };
 
-pub fn routes(r: Routes) -> Routes {
+pub(super) fn routes(r: Routes) -> Routes {
     r.on(json_crl).on(der_crl).on(ocsp_check)
 }
 

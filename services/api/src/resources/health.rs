@@ -1,0 +1,57 @@
+//! Liveness, readiness, and how clients authenticate.
+
+use std::time::Duration;
+
+use certctl_contract::health::*;
+
+use crate::{
+    app::{Cx, Request, Routes},
+    auth::Gate,
+    error::ApiError,
+};
+
+pub(super) fn routes(r: Routes) -> Routes {
+    r.on(health).on(ready).on(api_health).on(auth_info).on(auth_check)
+}
+
+/// A database that takes longer to answer would not serve requests either.
+const DATABASE_WITHIN: Duration = Duration::from_secs(2);
+
+async fn health(_: Cx, _: Request<Health>) -> Result<Outcome, ApiError> {
+    Ok(Outcome::of("healthy"))
+}
+
+async fn ready(cx: Cx, _: Request<Ready>) -> Result<Outcome, ApiError> {
+    // The history of migrations is its owner's; the table that came last tells as much.
+    let newest = sqlx::query_scalar("SELECT to_regclass('public.leases') IS NOT NULL").fetch_one(cx.pool());
+    match tokio::time::timeout(DATABASE_WITHIN, newest).await {
+        Ok(Ok(true)) => Ok(Outcome::of("ready")),
+        Ok(Ok(false)) => Err(ApiError::unavailable(
+            "the database lacks migrations; run certctl-api --migrate",
+        )),
+        Ok(Err(error)) => Err(ApiError::unavailable(error.to_string())),
+        Err(_) => Err(ApiError::unavailable("the database does not answer in time")),
+    }
+}
+
+async fn api_health(cx: Cx, _: Request<ApiHealth>) -> Result<HealthReport, ApiError> {
+    Ok(HealthReport {
+        status: "healthy".to_owned(),
+        timestamp: cx.now(),
+    })
+}
+
+async fn auth_info(cx: Cx, _: Request<AuthInfo>) -> Result<AuthMode, ApiError> {
+    let (auth_type, required) = match cx.app.gate {
+        Gate::Keys { .. } => ("api-key", true),
+        Gate::Open => ("none", false),
+    };
+    Ok(AuthMode {
+        auth_type: auth_type.to_owned(),
+        required,
+    })
+}
+
+async fn auth_check(_: Cx, _: Request<AuthCheck>) -> Result<Outcome, ApiError> {
+    Ok(Outcome::of("authenticated"))
+}

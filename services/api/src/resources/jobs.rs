@@ -1,0 +1,156 @@
+//! Jobs.
+
+use certctl_contract::{
+    health::Outcome,
+    jobs::{CancelJob, GetJob, Job, JobFilter, JobSort, ListJobs, RetryJob},
+    list::{Page, Sort},
+    problem::Kind,
+};
+use certctl_model::{
+    id::{CertificateId, JobId},
+    job::{self, AwaitingApproval, AwaitingCsr, Failed, JobFacts, JobStatus, Pending},
+};
+use certctl_store::{Error as StoreError, Tx, certificates, jobs};
+use sqlx::{FromRow, postgres::PgRow};
+
+use crate::{
+    app::{Cx, Request, Routes},
+    error::ApiError,
+    listing::{self, Column, Listed, Where},
+};
+
+pub(super) fn routes(r: Routes) -> Routes {
+    r.on(list).on(get).on(cancel).on(retry)
+}
+
+impl Listed for Job {
+    type Filter = JobFilter;
+    type Sort = JobSort;
+
+    const KIND: &'static str = "job";
+    const COLUMNS: &'static str = "j.id, j.type, j.certificate_id, j.target_id, j.agent_id, j.version_id, j.status,
+        j.attempts, j.max_attempts, coalesce(j.reason, j.last_error) AS last_error,
+        coalesce(j.reason, j.last_error) AS error_message, j.run_at AS scheduled_at, j.started_at,
+        j.finished_at AS completed_at, j.created_at";
+    const FROM: &'static str = "jobs j";
+    const ID: &'static str = "j.id";
+    const DEFAULT: Sort<JobSort> = Sort {
+        key: JobSort::CreatedAt,
+        descending: true,
+    };
+
+    fn column(key: JobSort) -> Column {
+        match key {
+            JobSort::CreatedAt => Column::time("j.created_at"),
+            JobSort::ScheduledAt => Column::time("j.run_at"),
+        }
+    }
+
+    fn restrict(f: &JobFilter, sql: &mut Where<'_>) {
+        sql.eq("j.status", &f.status);
+        sql.eq("j.type", &f.r#type);
+        sql.eq("j.certificate_id", &f.certificate_id);
+        sql.eq("j.agent_id", &f.agent_id);
+    }
+
+    fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Self::from_row(row)
+    }
+}
+
+async fn list(cx: Cx, rq: Request<ListJobs>) -> Result<Page<Job>, ApiError> {
+    listing::list(&cx, rq.query).await
+}
+
+async fn get(cx: Cx, rq: Request<GetJob>) -> Result<Job, ApiError> {
+    listing::fetch(&cx, rq.path.id.as_str()).await
+}
+
+async fn cancel(cx: Cx, rq: Request<CancelJob>) -> Result<Outcome, ApiError> {
+    let mut tx = cx.begin().await?;
+    let reason = format!("cancelled by {}", tx.actor().name);
+    call_off(&mut tx, &rq.path.id, &reason).await?;
+    tx.commit().await?;
+    Ok(Outcome::of("job_cancelled"))
+}
+
+/// Calls a job off in the name of the unit of work's actor.
+///
+/// # Errors
+/// 404; 409 when it is being done or finished.
+pub(super) async fn call_off(tx: &mut Tx, id: &JobId, reason: &str) -> Result<(), ApiError> {
+    let (facts, is) = jobs::lock_any(tx, id).await?;
+    let (by, reason) = (tx.actor(), reason.to_owned());
+    let transition = match is {
+        JobStatus::Pending => job::Job::<Pending>::known(facts).cancel(&by, reason),
+        JobStatus::AwaitingCsr => job::Job::<AwaitingCsr>::known(facts).cancel(&by, reason),
+        JobStatus::AwaitingApproval => job::Job::<AwaitingApproval>::known(facts).cancel(&by, reason),
+        JobStatus::Running | JobStatus::Completed | JobStatus::Failed | JobStatus::Cancelled => {
+            let wanted = "Pending, AwaitingCSR or AwaitingApproval".to_owned();
+            return Err(StoreError::WrongJobState {
+                id: id.to_string(),
+                is,
+                wanted,
+            }
+            .into());
+        }
+    };
+    jobs::apply(tx, transition).await?;
+    Ok(())
+}
+
+async fn retry(cx: Cx, rq: Request<RetryJob>) -> Result<Outcome, ApiError> {
+    let id = rq.path.id;
+    let mut tx = cx.begin().await?;
+    // The certificate first, as revoking and archiving do.
+    let certificate: Option<CertificateId> = sqlx::query_scalar("SELECT certificate_id FROM jobs WHERE id = $1")
+        .bind(&id)
+        .fetch_optional(&mut *tx)
+        .await?;
+    let certificate = certificate.ok_or_else(|| ApiError::missing("job", &id))?;
+    certificates::lock(&mut tx, &certificate).await?.must_be_live()?;
+    let failed = jobs::lock::<Failed>(&mut tx, &id).await?;
+    must_still_be_wanted(&mut tx, &failed.facts).await?;
+    let by = tx.actor();
+    match jobs::apply(&mut tx, failed.retry(&by)).await {
+        Err(StoreError::Taken { .. }) => return Err(superseded(&id)),
+        done => done?,
+    };
+    tx.commit().await?;
+    Ok(Outcome::of("job_retried"))
+}
+
+fn superseded(id: &JobId) -> ApiError {
+    ApiError::new(
+        Kind::WrongState,
+        format!("a newer job does what job {id} was to do already"),
+    )
+}
+
+/// Refuses what would undo something newer, or go where nothing is wanted any more.
+async fn must_still_be_wanted(tx: &mut Tx, job: &JobFacts) -> Result<(), ApiError> {
+    let gone = |what: &str| ApiError::new(Kind::WrongState, format!("{what} job {} was for is gone", job.id));
+    if job.agent.is_none() {
+        return Err(gone("the agent"));
+    }
+    if job.kind.issues() {
+        return Ok(());
+    }
+    let (wanted, newer): (bool, bool) = sqlx::query_as(
+        "SELECT EXISTS (SELECT 1 FROM certificate_targets m JOIN targets t ON t.id = m.target_id
+                         WHERE m.certificate_id = $1 AND m.target_id = $2 AND t.agent_id = $3),
+                EXISTS (SELECT 1 FROM certificate_versions v JOIN certificate_versions own ON own.id = $4
+                         WHERE v.certificate_id = $1 AND v.agent_id = $3 AND v.version > own.version)",
+    )
+    .bind(&job.certificate)
+    .bind(&job.target)
+    .bind(&job.agent)
+    .bind(&job.version)
+    .fetch_one(&mut **tx)
+    .await?;
+    match (wanted, newer) {
+        (false, _) => Err(gone("the target")),
+        (true, true) => Err(superseded(&job.id)),
+        (true, false) => Ok(()),
+    }
+}

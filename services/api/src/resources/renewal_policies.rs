@@ -1,0 +1,174 @@
+//! Renewal policies.
+
+use certctl_contract::{
+    endpoint::NoContent,
+    list::{Page, Sort},
+    renewal_policies::*,
+};
+use certctl_model::id::RenewalPolicyId;
+use certctl_store::certificates::{self, Planned};
+use sqlx::{FromRow, postgres::PgRow};
+
+use super::teams::keep_default;
+use crate::{
+    app::{Cx, Request, Routes},
+    error::ApiError,
+    listing::{self, Column, Listed, Where, check_name},
+};
+
+pub(super) fn routes(r: Routes) -> Routes {
+    r.on(list).on(create).on(get).on(update).on(delete)
+}
+
+/// Warnings a policy may ask for at most.
+const MOST_THRESHOLDS: usize = 32;
+
+impl Listed for RenewalPolicy {
+    type Filter = RenewalPolicyFilter;
+    type Sort = RenewalPolicySort;
+
+    const KIND: &'static str = "renewal policy";
+    const COLUMNS: &'static str = "p.id, p.name, p.auto_renew, p.renew_at_permille, p.renewal_window_days,
+        p.max_retries, p.retry_interval_seconds, p.alert_thresholds_days, p.certificate_profile_id, p.created_at,
+        p.updated_at";
+    const FROM: &'static str = "renewal_policies p";
+    const ID: &'static str = "p.id";
+    const DEFAULT: Sort<RenewalPolicySort> = Sort {
+        key: RenewalPolicySort::CreatedAt,
+        descending: true,
+    };
+
+    fn column(key: RenewalPolicySort) -> Column {
+        match key {
+            RenewalPolicySort::CreatedAt => Column::time("p.created_at"),
+            RenewalPolicySort::Name => Column::text("p.name"),
+        }
+    }
+
+    fn restrict(f: &RenewalPolicyFilter, sql: &mut Where<'_>) {
+        sql.eq("p.auto_renew", &f.auto_renew);
+    }
+
+    fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Self::from_row(row)
+    }
+}
+
+fn check(policy: &RenewalPolicyChanges) -> Result<(), ApiError> {
+    policy
+        .name
+        .as_deref()
+        .map_or(Ok(()), |name| check_name("name", name, 255))?;
+    for (field, value, least, most) in [
+        ("renew_at_permille", policy.renew_at_permille, 1, 999),
+        ("renewal_window_days", policy.renewal_window_days, 0, 3650),
+        ("max_retries", policy.max_retries, 1, 100),
+        ("retry_interval_seconds", policy.retry_interval_seconds, 1, 2_592_000),
+    ] {
+        if value.is_some_and(|value| !(least..=most).contains(&value)) {
+            return Err(ApiError::invalid(field, format!("is a number from {least} to {most}")));
+        }
+    }
+    let days = policy.alert_thresholds_days.as_deref().unwrap_or_default();
+    match days.len() <= MOST_THRESHOLDS && days.iter().all(|day| (0..=3650).contains(day)) {
+        true => Ok(()),
+        false => Err(ApiError::invalid(
+            "alert_thresholds_days",
+            format!("are at most {MOST_THRESHOLDS} numbers of days from 0 to 3650"),
+        )),
+    }
+}
+
+async fn list(cx: Cx, rq: Request<ListRenewalPolicies>) -> Result<Page<RenewalPolicy>, ApiError> {
+    listing::list(&cx, rq.query).await
+}
+
+async fn get(cx: Cx, rq: Request<GetRenewalPolicy>) -> Result<RenewalPolicy, ApiError> {
+    listing::fetch(&cx, rq.path.id.as_str()).await
+}
+
+async fn create(cx: Cx, rq: Request<CreateRenewalPolicy>) -> Result<RenewalPolicy, ApiError> {
+    let new = rq.body;
+    let given = RenewalPolicyChanges {
+        name: Some(new.name),
+        auto_renew: new.auto_renew,
+        renew_at_permille: new.renew_at_permille,
+        renewal_window_days: new.renewal_window_days,
+        max_retries: new.max_retries,
+        retry_interval_seconds: new.retry_interval_seconds,
+        alert_thresholds_days: new.alert_thresholds_days,
+        certificate_profile_id: new.certificate_profile_id,
+    };
+    check(&given)?;
+    let mut tx = cx.begin().await?;
+    let now = tx.now();
+    let id = new.id.unwrap_or_else(|| RenewalPolicyId::generate(now));
+    sqlx::query(
+        "INSERT INTO renewal_policies (id, name, auto_renew, renew_at_permille, renewal_window_days, max_retries,
+                                       retry_interval_seconds, alert_thresholds_days, certificate_profile_id,
+                                       created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10)",
+    )
+    .bind(&id)
+    .bind(&given.name)
+    .bind(given.auto_renew.unwrap_or(true))
+    .bind(given.renew_at_permille.unwrap_or(667))
+    .bind(given.renewal_window_days.unwrap_or(30))
+    .bind(given.max_retries.unwrap_or(3))
+    .bind(given.retry_interval_seconds.unwrap_or(3600))
+    .bind(given.alert_thresholds_days.unwrap_or_else(|| vec![30, 14, 7, 0]))
+    .bind(given.certificate_profile_id.and_then(|profile| profile.0))
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    let created = listing::get(&mut tx, now, id.as_str()).await?;
+    listing::commit(tx, "create_renewal_policy", "renewal_policy", id.as_str()).await?;
+    Ok(created)
+}
+
+async fn update(cx: Cx, rq: Request<UpdateRenewalPolicy>) -> Result<RenewalPolicy, ApiError> {
+    let (id, change) = (rq.path.id, rq.body);
+    check(&change)?;
+    let mut tx = cx.begin().await?;
+    let now = tx.now();
+    sqlx::query(
+        "UPDATE renewal_policies
+            SET name = coalesce($2, name), auto_renew = coalesce($3, auto_renew),
+                renew_at_permille = coalesce($4, renew_at_permille),
+                renewal_window_days = coalesce($5, renewal_window_days), max_retries = coalesce($6, max_retries),
+                retry_interval_seconds = coalesce($7, retry_interval_seconds),
+                alert_thresholds_days = coalesce($8, alert_thresholds_days),
+                certificate_profile_id = CASE WHEN $9 THEN $10 ELSE certificate_profile_id END, updated_at = $11
+          WHERE id = $1",
+    )
+    .bind(&id)
+    .bind(&change.name)
+    .bind(change.auto_renew)
+    .bind(change.renew_at_permille)
+    .bind(change.renewal_window_days)
+    .bind(change.max_retries)
+    .bind(change.retry_interval_seconds)
+    .bind(&change.alert_thresholds_days)
+    .bind(change.certificate_profile_id.is_some())
+    .bind(change.certificate_profile_id.and_then(|profile| profile.0))
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    let updated = listing::get(&mut tx, now, id.as_str()).await?;
+    certificates::plan_renewal(&mut tx, Planned::Policy(&id)).await?;
+    listing::commit(tx, "update_renewal_policy", "renewal_policy", id.as_str()).await?;
+    Ok(updated)
+}
+
+async fn delete(cx: Cx, rq: Request<DeleteRenewalPolicy>) -> Result<NoContent, ApiError> {
+    let id = rq.path.id;
+    keep_default("renewal policy", id.as_str(), "rp-default")?;
+    let mut tx = cx.begin().await?;
+    let done = sqlx::query("DELETE FROM renewal_policies WHERE id = $1")
+        .bind(&id)
+        .execute(&mut *tx)
+        .await;
+    listing::deleted(done, "renewal policy", id.as_str())?;
+    listing::commit(tx, "delete_renewal_policy", "renewal_policy", id.as_str()).await?;
+    Ok(NoContent)
+}

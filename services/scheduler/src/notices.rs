@@ -1,0 +1,118 @@
+//! Warns of certificates that near their end although they should have been replaced.
+
+use std::{sync::Arc, time::Duration};
+
+use certctl_model::{
+    id::{CertificateId, VersionId},
+    notice::NoticeKind,
+    time::Time,
+};
+use certctl_store::{
+    Error, certificates,
+    outbox::{self, News},
+};
+use tracing::{info, warn};
+
+use crate::Scheduler;
+
+/// How many certificates one run warns of; a run that warned of something is followed by another.
+const BATCH: i64 = 500;
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// A certificate past a threshold of its policy, and the tightest one it is past.
+#[derive(Debug, sqlx::FromRow)]
+struct Warning {
+    id: CertificateId,
+    common_name: String,
+    version_id: VersionId,
+    not_after: Time,
+    threshold_days: i32,
+}
+
+/// Announces certificates that are past a threshold of their renewal policy: each version and threshold once, and of
+/// several thresholds only the tightest. A threshold before the renewal was due says nothing, since nothing is late.
+/// Returns how many were announced.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn warn_of_ends(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
+    let mut announced = 0;
+    for warning in past_thresholds(&scheduler).await? {
+        let id = &warning.id;
+        match announce(&scheduler, &warning).await {
+            Ok(true) => {
+                announced += 1;
+                info!(certificate.id = %id, "certificate {id} ends at {}; its owner is warned", warning.not_after);
+            }
+            Ok(false) => {}
+            Err(error) if error.is_transient() => return Err(error.into()),
+            Err(error) => warn!(certificate.id = %id, "nobody could be warned of the end of certificate {id}: {error}"),
+        }
+    }
+    Ok(announced)
+}
+
+async fn past_thresholds(scheduler: &Scheduler) -> Result<Vec<Warning>, sqlx::Error> {
+    // The key is the one that the outbox makes of the kind, [`dedup`] and the channel.
+    sqlx::query_as(
+        "SELECT c.id, c.common_name, c.current_version_id AS version_id, c.not_after, t.threshold_days
+           FROM certificates c
+           JOIN renewal_policies p ON p.id = c.renewal_policy_id
+           JOIN LATERAL (SELECT min(d) AS threshold_days FROM unnest(p.alert_thresholds_days) d
+                          WHERE c.not_after - make_interval(days => d) <= $1
+                            AND c.not_after - make_interval(days => d) > coalesce(c.renew_at, c.not_before)) t
+                ON t.threshold_days IS NOT NULL
+          WHERE c.revoked_at IS NULL AND c.archived_at IS NULL AND c.not_after IS NOT NULL
+            AND coalesce(c.not_after, 'infinity') <= $1 + make_interval(days =>
+                    (SELECT max(d) FROM renewal_policies, unnest(alert_thresholds_days) d))
+            AND NOT EXISTS (SELECT 1 FROM notifications n
+                             WHERE n.dedup_key = concat_ws(':', $2, c.current_version_id, t.threshold_days, 'Email'))
+          ORDER BY c.not_after, c.id
+          LIMIT $3",
+    )
+    .bind(scheduler.now())
+    .bind(NoticeKind::ExpirationWarning)
+    .bind(BATCH)
+    .fetch_all(&scheduler.db)
+    .await
+}
+
+/// Whether it was announced: a certificate renewed, revoked or archived since it was found is not.
+async fn announce(scheduler: &Scheduler, warning: &Warning) -> Result<bool, Error> {
+    let mut tx = scheduler.begin().await?;
+    let certificate = certificates::lock(&mut tx, &warning.id).await?;
+    if certificate.must_be_live().is_err() || certificate.current_version_id.as_ref() != Some(&warning.version_id) {
+        return Ok(false);
+    }
+    outbox::announce(&mut tx, &news(warning, scheduler.now())).await?;
+    let event = tx
+        .event("expiration_alert_sent", "certificate", &warning.id)
+        .with("threshold_days", warning.threshold_days)
+        .with("not_after", warning.not_after);
+    tx.note(event);
+    tx.commit().await?;
+    Ok(true)
+}
+
+/// Its text ends with a marker that programs which read notifications look for.
+fn news(warning: &Warning, now: Time) -> News {
+    let Warning {
+        id,
+        common_name,
+        version_id,
+        not_after,
+        threshold_days,
+    } = warning;
+    let (subject, end) = match not_after.since(now).as_secs().div_ceil(DAY.as_secs()) {
+        0 => (format!("{common_name} has expired"), "expired".to_owned()),
+        1 => (format!("{common_name} expires within a day"), "expires".to_owned()),
+        days => (format!("{common_name} expires in {days} days"), "expires".to_owned()),
+    };
+    News {
+        kind: NoticeKind::ExpirationWarning,
+        certificate: id.clone(),
+        dedup: format!("{version_id}:{threshold_days}"),
+        subject,
+        message: format!("Certificate {id} ({common_name}) {end} at {not_after}. [threshold:{threshold_days}]"),
+    }
+}
