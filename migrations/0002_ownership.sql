@@ -53,7 +53,7 @@ CREATE TABLE renewal_policies (
     updated_at             timestamptz NOT NULL,
     CONSTRAINT renewal_policies_name_key UNIQUE (name),
     CONSTRAINT renewal_policies_profile_fkey
-        FOREIGN KEY (certificate_profile_id) REFERENCES profiles (id) ON DELETE SET NULL
+        FOREIGN KEY (certificate_profile_id) REFERENCES profiles (id) ON DELETE RESTRICT
 );
 CREATE INDEX renewal_policies_created_idx ON renewal_policies (created_at, id);
 

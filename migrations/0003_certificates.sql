@@ -70,7 +70,7 @@ CREATE TABLE certificates (
     CONSTRAINT certificates_issuer_id_fkey FOREIGN KEY (issuer_id) REFERENCES issuers (id) ON DELETE RESTRICT,
     CONSTRAINT certificates_renewal_policy_id_fkey
         FOREIGN KEY (renewal_policy_id) REFERENCES renewal_policies (id) ON DELETE RESTRICT,
-    CONSTRAINT certificates_profile_id_fkey FOREIGN KEY (profile_id) REFERENCES profiles (id) ON DELETE SET NULL,
+    CONSTRAINT certificates_profile_id_fkey FOREIGN KEY (profile_id) REFERENCES profiles (id) ON DELETE RESTRICT,
     CONSTRAINT certificates_issued_check CHECK ((current_version_id IS NULL) = (not_after IS NULL)),
     CONSTRAINT certificates_revoked_check CHECK (revoked_at IS NULL OR current_version_id IS NOT NULL),
     CONSTRAINT certificates_reason_check CHECK ((revoked_at IS NULL) = (revocation_reason IS NULL)),

@@ -52,8 +52,9 @@ CREATE TABLE crls (
     entries     bigint NOT NULL,
     this_update timestamptz NOT NULL,
     next_update timestamptz NOT NULL,
-    -- The newest revocation it was made with; a newer one makes the CRL stale.
-    covers      timestamptz,
+    -- How many revocations of the issuer there were when it was made: more now, and it is stale. Not their newest
+    -- date, because a revocation may be dated before another and become visible after it.
+    covers      bigint NOT NULL,
     PRIMARY KEY (issuer_id, number)
 );
 

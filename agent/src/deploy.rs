@@ -275,14 +275,21 @@ async fn run(programs: &AllowedPrograms, argv: Option<&Argv>) -> Result<(), Stri
     }
 }
 
+/// Looks until the new certificate has been seen for a while without exception.
 async fn wait_for(verify: Option<&Verify>) -> Result<(), String> {
     let Some(verify) = verify else { return Ok(()) };
     let deadline = Instant::now() + VERIFY_FOR;
+    let mut since = None;
     loop {
-        match look(verify).await {
-            Err(_) if Instant::now() < deadline => sleep(VERIFY_EVERY).await,
-            seen => return seen,
+        let seen = look(verify).await;
+        let now = Instant::now();
+        match seen {
+            Ok(()) if now - *since.get_or_insert(now) >= STEADY_FOR => return Ok(()),
+            Err(_) if now >= deadline => return seen,
+            Ok(()) => {}
+            Err(_) => since = None,
         }
+        sleep(VERIFY_EVERY).await;
     }
 }
 

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`stage`] | the real binaries on this machine, one platform at a time, with short intervals |
 //! | [`receivers`] | a webhook and a mail server that remember what they were told |
+//! | [`requests`] | certification requests, good and bad |
+//! | [`world`] | all of certctl in one process, with a clock that the story sets |
 //! | here | waiting, running programs, and where things are |
 //!
 //! # Not here
@@ -20,7 +22,9 @@ use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 pub mod receivers;
+pub mod requests;
 pub mod stage;
+pub mod world;
 
 /// Asks `probe` until it succeeds.
 ///

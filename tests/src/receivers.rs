@@ -80,19 +80,31 @@ impl Webhook {
     /// Answers the next events of a type with these statuses.
     pub fn answer(&self, event_type: &str, statuses: &[u16]) {
         let mut seen = self.seen.lock().expect("nobody panics with the lock");
-        seen.refusals.insert(event_type.to_owned(), statuses.iter().copied().collect());
+        seen.refusals
+            .insert(event_type.to_owned(), statuses.iter().copied().collect());
     }
 
     /// Everything that was delivered so far, in order.
     pub fn deliveries(&self) -> Vec<Delivery> {
-        self.seen.lock().expect("nobody panics with the lock").deliveries.clone()
+        self.seen
+            .lock()
+            .expect("nobody panics with the lock")
+            .deliveries
+            .clone()
     }
 }
 
 async fn receive(State(hook): State<Webhook>, headers: HeaderMap, body: Bytes) -> StatusCode {
-    let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let header = |name| {
+        headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+    };
     let key = hmac::Key::new(hmac::HMAC_SHA256, hook.secret.as_bytes());
-    let given = header("x-signature").strip_prefix("sha256=").and_then(|digits| hex::decode(digits).ok());
+    let given = header("x-signature")
+        .strip_prefix("sha256=")
+        .and_then(|digits| hex::decode(digits).ok());
     let signed = given.is_some_and(|tag| hmac::verify(&key, &body, &tag).is_ok());
     let event: Value = serde_json::from_slice(&body).unwrap_or_default();
     let mut seen = hook.seen.lock().expect("nobody panics with the lock");
@@ -144,11 +156,22 @@ impl Mailbox {
     pub async fn start(file: &Path, security: Security<'_>) -> Self {
         let mut command = Command::new(python());
         command.arg(repository().join("tests/tools/smtp_sink.py")).arg(file);
-        if let Security::StartTls { cert, key, username, password } = security {
+        if let Security::StartTls {
+            cert,
+            key,
+            username,
+            password,
+        } = security
+        {
             command.arg("--cert").arg(cert).arg("--key").arg(key);
             command.args(["--username", username, "--password", password]);
         }
-        let mut server = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let mut server = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
         let mut lines = BufReader::new(server.stdout.take().expect("it is piped")).lines();
         let port = lines.next_line().await.unwrap().expect("the mail server says its port");
         Self {

@@ -55,7 +55,10 @@ pub fn programs() -> &'static Path {
 ///
 /// There is no space for it.
 pub fn directory() -> TempDir {
-    tempfile::Builder::new().prefix("certctl-").tempdir().expect("there is a place for temporary files")
+    tempfile::Builder::new()
+        .prefix("certctl-")
+        .tempdir()
+        .expect("there is a place for temporary files")
 }
 
 /// A running platform and its database. Dropping it ends everything, and shows the logs if a test failed.
@@ -141,8 +144,7 @@ impl Stage {
             "cert_path": target.cert_path, "key_path": target.key_path, "chain_path": dir.join("chain.pem"),
             "validate_command": "true", "reload_command": "true",
         });
-        let body =
-            json!({ "id": id, "name": id, "type": "NGINX", "agent_id": agents[0]["id"], "config": config, "enabled": true });
+        let body = json!({ "id": id, "name": id, "type": "NGINX", "agent_id": agents[0]["id"], "config": config, "enabled": true });
         self.api().post("/api/v1/targets", &body).await.unwrap();
         target
     }
@@ -185,21 +187,31 @@ pub struct FileTarget {
 /// Runs the command line.
 pub async fn cli(server: &str, key: &str, args: &[&str]) -> Ran {
     let mut command = Command::new(programs().join("certctl-cli"));
-    command.args(args).env("CERTCTL_SERVER_URL", server).env("CERTCTL_API_KEY", key);
+    command
+        .args(args)
+        .env("CERTCTL_SERVER_URL", server)
+        .env("CERTCTL_API_KEY", key);
     run_command(command).await
 }
 
 /// Prints the end of every log of a platform.
 pub fn show_logs(dir: &Path) {
     const LINES: usize = 60;
-    let mut logs: Vec<_> = fs::read_dir(dir.join("logs")).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let mut logs: Vec<_> = fs::read_dir(dir.join("logs"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     logs.sort();
     for log in logs {
         let text = fs::read(&log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<_> = text.lines().collect();
         println!("--- end of {}", log.display());
-        lines[lines.len().saturating_sub(LINES)..].iter().for_each(|line| println!("{line}"));
+        lines[lines.len().saturating_sub(LINES)..]
+            .iter()
+            .for_each(|line| println!("{line}"));
     }
 }
 
@@ -216,5 +228,7 @@ fn short_intervals(builder: Builder) -> Builder {
         ("agent", "CERTCTL_POLL_INTERVAL", "1s"),
         ("agent", "CERTCTL_ALLOWED_PROGRAMS", "nginx,true"),
     ];
-    settings.into_iter().fold(builder, |builder, (service, name, value)| builder.env(service, name, value))
+    settings.into_iter().fold(builder, |builder, (service, name, value)| {
+        builder.env(service, name, value)
+    })
 }

@@ -5,7 +5,7 @@ use std::{any::Any, sync::Arc};
 use axum::{
     Router,
     body::Body,
-    extract::{MatchedPath, Request, State},
+    extract::{Request, State},
     http::{HeaderName, HeaderValue, Response, StatusCode},
     middleware::{self, Next},
     response::IntoResponse,
@@ -36,7 +36,10 @@ pub fn wrap(router: Router, app: &Arc<App>) -> Router {
 }
 
 fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response<Body> {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or(panic.downcast_ref::<&str>().copied());
     metrics::counter!("request_panics_total").increment(1);
     ApiError::internal(format!("panic: {}", text.unwrap_or("without a text")))
         .into_problem(&RequestId("unknown".to_owned()))
@@ -48,19 +51,23 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
     let id = RequestId(uuid::Uuid::new_v4().to_string());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let route = request.extensions().get::<MatchedPath>().map(|m| m.as_str().to_owned());
     request.extensions_mut().insert(id.clone());
     let span = tracing::info_span!("request", request_id = %id.0);
     let mut response = next.run(request).instrument(span).await;
     let status = response.status();
     let elapsed_ms = app.clock.now().since(began).as_millis() as u64;
-    let route = route.as_deref().unwrap_or("none");
     // Probes come every few seconds and tell nothing; what relying parties fetch is counted, not logged.
     let quiet = matches!(path.as_str(), "/health" | "/ready") || path.starts_with("/ocsp") || path.starts_with("/crl");
     match quiet && status != StatusCode::INTERNAL_SERVER_ERROR {
-        true => tracing::debug!(request_id = %id.0, %method, path, status = status.as_u16(), elapsed_ms, "{method} {route} {status}"),
-        false => tracing::info!(request_id = %id.0, %method, path, status = status.as_u16(), elapsed_ms, "{method} {route} {status}"),
+        true => {
+            tracing::debug!(request_id = %id.0, %method, path, status = status.as_u16(), elapsed_ms, "{method} {path} {status}")
+        }
+        false => {
+            tracing::info!(request_id = %id.0, %method, path, status = status.as_u16(), elapsed_ms, "{method} {path} {status}")
+        }
     }
-    response.headers_mut().insert(X_REQUEST_ID, HeaderValue::from_str(&id.0).expect("a UUID is ASCII"));
+    response
+        .headers_mut()
+        .insert(X_REQUEST_ID, HeaderValue::from_str(&id.0).expect("a UUID is ASCII"));
     response
 }

@@ -71,7 +71,15 @@ impl App {
         stop: CancellationToken,
     ) -> anyhow::Result<Arc<Self>> {
         let (gate, started) = (Gate::new(config.auth()?), clock.now());
-        Ok(Arc::new(Self { pool, signer, clock, gate, wakes: Arc::new(Wakes::default()), stop, started }))
+        Ok(Arc::new(Self {
+            pool,
+            signer,
+            clock,
+            gate,
+            wakes: Arc::new(Wakes::default()),
+            stop,
+            started,
+        }))
     }
 }
 
@@ -143,11 +151,16 @@ impl Routes {
             async move {
                 let began = std::time::Instant::now();
                 let texts: Vec<String> = params.iter().map(|(_, text)| text.to_owned()).collect();
-                let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer::<E, H, F>(app, handler, texts, query, headers, body));
+                let answer = tokio::time::timeout(
+                    ANSWER_TIMEOUT,
+                    answer::<E, H, F>(app, handler, texts, query, headers, body),
+                );
                 let response = match answer.await {
                     Ok(Ok(response)) => response,
                     Ok(Err(error)) => error.into_problem(&id.0).into_response(),
-                    Err(_) => ApiError::unavailable("the answer took too long").into_problem(&id.0).into_response(),
+                    Err(_) => ApiError::unavailable("the answer took too long")
+                        .into_problem(&id.0)
+                        .into_response(),
                 };
                 let status = response.status().as_u16().to_string();
                 metrics::counter!("http_requests_total", "operation" => E::NAME, "status" => status).increment(1);
@@ -156,7 +169,9 @@ impl Routes {
                 response
             }
         };
-        self.router = self.router.route(&positional(&E::path()), axum::routing::on(filter, route));
+        self.router = self
+            .router
+            .route(&positional(&E::path()), axum::routing::on(filter, route));
         self
     }
 
@@ -168,7 +183,11 @@ impl Routes {
         let expected: HashSet<&str> = catalogue().iter().map(|o| o.name).collect();
         let missing: Vec<_> = expected.difference(&self.mounted).collect();
         assert!(missing.is_empty(), "operations without a handler: {missing:?}");
-        assert_eq!(expected.len(), self.mounted.len(), "handlers of operations outside the catalogue");
+        assert_eq!(
+            expected.len(),
+            self.mounted.len(),
+            "handlers of operations outside the catalogue"
+        );
         self.router
     }
 }
@@ -202,9 +221,15 @@ where
     let principal = auth::authenticate(&app, E::ACCESS, &headers).await?;
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     auth::authorise(&principal, E::ACCESS, texts.first().copied())?;
-    let path = E::Path::parse(&texts).map_err(|invalid| ApiError::malformed("the path cannot be read", vec![invalid]))?;
+    let path =
+        E::Path::parse(&texts).map_err(|invalid| ApiError::malformed("the path cannot be read", vec![invalid]))?;
     let pairs = serde_urlencoded::from_str(query.as_deref().unwrap_or(""))
         .map_err(|_| ApiError::malformed("the query is not percent-encoded UTF-8", vec![]))?;
+    let pairs: Vec<(String, String)> = pairs;
+    if let Some((name, _)) = pairs.iter().find(|(_, value)| value.contains('\0')) {
+        let invalid = vec![Invalid::new(name, "holds a NUL character")];
+        return Err(ApiError::malformed("the query cannot be read", invalid));
+    }
     let query: E::Query =
         query::parse(pairs).map_err(|invalid| ApiError::malformed("the query cannot be read", invalid))?;
     let fields = query.fields().to_vec();
@@ -220,14 +245,18 @@ where
     let mut response = (status, octets).into_response();
     response.headers_mut().remove(header::CONTENT_TYPE);
     if let Some(media) = E::Reply::CONTENT_TYPE {
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
     }
     Ok(response)
 }
 
 async fn read_body<E: Endpoint>(headers: &HeaderMap, body: Body) -> Result<E::Body, ApiError> {
     let too_large = || ApiError::new(Kind::TooLarge, format!("the body is larger than {BODY_LIMIT} octets"));
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+    let declared = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|n| n > BODY_LIMIT) {
         return Err(too_large());
     }
@@ -235,13 +264,23 @@ async fn read_body<E: Endpoint>(headers: &HeaderMap, body: Body) -> Result<E::Bo
         Ok(Ok(octets)) => octets,
         Ok(Err(error)) => {
             use std::error::Error;
-            let limited = error.source().is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
-            return Err(if limited { too_large() } else { ApiError::malformed("the body broke off", vec![]) });
+            let limited = error
+                .source()
+                .is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
+            return Err(if limited {
+                too_large()
+            } else {
+                ApiError::malformed("the body broke off", vec![])
+            });
         }
         Err(_) => return Err(ApiError::malformed("the body did not arrive in time", vec![])),
     };
     let text = octets.trim_ascii();
-    let json = if text.is_empty() || text == b"null" { b"{}" } else { text };
+    let json = if text.is_empty() || text == b"null" {
+        b"{}"
+    } else {
+        text
+    };
     let mut reader = serde_json::Deserializer::from_slice(json);
     serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let field = error.path().to_string();
@@ -257,10 +296,15 @@ fn check_fields<E: Endpoint>(fields: &[String]) -> Result<(), ApiError> {
     if fields.is_empty() {
         return Ok(());
     }
-    let mut generator =
-        schemars::generate::SchemaSettings::draft2020_12().with(|s| s.inline_subschemas = true).into_generator();
-    let schema = E::Reply::schema(&mut generator).map(|s| s.to_value()).unwrap_or_default();
-    let known = schema.pointer("/properties/data/items/properties").and_then(Value::as_object);
+    let mut generator = schemars::generate::SchemaSettings::draft2020_12()
+        .with(|s| s.inline_subschemas = true)
+        .into_generator();
+    let schema = E::Reply::schema(&mut generator)
+        .map(|s| s.to_value())
+        .unwrap_or_default();
+    let known = schema
+        .pointer("/properties/data/items/properties")
+        .and_then(Value::as_object);
     let unknown: Vec<Invalid> = fields
         .iter()
         .filter(|field| !known.is_some_and(|known| known.contains_key(*field)))
@@ -269,13 +313,22 @@ fn check_fields<E: Endpoint>(fields: &[String]) -> Result<(), ApiError> {
             Invalid::new("fields", format!("\"{field}\" is not one of {}", names.join(", ")))
         })
         .collect();
-    if unknown.is_empty() { Ok(()) } else { Err(ApiError::malformed("the query cannot be read", unknown)) }
+    if unknown.is_empty() {
+        Ok(())
+    } else {
+        Err(ApiError::malformed("the query cannot be read", unknown))
+    }
 }
 
 /// Keeps only these keys of each row of a page.
 fn prune(page: &[u8], fields: &[String]) -> Vec<u8> {
     let mut page: Value = serde_json::from_slice(page).expect("we wrote it");
-    for row in page["data"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+    for row in page["data"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_object_mut)
+    {
         row.retain(|key, _| fields.iter().any(|field| field == key));
     }
     serde_json::to_vec(&page).expect("it was JSON")
@@ -297,7 +350,10 @@ impl IntoResponse for ProblemResponse {
         let media = HeaderValue::from_static(certctl_contract::problem::CONTENT_TYPE);
         headers.insert(header::CONTENT_TYPE, media);
         if status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"certctl\""));
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer realm=\"certctl\""),
+            );
         }
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -317,6 +373,9 @@ mod tests {
 
     #[test]
     fn placeholders_are_named_by_position() {
-        assert_eq!(positional("/a/{agent_id}/jobs/{job_id}/status"), "/a/{p1}/jobs/{p2}/status");
+        assert_eq!(
+            positional("/a/{agent_id}/jobs/{job_id}/status"),
+            "/a/{p1}/jobs/{p2}/status"
+        );
     }
 }

@@ -65,7 +65,9 @@ impl Gate {
                 bootstrap: bootstrap.map(|token| sha256(token.expose())),
             },
             Auth::None => {
-                tracing::warn!("CERTCTL_AUTH_TYPE=none: EVERYONE WHO REACHES THIS SERVER MAY DO EVERYTHING, issuing and revoking included");
+                tracing::warn!(
+                    "CERTCTL_AUTH_TYPE=none: EVERYONE WHO REACHES THIS SERVER MAY DO EVERYTHING, issuing and revoking included"
+                );
                 Gate::Open
             }
         }
@@ -85,8 +87,14 @@ pub async fn authenticate(app: &App, access: Access, headers: &HeaderMap) -> Res
         Gate::Keys { operator, bootstrap } => (operator, bootstrap),
     };
     let unauthenticated = |detail: &str| ApiError::new(Kind::Unauthenticated, detail);
-    let header = headers.get(header::AUTHORIZATION).ok_or_else(|| unauthenticated("a key is needed: send \"Authorization: Bearer <key>\""))?;
-    let token = header.to_str().ok().and_then(|text| text.strip_prefix("Bearer ")).filter(|token| !token.is_empty());
+    let header = headers
+        .get(header::AUTHORIZATION)
+        .ok_or_else(|| unauthenticated("a key is needed: send \"Authorization: Bearer <key>\""))?;
+    let token = header
+        .to_str()
+        .ok()
+        .and_then(|text| text.strip_prefix("Bearer "))
+        .filter(|token| !token.is_empty());
     let token = token.ok_or_else(|| unauthenticated("the Authorization header is not \"Bearer <key>\""))?;
     let digest = sha256(token);
     let same = |known: &Digest| constant_time::verify_slices_are_equal(known, &digest).is_ok();
@@ -101,7 +109,9 @@ pub async fn authenticate(app: &App, access: Access, headers: &HeaderMap) -> Res
         .bind(hex::encode(digest))
         .fetch_optional(&app.pool)
         .await?;
-    agent.map(Principal::Agent).ok_or_else(|| unauthenticated("the key is not known"))
+    agent
+        .map(Principal::Agent)
+        .ok_or_else(|| unauthenticated("the key is not known"))
 }
 
 /// Whether the row lets this principal in. `agent` is the first parameter of the path, where rows for agents name one.
@@ -119,10 +129,14 @@ pub fn authorise(principal: &Principal, access: Access, agent: Option<&str>) -> 
     };
     match (allowed, access) {
         (true, _) => Ok(()),
-        (false, Access::Agent) => Err(ApiError::new(Kind::Forbidden, "an agent's key opens this agent's own paths only")),
-        (false, Access::Needs(permission)) => {
-            Err(ApiError::new(Kind::Forbidden, format!("this key lacks the permission \"{permission}\"")))
-        }
+        (false, Access::Agent) => Err(ApiError::new(
+            Kind::Forbidden,
+            "an agent's key opens this agent's own paths only",
+        )),
+        (false, Access::Needs(permission)) => Err(ApiError::new(
+            Kind::Forbidden,
+            format!("this key lacks the permission \"{permission}\""),
+        )),
         (false, _) => Err(ApiError::new(Kind::Forbidden, "this key does not allow that")),
     }
 }
@@ -154,7 +168,11 @@ mod tests {
             (&nobody, Access::Anyone, None, false),
             (&Principal::Anonymous { all_allowed: true }, needs, None, true),
         ] {
-            assert_eq!(authorise(who, access, path).is_ok(), allowed, "{who:?} {access:?} {path:?}");
+            assert_eq!(
+                authorise(who, access, path).is_ok(),
+                allowed,
+                "{who:?} {access:?} {path:?}"
+            );
         }
     }
 }

@@ -66,8 +66,12 @@ pub struct Config {
 #[derive(Clone, Debug, Args)]
 pub struct Database {
     /// Postgres connection URL. The login must be the service's role, or a member of it.
-    #[arg(long = "database-url", env = "CERTCTL_DATABASE_URL", default_value = "postgres://localhost/certctl",
-          hide_env_values = true)]
+    #[arg(
+        long = "database-url",
+        env = "CERTCTL_DATABASE_URL",
+        default_value = "postgres://localhost/certctl",
+        hide_env_values = true
+    )]
     pub url: Secret,
 
     /// Connections at most.
@@ -108,11 +112,17 @@ impl Config {
         match self.auth_type {
             AuthType::None => Ok(Auth::None),
             AuthType::ApiKey => {
-                let secret = secret_from(self.auth_secret.clone(), self.auth_secret_file.clone())?.ok_or_else(|| {
-                    anyhow::anyhow!("CERTCTL_AUTH_SECRET or CERTCTL_AUTH_SECRET_FILE is needed (or CERTCTL_AUTH_TYPE=none)")
-                })?;
+                let secret =
+                    secret_from(self.auth_secret.clone(), self.auth_secret_file.clone())?.ok_or_else(|| {
+                        anyhow::anyhow!(
+                            "CERTCTL_AUTH_SECRET or CERTCTL_AUTH_SECRET_FILE is needed (or CERTCTL_AUTH_TYPE=none)"
+                        )
+                    })?;
                 let bootstrap = secret_from(self.bootstrap_token.clone(), self.bootstrap_token_file.clone())?;
-                Ok(Auth::Keys { secret: Secret::new(secret), bootstrap: bootstrap.map(Secret::new) })
+                Ok(Auth::Keys {
+                    secret: Secret::new(secret),
+                    bootstrap: bootstrap.map(Secret::new),
+                })
             }
         }
     }

@@ -66,7 +66,10 @@ pub async fn newest_crl(app: &App, issuer: &IssuerId) -> Result<StoredCrl, ApiEr
     .await?;
     match crl {
         Some(crl) if crl.next_update > app.clock.now() => Ok(crl),
-        Some(crl) => Err(ApiError::unavailable(format!("the newest CRL of {issuer} ended at {}", crl.next_update))),
+        Some(crl) => Err(ApiError::unavailable(format!(
+            "the newest CRL of {issuer} ended at {}",
+            crl.next_update
+        ))),
         None => {
             known(app, issuer).await?;
             Err(ApiError::unavailable(format!("there is no CRL of {issuer} yet")))
@@ -75,8 +78,10 @@ pub async fn newest_crl(app: &App, issuer: &IssuerId) -> Result<StoredCrl, ApiEr
 }
 
 async fn known(app: &App, issuer: &IssuerId) -> Result<(), ApiError> {
-    let found: Option<i32> =
-        sqlx::query_scalar("SELECT 1 FROM issuers WHERE id = $1").bind(issuer).fetch_optional(&app.pool).await?;
+    let found: Option<i32> = sqlx::query_scalar("SELECT 1 FROM issuers WHERE id = $1")
+        .bind(issuer)
+        .fetch_optional(&app.pool)
+        .await?;
     found.map(|_| ()).ok_or_else(|| ApiError::missing("issuer", issuer))
 }
 
@@ -107,37 +112,82 @@ pub async fn authority(app: &App, issuer: &IssuerId) -> Result<StoredAuthority, 
 }
 
 fn issuer_of(file: &str, suffix: &str) -> Result<IssuerId, ApiError> {
-    file.strip_suffix(suffix)
-        .and_then(|id| id.parse().ok())
-        .ok_or_else(|| ApiError::new(Kind::NotFound, format!("the path is that of an issuer's id and {suffix}")))
+    file.strip_suffix(suffix).and_then(|id| id.parse().ok()).ok_or_else(|| {
+        ApiError::new(
+            Kind::NotFound,
+            format!("the path is that of an issuer's id and {suffix}"),
+        )
+    })
 }
 
-
-async fn ca(State(app): State<Arc<App>>, id: axum::Extension<RequestId>, Path(file): Path<String>, headers: HeaderMap) -> Response {
+async fn ca(
+    State(app): State<Arc<App>>,
+    id: axum::Extension<RequestId>,
+    Path(file): Path<String>,
+    headers: HeaderMap,
+) -> Response {
     let answer = async {
         let authority = authority(&app, &issuer_of(&file, ".crt")?).await?;
-        let etag = format!("\"{}\"", hex::encode(&aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &authority.certificate_der).as_ref()[..16]));
+        let etag = format!(
+            "\"{}\"",
+            hex::encode(
+                &aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &authority.certificate_der).as_ref()[..16]
+            )
+        );
         let age = Duration::from_secs(3600);
-        Ok::<_, ApiError>(octets(&headers, authority.certificate_der, "application/pkix-cert", &etag, authority.published_at, age))
+        Ok::<_, ApiError>(octets(
+            &headers,
+            authority.certificate_der,
+            "application/pkix-cert",
+            &etag,
+            authority.published_at,
+            age,
+        ))
     };
-    answer.await.unwrap_or_else(|error| error.into_problem(&id.0).into_response())
+    answer
+        .await
+        .unwrap_or_else(|error| error.into_problem(&id.0).into_response())
 }
 
-async fn crl(State(app): State<Arc<App>>, id: axum::Extension<RequestId>, Path(file): Path<String>, headers: HeaderMap) -> Response {
+async fn crl(
+    State(app): State<Arc<App>>,
+    id: axum::Extension<RequestId>,
+    Path(file): Path<String>,
+    headers: HeaderMap,
+) -> Response {
     let answer = async {
         let issuer = issuer_of(&file, ".crl")?;
         let crl = newest_crl(&app, &issuer).await?;
         let etag = format!("\"{issuer}-{}\"", crl.number);
         // A revocation must be seen within a minute: caches ask again that often, and are told cheaply of no change.
         let age = crl.next_update.since(app.clock.now()).min(Duration::from_secs(60));
-        Ok::<_, ApiError>(octets(&headers, crl.der, "application/pkix-crl", &etag, crl.this_update, age))
+        Ok::<_, ApiError>(octets(
+            &headers,
+            crl.der,
+            "application/pkix-crl",
+            &etag,
+            crl.this_update,
+            age,
+        ))
     };
-    answer.await.unwrap_or_else(|error| error.into_problem(&id.0).into_response())
+    answer
+        .await
+        .unwrap_or_else(|error| error.into_problem(&id.0).into_response())
 }
 
 /// Octets with validators and lifetime (RFC 9110 §8.8, RFC 9111 §5.2.2); 304 when the client has them already.
-fn octets(asked: &HeaderMap, body: Vec<u8>, media: &'static str, etag: &str, modified: Time, age: Duration) -> Response {
-    let same = asked.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok()).is_some_and(|v| v.split(',').any(|t| t.trim() == etag));
+fn octets(
+    asked: &HeaderMap,
+    body: Vec<u8>,
+    media: &'static str,
+    etag: &str,
+    modified: Time,
+    age: Duration,
+) -> Response {
+    let same = asked
+        .get(header::IF_NONE_MATCH)
+        .and_then(|v| v.to_str().ok())
+        .is_some_and(|v| v.split(',').any(|t| t.trim() == etag));
     let mut response = match same {
         true => StatusCode::NOT_MODIFIED.into_response(),
         false => body.into_response(),
@@ -147,7 +197,10 @@ fn octets(asked: &HeaderMap, body: Vec<u8>, media: &'static str, etag: &str, mod
     let mut set = |name, value: String| headers.insert(name, HeaderValue::try_from(value).expect("is printable ASCII"));
     set(header::ETAG, etag.to_owned());
     set(header::LAST_MODIFIED, http_date(modified));
-    set(header::CACHE_CONTROL, format!("max-age={}, public, no-transform, must-revalidate", age.as_secs()));
+    set(
+        header::CACHE_CONTROL,
+        format!("max-age={}, public, no-transform, must-revalidate", age.as_secs()),
+    );
     if !same {
         set(header::CONTENT_TYPE, media.to_owned());
     }
@@ -173,27 +226,48 @@ pub struct OcspReply {
 /// # Errors
 /// 404 for an issuer we do not know.
 pub async fn ask_signer(app: &App, issuer: &IssuerId, request: &[u8]) -> Result<OcspReply, ApiError> {
-    let question = OcspQuestion { issuer_id: issuer.clone(), request: BASE64.encode(request) };
+    let question = OcspQuestion {
+        issuer_id: issuer.clone(),
+        request: BASE64.encode(request),
+    };
     match app.signer.call::<AnswerOcsp>(NoParams, NoParams, question).await {
         Ok(answer) => {
-            let der = BASE64.decode(answer.response).map_err(|e| ApiError::internal(format!("signer's answer: {e}")))?;
-            Ok(OcspReply { der, max_age: Duration::from_secs(answer.max_age_seconds.max(0).unsigned_abs()) })
+            let der = BASE64
+                .decode(answer.response)
+                .map_err(|e| ApiError::internal(format!("signer's answer: {e}")))?;
+            Ok(OcspReply {
+                der,
+                max_age: Duration::from_secs(answer.max_age_seconds.max(0).unsigned_abs()),
+            })
         }
         Err(error) => match ApiError::from(error) {
             refused if matches!(refused.kind(), Kind::NotFound | Kind::Unsupported) => Err(refused),
             _ => {
                 metrics::counter!("ocsp_try_later_total").increment(1);
-                Ok(OcspReply { der: error_response(ErrorStatus::TryLater), max_age: Duration::ZERO })
+                Ok(OcspReply {
+                    der: error_response(ErrorStatus::TryLater),
+                    max_age: Duration::ZERO,
+                })
             }
         },
     }
 }
 
-async fn answer(app: &App, issuer: &str, request: Result<Vec<u8>, ()>, method_allows_caching: bool) -> Result<Response, ApiError> {
-    let issuer: IssuerId = issuer.parse().map_err(|_| ApiError::missing("issuer", issuer.escape_debug()))?;
+async fn answer(
+    app: &App,
+    issuer: &str,
+    request: Result<Vec<u8>, ()>,
+    method_allows_caching: bool,
+) -> Result<Response, ApiError> {
+    let issuer: IssuerId = issuer
+        .parse()
+        .map_err(|_| ApiError::missing("issuer", issuer.escape_debug()))?;
     let reply = match request {
         Ok(request) => ask_signer(app, &issuer, &request).await?,
-        Err(()) => OcspReply { der: error_response(ErrorStatus::MalformedRequest), max_age: Duration::ZERO },
+        Err(()) => OcspReply {
+            der: error_response(ErrorStatus::MalformedRequest),
+            max_age: Duration::ZERO,
+        },
     };
     // RFC 5019 §6.2 for what can be cached; an answer to a nonce, and an error, cannot.
     let cache = match reply.max_age.as_secs() {
@@ -204,22 +278,40 @@ async fn answer(app: &App, issuer: &str, request: Result<Vec<u8>, ()>, method_al
     };
     let mut response = reply.der.into_response();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/ocsp-response"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::try_from(cache).expect("is printable ASCII"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/ocsp-response"),
+    );
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::try_from(cache).expect("is printable ASCII"),
+    );
     Ok(response)
 }
 
-async fn ocsp_post(State(app): State<Arc<App>>, id: axum::Extension<RequestId>, Path(issuer): Path<String>, body: Body) -> Response {
+async fn ocsp_post(
+    State(app): State<Arc<App>>,
+    id: axum::Extension<RequestId>,
+    Path(issuer): Path<String>,
+    body: Body,
+) -> Response {
     let read = axum::body::to_bytes(body, OCSP_REQUEST_LIMIT);
     let request = match tokio::time::timeout(BODY_TIMEOUT, read).await {
         Ok(Ok(octets)) => Ok(octets.to_vec()),
         _ => Err(()),
     };
-    answer(&app, &issuer, request, false).await.unwrap_or_else(|error| error.into_problem(&id.0).into_response())
+    answer(&app, &issuer, request, false)
+        .await
+        .unwrap_or_else(|error| error.into_problem(&id.0).into_response())
 }
 
 /// The request stands in base64 at the end of the path, percent-encoded or not; a `/` of base64 may stand bare.
-async fn ocsp_get(State(app): State<Arc<App>>, id: axum::Extension<RequestId>, Path((issuer, _)): Path<(String, String)>, rq: Request) -> Response {
+async fn ocsp_get(
+    State(app): State<Arc<App>>,
+    id: axum::Extension<RequestId>,
+    Path((issuer, _)): Path<(String, String)>,
+    rq: Request,
+) -> Response {
     // Read from the raw path: decoding it as UTF-8 text and splitting it is not what RFC 6960 appendix A.1 means.
     let raw = rq.uri().path();
     let text = raw.splitn(4, '/').nth(3).unwrap_or("");
@@ -228,7 +320,9 @@ async fn ocsp_get(State(app): State<Arc<App>>, id: axum::Extension<RequestId>, P
         true => BASE64.decode(decoded).map_err(|_| ()),
         false => Err(()),
     };
-    answer(&app, &issuer, request, true).await.unwrap_or_else(|error| error.into_problem(&id.0).into_response())
+    answer(&app, &issuer, request, true)
+        .await
+        .unwrap_or_else(|error| error.into_problem(&id.0).into_response())
 }
 
 fn percent_decoded(text: &str) -> Vec<u8> {
@@ -257,7 +351,12 @@ mod tests {
 
     #[test]
     fn requests_in_paths_are_read_escaped_or_bare() {
-        for (text, octets) in [("a%2Fb%2B%3d", &b"a/b+="[..]), ("a/b+=", b"a/b+="), ("%", b"%"), ("%zz%4", b"%zz%4")] {
+        for (text, octets) in [
+            ("a%2Fb%2B%3d", &b"a/b+="[..]),
+            ("a/b+=", b"a/b+="),
+            ("%", b"%"),
+            ("%zz%4", b"%zz%4"),
+        ] {
             assert_eq!(percent_decoded(text), octets, "{text}");
         }
     }

@@ -22,19 +22,30 @@ pub struct ApiError {
 impl ApiError {
     /// An error of this kind; `detail` says what was wrong and what would be right.
     pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), errors: vec![], cause: None }
+        Self {
+            kind,
+            detail: detail.into(),
+            errors: vec![],
+            cause: None,
+        }
     }
 
     /// 400: it cannot be read.
     pub fn malformed(detail: impl Into<String>, errors: Vec<Invalid>) -> Self {
-        Self { errors, ..Self::new(Kind::Malformed, detail) }
+        Self {
+            errors,
+            ..Self::new(Kind::Malformed, detail)
+        }
     }
 
     /// 422: it can be read, but one value cannot be accepted.
     pub fn invalid(field: &str, detail: impl Into<String>) -> Self {
         let detail = detail.into();
         let errors = vec![Invalid::new(field, &*detail)];
-        Self { errors, ..Self::new(Kind::Invalid, format!("{field}: {detail}")) }
+        Self {
+            errors,
+            ..Self::new(Kind::Invalid, format!("{field}: {detail}"))
+        }
     }
 
     /// 404.
@@ -45,13 +56,19 @@ impl ApiError {
     /// 503: worth trying again.
     pub fn unavailable(cause: impl Into<String>) -> Self {
         let detail = "the server cannot do this now; try again";
-        Self { cause: Some(cause.into()), ..Self::new(Kind::Unavailable, detail) }
+        Self {
+            cause: Some(cause.into()),
+            ..Self::new(Kind::Unavailable, detail)
+        }
     }
 
     /// 500.
     pub fn internal(cause: impl Into<String>) -> Self {
         let detail = "something went wrong in the server; its log has more under this request id";
-        Self { cause: Some(cause.into()), ..Self::new(Kind::Internal, detail) }
+        Self {
+            cause: Some(cause.into()),
+            ..Self::new(Kind::Internal, detail)
+        }
     }
 
     /// What kind it is.
@@ -79,15 +96,21 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Missing { kind, id } => Self::missing(kind, id),
-            StoreError::WrongJobState { .. } | StoreError::Conflict(_) => Self::new(Kind::WrongState, error.to_string()),
+            StoreError::WrongJobState { .. } | StoreError::Conflict(_) => {
+                Self::new(Kind::WrongState, error.to_string())
+            }
             StoreError::Taken { constraint } => {
                 let field = field_of(&constraint);
                 let errors = vec![Invalid::new(field, "is in use")];
-                Self { errors, ..Self::new(Kind::Taken, format!("{field} is in use; choose another")) }
+                Self {
+                    errors,
+                    ..Self::new(Kind::Taken, format!("{field} is in use; choose another"))
+                }
             }
             StoreError::Reference { constraint } => {
                 Self::invalid(field_of(&constraint), "names something that does not exist")
             }
+            StoreError::Unstorable => Self::malformed("a text holds a NUL character, which is not accepted", vec![]),
             StoreError::Busy(cause) => Self::unavailable(cause.to_string()),
             StoreError::LeaseLost | StoreError::Silent | StoreError::Broken(_) => Self::internal(error.to_string()),
         }
@@ -117,11 +140,24 @@ impl From<ClientError> for ApiError {
 /// The field a constraint speaks of: `teams_name_key` of `name`, `certificates_owner_id_fkey` of `owner_id`.
 fn field_of(constraint: &str) -> &str {
     const TABLES: [&str; 9] = [
-        "certificate_targets_", "renewal_policies_", "certificates_", "teams_", "owners_", "profiles_", "issuers_",
-        "agents_", "targets_",
+        "certificate_targets_",
+        "renewal_policies_",
+        "certificates_",
+        "teams_",
+        "owners_",
+        "profiles_",
+        "issuers_",
+        "agents_",
+        "targets_",
     ];
-    let rest = TABLES.iter().find_map(|table| constraint.strip_prefix(table)).unwrap_or(constraint);
-    let field = ["_fkey", "_key", "_check"].iter().find_map(|suffix| rest.strip_suffix(suffix)).unwrap_or(rest);
+    let rest = TABLES
+        .iter()
+        .find_map(|table| constraint.strip_prefix(table))
+        .unwrap_or(constraint);
+    let field = ["_fkey", "_key", "_check"]
+        .iter()
+        .find_map(|suffix| rest.strip_suffix(suffix))
+        .unwrap_or(rest);
     match field {
         "pkey" => "id",
         "agent_name" => "name",

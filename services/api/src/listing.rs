@@ -26,12 +26,18 @@ pub struct Column {
 impl Column {
     /// A text.
     pub const fn text(expression: &'static str) -> Self {
-        Self { expression, cast: "text" }
+        Self {
+            expression,
+            cast: "text",
+        }
     }
 
     /// An instant.
     pub const fn time(expression: &'static str) -> Self {
-        Self { expression, cast: "timestamptz" }
+        Self {
+            expression,
+            cast: "timestamptz",
+        }
     }
 }
 
@@ -97,7 +103,9 @@ impl Where<'_> {
         T: Clone + Send + for<'q> Encode<'q, Postgres> + Type<Postgres> + 'static,
     {
         if let Some(value) = value {
-            self.sql.push(format!(" AND {expression} {operator} ")).push_bind(value.clone());
+            self.sql
+                .push(format!(" AND {expression} {operator} "))
+                .push_bind(value.clone());
         }
     }
 
@@ -106,7 +114,10 @@ impl Where<'_> {
     where
         T: Send + for<'q> Encode<'q, Postgres> + Type<Postgres> + 'static,
     {
-        self.sql.push(format!(" AND {before} ")).push_bind(value).push(format!(" {after}"));
+        self.sql
+            .push(format!(" AND {before} "))
+            .push_bind(value)
+            .push(format!(" {after}"));
     }
 
     /// A condition without a value.
@@ -133,7 +144,9 @@ impl Cursor {
         let octets = URL_SAFE_NO_PAD.decode(text).map_err(|_| bad("is not one of ours"))?;
         let cursor: Cursor = serde_json::from_slice(&octets).map_err(|_| bad("is not one of ours"))?;
         if cursor.s != order || cursor.f != filter {
-            return Err(bad("belongs to a list with another sort or filter; begin again without it"));
+            return Err(bad(
+                "belongs to a list with another sort or filter; begin again without it",
+            ));
         }
         Ok(cursor)
     }
@@ -173,7 +186,11 @@ pub async fn list_where<T: Listed>(
     restrict(&mut sql);
     let total: i64 = sql.build_query_scalar().fetch_one(pool).await?;
 
-    let columns = format!("{}, ({expression})::text AS sort_key, {}::text AS sort_id", T::COLUMNS, T::ID);
+    let columns = format!(
+        "{}, ({expression})::text AS sort_key, {}::text AS sort_id",
+        T::COLUMNS,
+        T::ID
+    );
     let mut sql = select::<T>(&columns, now);
     restrict(&mut sql);
     if let Some(text) = &query.cursor {
@@ -184,7 +201,11 @@ pub async fn list_where<T: Listed>(
             .push_bind(cursor.i)
             .push(")");
     }
-    sql.push(format!(" ORDER BY {expression} {direction}, {} {direction} LIMIT ", T::ID)).push_bind(i64::from(limit) + 1);
+    sql.push(format!(
+        " ORDER BY {expression} {direction}, {} {direction} LIMIT ",
+        T::ID
+    ))
+    .push_bind(i64::from(limit) + 1);
     if let Some(page) = query.page {
         sql.push(" OFFSET ").push_bind(i64::from(page - 1) * i64::from(limit));
     }
@@ -193,16 +214,38 @@ pub async fn list_where<T: Listed>(
     let more = rows.len() > limit as usize;
     rows.truncate(limit as usize);
     let next_cursor = match rows.last() {
-        Some(last) if more => {
-            Some(Cursor { s: order, f: filter, k: last.try_get("sort_key")?, i: last.try_get("sort_id")? }.write())
-        }
+        Some(last) if more => Some(
+            Cursor {
+                s: order,
+                f: filter,
+                k: last.try_get("sort_key")?,
+                i: last.try_get("sort_id")?,
+            }
+            .write(),
+        ),
         _ => None,
     };
     let data = rows.iter().map(T::read).collect::<Result<_, _>>()?;
-    Ok(match query.cursor.is_some() || (query.page_size.is_some() && query.page.is_none()) {
-        true => Page { data, total, page: None, per_page: None, page_size: Some(limit), next_cursor },
-        false => Page { data, total, page: Some(query.page.unwrap_or(1)), per_page: Some(limit), page_size: None, next_cursor },
-    })
+    Ok(
+        match query.cursor.is_some() || (query.page_size.is_some() && query.page.is_none()) {
+            true => Page {
+                data,
+                total,
+                page: None,
+                per_page: None,
+                page_size: Some(limit),
+                next_cursor,
+            },
+            false => Page {
+                data,
+                total,
+                page: Some(query.page.unwrap_or(1)),
+                per_page: Some(limit),
+                page_size: None,
+                next_cursor,
+            },
+        },
+    )
 }
 
 fn select<T: Listed>(columns: &str, now: Time) -> QueryBuilder<Postgres> {
@@ -224,7 +267,11 @@ fn select<T: Listed>(columns: &str, now: Time) -> QueryBuilder<Postgres> {
 pub async fn get<T: Listed>(db: &mut sqlx::PgConnection, now: Time, id: &str) -> Result<T, ApiError> {
     let mut sql = select::<T>(T::COLUMNS, now);
     Where { sql: &mut sql, now }.eq(T::ID, &Some(id.to_owned()));
-    let row = sql.build().fetch_optional(db).await?.ok_or_else(|| ApiError::missing(T::KIND, id))?;
+    let row = sql
+        .build()
+        .fetch_optional(db)
+        .await?
+        .ok_or_else(|| ApiError::missing(T::KIND, id))?;
     Ok(T::read(&row)?)
 }
 
@@ -249,9 +296,10 @@ pub fn deleted(
     match done.map_err(StoreError::from) {
         Ok(done) if done.rows_affected() == 0 => Err(ApiError::missing(kind, id)),
         Ok(_) => Ok(()),
-        Err(StoreError::Reference { .. }) => {
-            Err(ApiError::new(Kind::Referenced, format!("{kind} {id} is in use; change what refers to it first")))
-        }
+        Err(StoreError::Reference { .. }) => Err(ApiError::new(
+            Kind::Referenced,
+            format!("{kind} {id} is in use; change what refers to it first"),
+        )),
         Err(error) => Err(error.into()),
     }
 }
@@ -262,7 +310,10 @@ pub fn deleted(
 /// 422.
 pub fn check_name(field: &str, name: &str, most: usize) -> Result<(), ApiError> {
     match name.trim().is_empty() || name.chars().count() > most || name.contains(char::is_control) {
-        true => Err(ApiError::invalid(field, format!("has 1 to {most} characters, without control characters"))),
+        true => Err(ApiError::invalid(
+            field,
+            format!("has 1 to {most} characters, without control characters"),
+        )),
         false => Ok(()),
     }
 }

@@ -29,8 +29,8 @@ pub struct Config {
     #[arg(long, env = "CERTCTL_SIGNER_SOCKET", default_value = "/run/certctl/signer.sock")]
     pub signer_socket: PathBuf,
 
-    /// How often certificates that are due for renewal are looked for.
-    #[arg(long, env = "CERTCTL_SCHEDULER_RENEWAL_CHECK_INTERVAL", default_value = "1m", value_parser = interval)]
+    /// How often certificates that are due for renewal are looked for. Must be well below a third of the shortest lifetime.
+    #[arg(long, env = "CERTCTL_SCHEDULER_RENEWAL_CHECK_INTERVAL", default_value = "30s", value_parser = interval)]
     pub renewal_check_interval: Duration,
 
     /// How often jobs are looked for when nobody announces any.

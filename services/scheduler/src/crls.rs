@@ -40,24 +40,17 @@ pub async fn refresh(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
     Ok(0)
 }
 
-/// A transaction that began before the CRL was made and ended after it leaves a revocation older than the newest one
-/// the CRL covers, but missing in it; hence the count.
 async fn stale(scheduler: &Scheduler) -> Result<Vec<IssuerId>, sqlx::Error> {
     sqlx::query_scalar(
         "SELECT i.id
            FROM issuers i
            JOIN authorities a ON a.issuer_id = i.id
-           LEFT JOIN LATERAL (SELECT this_update, next_update, covers, entries FROM crls
+           LEFT JOIN LATERAL (SELECT this_update, next_update, covers FROM crls
                                WHERE issuer_id = i.id ORDER BY number DESC LIMIT 1) crl ON true
           WHERE i.type = $1
             AND (crl.this_update IS NULL
                  OR $2 > crl.this_update + (crl.next_update - crl.this_update) / 3
-                 OR EXISTS (SELECT 1 FROM revocations r
-                             WHERE r.issuer_id = i.id AND NOT r.short_lived
-                               AND r.revoked_at > coalesce(crl.covers, '-infinity'))
-                 OR crl.entries < (SELECT count(*) FROM revocations r
-                                    WHERE r.issuer_id = i.id AND NOT r.short_lived AND r.not_after >= $2
-                                      AND r.revoked_at <= crl.covers))
+                 OR crl.covers < (SELECT count(*) FROM revocations r WHERE r.issuer_id = i.id))
           ORDER BY i.id",
     )
     .bind(IssuerType::Local)

@@ -53,7 +53,7 @@ pub async fn warn_of_ends(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
 }
 
 async fn past_thresholds(scheduler: &Scheduler) -> Result<Vec<Warning>, sqlx::Error> {
-    // The key is the one that the outbox makes of the kind, [`dedup`] and the channel.
+    // The key is the one that the outbox makes of the kind, what makes the news the same, and the channel.
     sqlx::query_as(
         "SELECT c.id, c.common_name, c.current_version_id AS version_id, c.not_after, t.threshold_days
            FROM certificates c

@@ -28,9 +28,9 @@ pub(crate) async fn publish(shared: &Shared, issuer: &IssuerId) -> Result<CrlPub
         .await?;
     let now = shared.clock.now().whole_seconds();
     authority.must_be_valid(now)?;
-    let (number, covers): (i64, Option<Time>) = sqlx::query_as(
+    let (number, covers): (i64, i64) = sqlx::query_as(
         "SELECT coalesce((SELECT max(number) FROM crls WHERE issuer_id = $1), 0) + 1,
-                (SELECT max(revoked_at) FROM revocations WHERE issuer_id = $1)",
+                (SELECT count(*) FROM revocations WHERE issuer_id = $1)",
     )
     .bind(issuer)
     .fetch_one(&mut *tx)

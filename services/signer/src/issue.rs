@@ -88,6 +88,8 @@ pub(crate) struct Csr {
     /// The common name first, each once.
     names: Vec<San>,
     rules: ProfileRules,
+    /// The issuer's own lifetime of certificates, if it sets one.
+    validity: Option<Duration>,
 }
 
 /// A to-be-signed certificate that passed the lint. Cannot sign: it is not in the ledger.
@@ -122,6 +124,7 @@ struct CaseRow {
     issuer: IssuerId,
     issuer_type: String,
     issuer_enabled: bool,
+    validity_days: Option<i32>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -144,7 +147,8 @@ impl Csr {
         let case: Option<CaseRow> = sqlx::query_as(
             "SELECT j.type AS kind, j.status, j.csr_der, c.id AS certificate, c.common_name, c.sans, c.profile_id,
                     c.revoked_at IS NOT NULL AS revoked, c.archived_at IS NOT NULL AS archived,
-                    i.id AS issuer, i.type AS issuer_type, i.enabled AS issuer_enabled
+                    i.id AS issuer, i.type AS issuer_type, i.enabled AS issuer_enabled,
+                    (i.config->>'validity_days')::int AS validity_days
                FROM jobs j
                JOIN certificates c ON c.id = j.certificate_id
                JOIN issuers i ON i.id = c.issuer_id
@@ -185,6 +189,7 @@ impl Csr {
             common_name,
             names,
             rules,
+            validity: None,
         })
     }
 
@@ -277,7 +282,9 @@ impl Csr {
         let backdate = terms.backdate.min(longest / 10);
         let own = &authority.certificate;
         let not_before = (now - backdate).whole_seconds().max(own.not_before);
-        let not_after = (now + terms.leaf_validity).min(not_before + longest).min(own.not_after);
+        let not_after = (now + self.validity.unwrap_or(terms.leaf_validity))
+            .min(not_before + longest)
+            .min(own.not_after);
         (not_before, not_after.whole_seconds())
     }
 
@@ -319,7 +326,13 @@ impl CaseRow {
         let Some(der) = &self.csr_der else {
             return wrong(format!("job {job} has no certification request"));
         };
-        Csr::admit(job, self.issuer, der, &self.common_name, &self.sans, rules)
+        const DAY: Duration = Duration::from_secs(86_400);
+        let days = self.validity_days.and_then(|days| u32::try_from(days).ok());
+        let csr = Csr::admit(job, self.issuer, der, &self.common_name, &self.sans, rules)?;
+        Ok(Csr {
+            validity: days.map(|days| DAY * days),
+            ..csr
+        })
     }
 }
 

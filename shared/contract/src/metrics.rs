@@ -30,11 +30,11 @@ pub struct MetricsReport {
 pub struct Gauges {
     /// All certificates.
     pub certificate_total: i64,
-    /// Valid, not revoked, not archived.
+    /// Ending in more than 30 days, not revoked, not archived.
     pub certificate_active: i64,
-    /// Of these, ending within 30 days.
+    /// Ending within 30 days, not revoked, not archived.
     pub certificate_expiring_soon: i64,
-    /// Past their end.
+    /// Past their end, not revoked, not archived.
     pub certificate_expired: i64,
     /// Revoked.
     pub certificate_revoked: i64,

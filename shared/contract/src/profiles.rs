@@ -25,7 +25,7 @@ crate::resource! {
     GET "/{id}" GetProfile(path: Id<ProfileId>,) [Needs(View)] -> 200 Profile;
     /// Change a profile. Keys that are absent keep their value.
     PUT "/{id}" UpdateProfile(path: Id<ProfileId>, body: ProfileChanges,) [Needs(Configure)] -> 200 Profile;
-    /// Delete a profile. Certificates that used it stay, without a profile.
+    /// Delete a profile. Refused while certificates or renewal policies refer to it: without it they would have no limits.
     DELETE "/{id}" DeleteProfile(path: Id<ProfileId>,) [Needs(Configure)] -> 204 NoContent;
 }
 

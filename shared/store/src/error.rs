@@ -38,6 +38,9 @@ pub enum Error {
         /// Its name.
         constraint: String,
     },
+    /// A text holds a NUL character, which Postgres cannot keep.
+    #[error("a text holds a NUL character")]
+    Unstorable,
     /// Somebody else holds the lease by now.
     #[error("the lease was lost")]
     LeaseLost,
@@ -68,13 +71,16 @@ impl From<sqlx::Error> for Error {
                     "23505" => Error::Taken {
                         constraint: constraint(),
                     },
-                    "23503" => Error::Reference {
+                    // 23001: ON DELETE RESTRICT, from PostgreSQL 18 on
+                    "23503" | "23001" => Error::Reference {
                         constraint: constraint(),
                     },
                     // lock_not_available, query_canceled, serialization_failure, deadlock_detected
                     "55P03" | "57014" | "40001" | "40P01" => Error::Busy(error),
                     // connection exceptions, operator intervention, insufficient resources
                     code if ["08", "57P", "53"].iter().any(|class| code.starts_with(class)) => Error::Busy(error),
+                    // character_not_in_repertoire, untranslatable_character
+                    "22021" | "22P05" => Error::Unstorable,
                     _ => Error::Broken(error),
                 }
             }

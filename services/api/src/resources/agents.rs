@@ -37,7 +37,14 @@ use crate::{
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
-    r.on(list).on(register).on(get).on(heartbeat).on(work).on(submit_csr).on(pickup).on(report)
+    r.on(list)
+        .on(register)
+        .on(get)
+        .on(heartbeat)
+        .on(work)
+        .on(submit_csr)
+        .on(pickup)
+        .on(report)
 }
 
 /// The longest a request for work is held.
@@ -55,7 +62,10 @@ impl Listed for Agent {
         CASE WHEN a.offline_since IS NULL AND a.last_heartbeat_at IS NOT NULL THEN 'Online' ELSE 'Offline' END AS status";
     const FROM: &'static str = "agents a";
     const ID: &'static str = "a.id";
-    const DEFAULT: Sort<AgentSort> = Sort { key: AgentSort::CreatedAt, descending: true };
+    const DEFAULT: Sort<AgentSort> = Sort {
+        key: AgentSort::CreatedAt,
+        descending: true,
+    };
 
     fn column(key: AgentSort) -> Column {
         match key {
@@ -81,7 +91,11 @@ impl Listed for Agent {
             id: row.try_get("id")?,
             name: row.try_get("name")?,
             hostname: row.try_get("hostname")?,
-            status: if status == "Online" { AgentStatus::Online } else { AgentStatus::Offline },
+            status: if status == "Online" {
+                AgentStatus::Online
+            } else {
+                AgentStatus::Offline
+            },
             last_heartbeat_at: last,
             last_heartbeat: last,
             registered_at: registered,
@@ -110,16 +124,27 @@ async fn register(cx: Cx, rq: Request<RegisterAgent>) -> Result<RegisteredAgent,
     let new = rq.body;
     check_name("name", &new.name, 128)?;
     check_name("hostname", &new.hostname, 255)?;
-    for (field, text) in
-        [("os", &new.os), ("architecture", &new.architecture), ("ip_address", &new.ip_address), ("version", &new.version)]
-    {
+    for (field, text) in [
+        ("os", &new.os),
+        ("architecture", &new.architecture),
+        ("ip_address", &new.ip_address),
+        ("version", &new.version),
+    ] {
         if text.len() > 128 || text.contains(char::is_control) {
-            return Err(ApiError::invalid(field, "has at most 128 characters, without control characters"));
+            return Err(ApiError::invalid(
+                field,
+                "has at most 128 characters, without control characters",
+            ));
         }
     }
     let api_key = match new.api_key {
         Some(key) if (32..=128).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()) => key,
-        Some(_) => return Err(ApiError::invalid("api_key", "is 32 to 128 printable ASCII characters from a random source")),
+        Some(_) => {
+            return Err(ApiError::invalid(
+                "api_key",
+                "is 32 to 128 printable ASCII characters from a random source",
+            ));
+        }
         None => fresh_key()?,
     };
     let hash = hex::encode(sha256(&api_key));
@@ -148,14 +173,22 @@ async fn register(cx: Cx, rq: Request<RegisterAgent>) -> Result<RegisteredAgent,
     let agent = listing::get(&mut tx, now, id.as_str()).await?;
     if inserted.rows_affected() == 0 {
         // The answer to the first attempt was lost, or somebody else wants this id.
-        let known: String =
-            sqlx::query_scalar("SELECT api_key_hash FROM agents WHERE id = $1").bind(&id).fetch_one(&mut *tx).await?;
+        let known: String = sqlx::query_scalar("SELECT api_key_hash FROM agents WHERE id = $1")
+            .bind(&id)
+            .fetch_one(&mut *tx)
+            .await?;
         return match known == hash {
             true => Ok(RegisteredAgent { agent, api_key }),
-            false => Err(ApiError::new(Kind::Taken, format!("an agent {id} is registered with another key"))),
+            false => Err(ApiError::new(
+                Kind::Taken,
+                format!("an agent {id} is registered with another key"),
+            )),
         };
     }
-    let event = tx.event("agent_registered", "agent", &id).with("name", &new.name).with("hostname", &new.hostname);
+    let event = tx
+        .event("agent_registered", "agent", &id)
+        .with("name", &new.name)
+        .with("hostname", &new.hostname);
     tx.note(event);
     tx.commit().await?;
     Ok(RegisteredAgent { agent, api_key })
@@ -169,8 +202,22 @@ fn fresh_key() -> Result<String, ApiError> {
 }
 
 async fn heartbeat(cx: Cx, rq: Request<AgentHeartbeat>) -> Result<Outcome, ApiError> {
-    let Heartbeat { version, hostname, os, architecture, ip_address, capabilities } = rq.body;
-    let life = SignOfLife { version, hostname, os, architecture, ip_address, capabilities };
+    let Heartbeat {
+        version,
+        hostname,
+        os,
+        architecture,
+        ip_address,
+        capabilities,
+    } = rq.body;
+    let life = SignOfLife {
+        version,
+        hostname,
+        os,
+        architecture,
+        ip_address,
+        capabilities,
+    };
     certctl_store::agents::heartbeat(cx.pool(), &rq.path.id, &life, cx.now()).await?;
     Ok(Outcome::of("heartbeat_recorded"))
 }
@@ -179,7 +226,10 @@ async fn work(cx: Cx, rq: Request<AgentGetWork>) -> Result<Work, ApiError> {
     let wait = match rq.query.wait.as_deref() {
         None => Duration::ZERO,
         Some(text) => certctl_runtime::config::duration(text).map_err(|e| {
-            ApiError::malformed("the query cannot be read", vec![certctl_contract::query::Invalid::new("wait", e)])
+            ApiError::malformed(
+                "the query cannot be read",
+                vec![certctl_contract::query::Invalid::new("wait", e)],
+            )
         })?,
     };
     let agent = rq.path.id;
@@ -190,7 +240,10 @@ async fn work(cx: Cx, rq: Request<AgentGetWork>) -> Result<Work, ApiError> {
         let jobs = open_work(&cx, &agent).await?;
         let now = tokio::time::Instant::now();
         if !jobs.is_empty() || now >= deadline || cx.app.stop.is_cancelled() {
-            return Ok(Work { count: jobs.len() as i64, jobs });
+            return Ok(Work {
+                count: jobs.len() as i64,
+                jobs,
+            });
         }
         tokio::select! {
             _ = wakes.changed() => {}
@@ -218,8 +271,10 @@ struct WorkRow {
 
 /// What this agent can do now: requests first; no deployment of a certificate whose request is still open.
 async fn open_work(cx: &Cx, agent: &AgentId) -> Result<Vec<WorkItem>, ApiError> {
-    let known: Option<i32> =
-        sqlx::query_scalar("SELECT 1 FROM agents WHERE id = $1").bind(agent).fetch_optional(cx.pool()).await?;
+    let known: Option<i32> = sqlx::query_scalar("SELECT 1 FROM agents WHERE id = $1")
+        .bind(agent)
+        .fetch_optional(cx.pool())
+        .await?;
     known.ok_or_else(|| ApiError::missing("agent", agent))?;
     let rows: Vec<WorkRow> = sqlx::query_as(
         "SELECT j.id, j.type, j.status, j.certificate_id, c.common_name, c.sans, c.profile_id, j.target_id,
@@ -246,7 +301,10 @@ async fn open_work(cx: &Cx, agent: &AgentId) -> Result<Vec<WorkItem>, ApiError> 
         let key = match (csr, &row.profile_id) {
             (true, Some(profile)) => {
                 let mut db = cx.pool().acquire().await?;
-                profiles::rules(&mut db, profile).await?.unwrap_or_default().preferred_key()
+                profiles::rules(&mut db, profile)
+                    .await?
+                    .unwrap_or_default()
+                    .preferred_key()
             }
             _ => certctl_model::key::KeyFacts::P256,
         };
@@ -274,7 +332,10 @@ async fn awaited(tx: &mut Tx, agent: &AgentId, rq: &CsrSubmission) -> Result<Job
         return Ok(job.clone());
     }
     let certificate = rq.certificate_id.as_ref().ok_or_else(|| {
-        ApiError::invalid("certificate_id", "is needed, or job_id: a request is signed for a job that awaits it")
+        ApiError::invalid(
+            "certificate_id",
+            "is needed, or job_id: a request is signed for a job that awaits it",
+        )
     })?;
     let job: Option<JobId> = sqlx::query_scalar(
         "SELECT id FROM jobs WHERE certificate_id = $1 AND agent_id = $2 AND status = 'AwaitingCSR'
@@ -285,7 +346,10 @@ async fn awaited(tx: &mut Tx, agent: &AgentId, rq: &CsrSubmission) -> Result<Job
     .fetch_optional(&mut **tx)
     .await?;
     job.ok_or_else(|| {
-        ApiError::new(Kind::WrongState, format!("no job of agent {agent} awaits a request for certificate {certificate}"))
+        ApiError::new(
+            Kind::WrongState,
+            format!("no job of agent {agent} awaits a request for certificate {certificate}"),
+        )
     })
 }
 
@@ -306,8 +370,10 @@ async fn submit_csr(cx: Cx, rq: Request<AgentSubmitCsr>) -> Result<Outcome, ApiE
     let (facts, status) = jobs::lock_any(&mut tx, &id).await?;
     of_agent(&facts, &agent)?;
     if status != JobStatus::AwaitingCsr {
-        let kept: Option<Vec<u8>> =
-            sqlx::query_scalar("SELECT csr_der FROM jobs WHERE id = $1").bind(&id).fetch_one(&mut *tx).await?;
+        let kept: Option<Vec<u8>> = sqlx::query_scalar("SELECT csr_der FROM jobs WHERE id = $1")
+            .bind(&id)
+            .fetch_one(&mut *tx)
+            .await?;
         // The answer to the first submission was lost.
         if kept.as_deref() == Some(request.der()) && !matches!(status, JobStatus::Failed | JobStatus::Cancelled) {
             return Ok(Outcome::of("csr_accepted"));
@@ -330,7 +396,9 @@ async fn submit_csr(cx: Cx, rq: Request<AgentSubmitCsr>) -> Result<Outcome, ApiE
             .ok_or_else(|| ApiError::internal(format!("profile {id} is gone though a certificate refers to it")))?,
         None => Default::default(),
     };
-    rules.admits(request.key(), &names).map_err(|e| ApiError::invalid("csr_pem", e))?;
+    rules
+        .admits(request.key(), &names)
+        .map_err(|e| ApiError::invalid("csr_pem", e))?;
     jobs::keep_request(&mut tx, &id, request.der()).await?;
     let by = tx.actor();
     jobs::apply(&mut tx, Job::<AwaitingCsr>::known(facts).csr_accepted(&by)).await?;
@@ -343,9 +411,14 @@ async fn pickup(cx: Cx, rq: Request<AgentPickupCertificate>) -> Result<Pickup, A
     let (agent, certificate) = (rq.path.agent_id, rq.path.cert_id);
     let found = newest_of_agent(&cx, &agent, &certificate, rq.query.version_id.as_ref()).await?;
     let (leaf, chain, _) = found.ok_or_else(|| {
-        ApiError::new(Kind::NotFound, format!("agent {agent} holds the key of no version of certificate {certificate}"))
+        ApiError::new(
+            Kind::NotFound,
+            format!("agent {agent} holds the key of no version of certificate {certificate}"),
+        )
     })?;
-    Ok(Pickup { certificate_pem: format!("{leaf}\n{chain}") })
+    Ok(Pickup {
+        certificate_pem: format!("{leaf}\n{chain}"),
+    })
 }
 
 /// The longest error text of a report that is kept, in characters.
@@ -353,9 +426,16 @@ const LONGEST_ERROR: usize = 4096;
 
 async fn report(cx: Cx, rq: Request<AgentReportJobStatus>) -> Result<Outcome, ApiError> {
     let (agent, id) = (rq.path.agent_id, rq.path.job_id);
-    let status: JobStatus = rq.body.status.parse().map_err(|e: String| ApiError::invalid("status", e))?;
+    let status: JobStatus = rq
+        .body
+        .status
+        .parse()
+        .map_err(|e: String| ApiError::invalid("status", e))?;
     let error: Option<String> = rq.body.error.filter(|e| !e.is_empty()).map(|e| {
-        e.chars().filter(|c| !c.is_control() || *c == '\n').take(LONGEST_ERROR).collect()
+        e.chars()
+            .filter(|c| !c.is_control() || *c == '\n')
+            .take(LONGEST_ERROR)
+            .collect()
     });
     let mut tx = cx.begin().await?;
     let (facts, is) = jobs::lock_any(&mut tx, &id).await?;
@@ -420,7 +500,14 @@ async fn deployed(tx: &mut Tx, job: &JobFacts) -> Result<(), ApiError> {
         .with("target_id", &job.target)
         .with("version_id", &job.version);
     tx.note(event);
-    announce(tx, job, NoticeKind::DeploymentSuccess, format!("{name} is deployed to {target}"), String::new()).await
+    announce(
+        tx,
+        job,
+        NoticeKind::DeploymentSuccess,
+        format!("{name} is deployed to {target}"),
+        String::new(),
+    )
+    .await
 }
 
 async fn not_deployed(tx: &mut Tx, job: &JobFacts, reason: &str) -> Result<(), ApiError> {
@@ -437,14 +524,37 @@ async fn not_deployed(tx: &mut Tx, job: &JobFacts, reason: &str) -> Result<(), A
         .with("target_id", &job.target)
         .with("reason", reason);
     tx.note(event);
-    announce(tx, job, NoticeKind::DeploymentFailure, format!("Deployment of {name} to {target} failed"), reason.to_owned()).await
+    announce(
+        tx,
+        job,
+        NoticeKind::DeploymentFailure,
+        format!("Deployment of {name} to {target} failed"),
+        reason.to_owned(),
+    )
+    .await
 }
 
-async fn announce(tx: &mut Tx, job: &JobFacts, kind: NoticeKind, subject: String, reason: String) -> Result<(), ApiError> {
+async fn announce(
+    tx: &mut Tx,
+    job: &JobFacts,
+    kind: NoticeKind,
+    subject: String,
+    reason: String,
+) -> Result<(), ApiError> {
     let message = match reason.is_empty() {
         true => format!("{subject} (certificate {}, job {}).", job.certificate, job.id),
         false => format!("{subject} (certificate {}, job {}): {reason}", job.certificate, job.id),
     };
     let dedup = format!("{}:{}", job.id, tx.now());
-    Ok(outbox::announce(tx, &News { kind, certificate: job.certificate.clone(), dedup, subject, message }).await?)
+    Ok(outbox::announce(
+        tx,
+        &News {
+            kind,
+            certificate: job.certificate.clone(),
+            dedup,
+            subject,
+            message,
+        },
+    )
+    .await?)
 }

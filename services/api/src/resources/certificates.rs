@@ -34,7 +34,16 @@ use crate::{
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
-    r.on(list).on(create).on(get).on(update).on(archive).on(versions).on(deployments).on(renew).on(deploy).on(revoke)
+    r.on(list)
+        .on(create)
+        .on(get)
+        .on(update)
+        .on(archive)
+        .on(versions)
+        .on(deployments)
+        .on(renew)
+        .on(deploy)
+        .on(revoke)
 }
 
 /// Names a certificate may have at most.
@@ -55,7 +64,10 @@ impl Listed for Certificate {
         CROSS JOIN (SELECT {now}::timestamptz AS at) clock
         LEFT JOIN certificate_versions v ON v.id = c.current_version_id";
     const ID: &'static str = "c.id";
-    const DEFAULT: Sort<CertificateSort> = Sort { key: CertificateSort::CreatedAt, descending: true };
+    const DEFAULT: Sort<CertificateSort> = Sort {
+        key: CertificateSort::CreatedAt,
+        descending: true,
+    };
 
     fn column(key: CertificateSort) -> Column {
         match key {
@@ -136,7 +148,10 @@ async fn get(cx: Cx, rq: Request<GetCertificate>) -> Result<Certificate, ApiErro
 fn common_name(text: &str) -> Result<San, ApiError> {
     match text.parse::<San>() {
         Ok(name @ (San::Dns(_) | San::Ip(_))) => Ok(name),
-        Ok(_) => Err(ApiError::invalid("common_name", "is a DNS name or an IP address; put other names into sans")),
+        Ok(_) => Err(ApiError::invalid(
+            "common_name",
+            "is a DNS name or an IP address; put other names into sans",
+        )),
         Err(error) => Err(ApiError::invalid("common_name", error.to_string())),
     }
 }
@@ -145,7 +160,10 @@ fn other_names(texts: &[String]) -> Result<Vec<San>, ApiError> {
     if texts.len() > MOST_NAMES {
         return Err(ApiError::invalid("sans", format!("has at most {MOST_NAMES} names")));
     }
-    texts.iter().map(|text| text.parse().map_err(|e| ApiError::invalid("sans", format!("{e}")))).collect()
+    texts
+        .iter()
+        .map(|text| text.parse().map_err(|e| ApiError::invalid("sans", format!("{e}"))))
+        .collect()
 }
 
 /// Refuses names that the profile would not let through when it is too late to say so.
@@ -154,11 +172,17 @@ async fn within_profile(tx: &mut Tx, profile: Option<&ProfileId>, common: &San, 
     let rules = super::profiles::rules(tx, id)
         .await?
         .ok_or_else(|| ApiError::invalid("certificate_profile_id", "names something that does not exist"))?;
-    rules.admits_names(&all_names(common, sans)).map_err(|why| ApiError::invalid("certificate_profile_id", why))
+    rules
+        .admits_names(&all_names(common, sans))
+        .map_err(|why| ApiError::invalid("certificate_profile_id", why))
 }
 
 async fn enabled_issuer(tx: &mut Tx, id: &IssuerId) -> Result<(), ApiError> {
-    match sqlx::query_scalar("SELECT enabled FROM issuers WHERE id = $1").bind(id).fetch_optional(&mut **tx).await? {
+    match sqlx::query_scalar("SELECT enabled FROM issuers WHERE id = $1")
+        .bind(id)
+        .fetch_optional(&mut **tx)
+        .await?
+    {
         Some(true) => Ok(()),
         Some(false) => Err(ApiError::invalid("issuer_id", format!("issuer {id} is disabled"))),
         None => Err(ApiError::invalid("issuer_id", format!("there is no issuer {id}"))),
@@ -208,13 +232,21 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
     let sans = other_names(&new.sans.unwrap_or_default())?;
     let fixed = |id: &str| id.to_owned();
     let id = new.id.unwrap_or_else(|| CertificateId::generate(cx.now()));
-    let owner: OwnerId = new.owner_id.unwrap_or_else(|| fixed("o-unassigned").try_into().expect("a valid id"));
-    let policy: RenewalPolicyId =
-        new.renewal_policy_id.unwrap_or_else(|| fixed("rp-default").try_into().expect("a valid id"));
-    let issuer: IssuerId = new.issuer_id.unwrap_or_else(|| fixed("iss-local").try_into().expect("a valid id"));
+    let owner: OwnerId = new
+        .owner_id
+        .unwrap_or_else(|| fixed("o-unassigned").try_into().expect("a valid id"));
+    let policy: RenewalPolicyId = new
+        .renewal_policy_id
+        .unwrap_or_else(|| fixed("rp-default").try_into().expect("a valid id"));
+    let issuer: IssuerId = new
+        .issuer_id
+        .unwrap_or_else(|| fixed("iss-local").try_into().expect("a valid id"));
     let environment = new.environment.unwrap_or_default();
     if environment.chars().count() > 255 || environment.contains(char::is_control) {
-        return Err(ApiError::invalid("environment", "has at most 255 characters, without control characters"));
+        return Err(ApiError::invalid(
+            "environment",
+            "has at most 255 characters, without control characters",
+        ));
     }
     let tags = check_tags(new.tags.unwrap_or_default())?;
 
@@ -228,7 +260,12 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
     check_name("name", &name, 255)?;
     let team: Option<TeamId> = match new.team_id {
         Some(team) => Some(team),
-        None => sqlx::query_scalar("SELECT team_id FROM owners WHERE id = $1").bind(&owner).fetch_optional(&mut *tx).await?,
+        None => {
+            sqlx::query_scalar("SELECT team_id FROM owners WHERE id = $1")
+                .bind(&owner)
+                .fetch_optional(&mut *tx)
+                .await?
+        }
     };
     let team = team.ok_or_else(|| ApiError::invalid("owner_id", format!("there is no owner {owner}")))?;
     let profile: Option<ProfileId> = match new.certificate_profile_id {
@@ -259,7 +296,10 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
     .bind(now)
     .execute(&mut *tx)
     .await?;
-    let event = tx.event("certificate_created", "certificate", &id).with("common_name", &common).with("issuer_id", &issuer);
+    let event = tx
+        .event("certificate_created", "certificate", &id)
+        .with("common_name", &common)
+        .with("issuer_id", &issuer);
     tx.note(event);
     map_targets(&mut tx, &id, &new.target_ids.unwrap_or_default()).await?;
     let certificate = store::lock(&mut tx, &id).await?;
@@ -272,9 +312,16 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
 
 fn check_tags(tags: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
     let fits = |text: &str, most| text.chars().count() <= most && !text.contains(char::is_control);
-    match tags.len() <= 64 && tags.iter().all(|(key, value)| !key.is_empty() && fits(key, 128) && fits(value, 1024)) {
+    match tags.len() <= 64
+        && tags
+            .iter()
+            .all(|(key, value)| !key.is_empty() && fits(key, 128) && fits(value, 1024))
+    {
         true => Ok(tags),
-        false => Err(ApiError::invalid("tags", "are at most 64, keys of 1 to 128 and values of up to 1024 characters")),
+        false => Err(ApiError::invalid(
+            "tags",
+            "are at most 64, keys of 1 to 128 and values of up to 1024 characters",
+        )),
     }
 }
 
@@ -287,8 +334,18 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
     if let Some(name) = &change.name {
         check_name("name", name, 255)?;
     }
-    let common = change.common_name.as_deref().map(common_name).transpose()?.unwrap_or(before.common_name);
-    let sans = change.sans.as_deref().map(other_names).transpose()?.unwrap_or(before.sans);
+    let common = change
+        .common_name
+        .as_deref()
+        .map(common_name)
+        .transpose()?
+        .unwrap_or(before.common_name);
+    let sans = change
+        .sans
+        .as_deref()
+        .map(other_names)
+        .transpose()?
+        .unwrap_or(before.sans);
     let profile = match change.certificate_profile_id {
         Some(profile) => profile.0,
         None => before.certificate_profile_id,
@@ -356,7 +413,11 @@ async fn issue_or_deploy_to_new_targets(
         store::request_deployment(tx, certificate, Some(target)).await?;
     }
     if added.iter().any(|(_, holds)| !holds) {
-        let kind = if certificate.current_version_id.is_none() { JobKind::Issuance } else { JobKind::Renewal };
+        let kind = if certificate.current_version_id.is_none() {
+            JobKind::Issuance
+        } else {
+            JobKind::Renewal
+        };
         store::request_issuance(tx, certificate, kind).await?;
     }
     Ok(())
@@ -389,7 +450,10 @@ impl Listed for CertificateVersion {
     const FROM: &'static str = "certificate_versions v
         LEFT JOIN revocations r ON r.issuer_id = v.issuer_id AND r.serial_number = v.serial_number";
     const ID: &'static str = "v.id";
-    const DEFAULT: Sort<VersionSort> = Sort { key: VersionSort::CreatedAt, descending: true };
+    const DEFAULT: Sort<VersionSort> = Sort {
+        key: VersionSort::CreatedAt,
+        descending: true,
+    };
 
     fn column(key: VersionSort) -> Column {
         match key {
@@ -428,15 +492,20 @@ impl Listed for CertificateVersion {
 }
 
 async fn must_exist(cx: &Cx, id: &CertificateId) -> Result<(), ApiError> {
-    let found: Option<i32> =
-        sqlx::query_scalar("SELECT 1 FROM certificates WHERE id = $1").bind(id).fetch_optional(cx.pool()).await?;
+    let found: Option<i32> = sqlx::query_scalar("SELECT 1 FROM certificates WHERE id = $1")
+        .bind(id)
+        .fetch_optional(cx.pool())
+        .await?;
     found.map(|_| ()).ok_or_else(|| ApiError::missing("certificate", id))
 }
 
 async fn versions(cx: Cx, rq: Request<ListCertificateVersions>) -> Result<Page<CertificateVersion>, ApiError> {
     let id = rq.path.id;
     must_exist(&cx, &id).await?;
-    listing::list_where(cx.pool(), cx.now(), rq.query, |sql| sql.eq("v.certificate_id", &Some(id.clone()))).await
+    listing::list_where(cx.pool(), cx.now(), rq.query, |sql| {
+        sql.eq("v.certificate_id", &Some(id.clone()))
+    })
+    .await
 }
 
 async fn deployments(cx: Cx, rq: Request<ListCertificateDeployments>) -> Result<Deployments, ApiError> {
@@ -453,11 +522,18 @@ async fn deployments(cx: Cx, rq: Request<ListCertificateDeployments>) -> Result<
     .fetch_all(cx.pool())
     .await?;
     let data = rows.iter().map(Target::from_row).collect::<Result<Vec<_>, _>>()?;
-    Ok(Deployments { total: data.len() as i64, data })
+    Ok(Deployments {
+        total: data.len() as i64,
+        data,
+    })
 }
 
 fn triggered(status: &str, job_ids: Vec<certctl_model::id::JobId>) -> Triggered {
-    Triggered { status: status.to_owned(), job_id: job_ids.first().cloned(), job_ids }
+    Triggered {
+        status: status.to_owned(),
+        job_id: job_ids.first().cloned(),
+        job_ids,
+    }
 }
 
 async fn renew(cx: Cx, rq: Request<TriggerRenewal>) -> Result<Triggered, ApiError> {
@@ -465,12 +541,11 @@ async fn renew(cx: Cx, rq: Request<TriggerRenewal>) -> Result<Triggered, ApiErro
     let mut tx = cx.begin().await?;
     let certificate = store::lock(&mut tx, &id).await?;
     certificate.must_be_live()?;
-    let issued: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM certificate_versions WHERE certificate_id = $1)",
-    )
-    .bind(&id)
-    .fetch_one(&mut *tx)
-    .await?;
+    let issued: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM certificate_versions WHERE certificate_id = $1)")
+            .bind(&id)
+            .fetch_one(&mut *tx)
+            .await?;
     let kind = if issued { JobKind::Renewal } else { JobKind::Issuance };
     let jobs = store::request_issuance(&mut tx, &certificate, kind).await?;
     if jobs.is_empty() {
@@ -487,7 +562,9 @@ async fn renew(cx: Cx, rq: Request<TriggerRenewal>) -> Result<Triggered, ApiErro
         };
         return Err(ApiError::new(Kind::WrongState, detail));
     }
-    let event = tx.event("renewal_triggered", "certificate", &id).with("common_name", &certificate.common_name);
+    let event = tx
+        .event("renewal_triggered", "certificate", &id)
+        .with("common_name", &certificate.common_name);
     tx.note(event);
     tx.commit().await?;
     certctl_runtime::failpoint::hold("api.renewal_triggered").await;
@@ -507,15 +584,22 @@ async fn deploy(cx: Cx, rq: Request<TriggerDeployment>) -> Result<Triggered, Api
                 .fetch_optional(&mut *tx)
                 .await?;
         if mapped.is_none() {
-            return Err(ApiError::invalid("target_id", format!("certificate {id} is not mapped to target {target}")));
+            return Err(ApiError::invalid(
+                "target_id",
+                format!("certificate {id} is not mapped to target {target}"),
+            ));
         }
     }
     let jobs = store::request_deployment(&mut tx, &certificate, only.as_ref()).await?;
     if jobs.is_empty() {
-        let detail = format!("there is nothing to deploy for certificate {id}: no enabled target whose agent holds a version, or it is being deployed already");
+        let detail = format!(
+            "there is nothing to deploy for certificate {id}: no enabled target whose agent holds a version, or it is being deployed already"
+        );
         return Err(ApiError::new(Kind::WrongState, detail));
     }
-    let event = tx.event("deployment_triggered", "certificate", &id).with("common_name", &certificate.common_name);
+    let event = tx
+        .event("deployment_triggered", "certificate", &id)
+        .with("common_name", &certificate.common_name);
     tx.note(event);
     tx.commit().await?;
     Ok(triggered("deployment_triggered", jobs))

@@ -19,18 +19,21 @@ const SOON: Duration = Duration::from_secs(30 * 86_400);
 #[derive(sqlx::FromRow)]
 struct Certificates {
     total: i64,
+    active: i64,
     expiring: i64,
     expired: i64,
     revoked: i64,
 }
 
-/// Expiring, expired and revoked exclude each other.
+/// Active, expiring, expired and revoked exclude each other; what is archived or not issued yet is none of them.
 async fn certificates(cx: &Cx) -> Result<Certificates, ApiError> {
     let now = cx.now();
     Ok(sqlx::query_as(
         "SELECT count(*) AS total,
-                count(*) FILTER (WHERE revoked_at IS NULL AND not_after > $1 AND not_after <= $2) AS expiring,
-                count(*) FILTER (WHERE revoked_at IS NULL AND not_after <= $1) AS expired,
+                count(*) FILTER (WHERE revoked_at IS NULL AND archived_at IS NULL AND not_after > $2) AS active,
+                count(*) FILTER (WHERE revoked_at IS NULL AND archived_at IS NULL
+                                   AND not_after > $1 AND not_after <= $2) AS expiring,
+                count(*) FILTER (WHERE revoked_at IS NULL AND archived_at IS NULL AND not_after <= $1) AS expired,
                 count(*) FILTER (WHERE revoked_at IS NOT NULL) AS revoked
            FROM certificates",
     )
@@ -85,10 +88,7 @@ async fn metrics(cx: Cx, _: Request<Metrics>) -> Result<MetricsReport, ApiError>
     Ok(MetricsReport {
         gauge: Gauges {
             certificate_total: certificates.total,
-            certificate_active: certificates.total
-                - certificates.expiring
-                - certificates.expired
-                - certificates.revoked,
+            certificate_active: certificates.active,
             certificate_expiring_soon: certificates.expiring,
             certificate_expired: certificates.expired,
             certificate_revoked: certificates.revoked,

@@ -24,11 +24,18 @@ async fn json_crl(cx: Cx, _: Request<GetCrl>) -> Result<JsonCrl, ApiError> {
     )
     .fetch_all(cx.pool())
     .await?;
-    Ok(JsonCrl { version: 1, total: entries.len() as i64, entries, generated_at: cx.now().whole_seconds() })
+    Ok(JsonCrl {
+        version: 1,
+        total: entries.len() as i64,
+        entries,
+        generated_at: cx.now().whole_seconds(),
+    })
 }
 
 async fn der_crl(cx: Cx, rq: Request<GetDerCrl>) -> Result<CrlDer, ApiError> {
-    edge::newest_crl(&cx.app, &rq.path.issuer_id).await.map(|crl| CrlDer(crl.der))
+    edge::newest_crl(&cx.app, &rq.path.issuer_id)
+        .await
+        .map(|crl| CrlDer(crl.der))
 }
 
 async fn ocsp_check(cx: Cx, rq: Request<OcspCheck>) -> Result<OcspDer, ApiError> {

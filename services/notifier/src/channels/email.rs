@@ -56,12 +56,18 @@ impl Email {
 }
 
 fn tls(host: &str, smtp: &Smtp) -> anyhow::Result<TlsParameters> {
+    const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
     let mut parameters = TlsParameters::builder(host.to_owned());
     if let Some(file) = &smtp.ca_file {
         let pem = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        anyhow::ensure!(
+            pem.windows(BEGIN.len()).any(|window| window == BEGIN),
+            "{} holds no PEM certificate",
+            file.display()
+        );
         let authority = Certificate::from_pem(&pem);
-        parameters = parameters
-            .add_root_certificate(authority.with_context(|| format!("{} holds no PEM certificate", file.display()))?);
+        parameters =
+            parameters.add_root_certificate(authority.with_context(|| format!("{} cannot be read", file.display()))?);
     }
     parameters.build().context("TLS for SMTP cannot be set up")
 }
@@ -156,5 +162,36 @@ mod tests {
         ] {
             assert!(email(bad, "s", "b").is_err(), "{bad:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_ca_file_without_a_certificate_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let smtp = |security| Smtp {
+            host: None,
+            port: 25,
+            username: None,
+            password: None,
+            password_file: None,
+            from: "certctl@example.net".parse().unwrap(),
+            security,
+            ca_file: Some(file.path().to_owned()),
+        };
+        for (security, accepted) in [
+            (Security::Starttls, false),
+            (Security::Tls, false),
+            (Security::None, true),
+        ] {
+            assert_eq!(
+                Email::new("mail.example.net", &smtp(security)).is_ok(),
+                accepted,
+                "{security:?}"
+            );
+        }
+        let without = Smtp {
+            ca_file: None,
+            ..smtp(Security::Tls)
+        };
+        assert!(Email::new("mail.example.net", &without).is_ok());
     }
 }
