@@ -104,7 +104,9 @@ pub struct Deployer {
 /// A server reloads on its own time; after this long it is not going to.
 const VERIFY_FOR: Duration = Duration::from_secs(5);
 /// A reload takes a few tens of milliseconds.
-const VERIFY_EVERY: Duration = Duration::from_millis(50);
+const VERIFY_EVERY: Duration = Duration::from_millis(25);
+/// nginx lets its old processes accept beside the new ones for a tenth of a second, so one look does not tell.
+const STEADY_FOR: Duration = Duration::from_millis(150);
 
 impl Deployer {
     /// Keeps its journal in `state_dir`.

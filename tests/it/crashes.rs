@@ -88,23 +88,17 @@ async fn whoever_is_killed_at_whichever_step_the_story_ends_well_and_happens_onc
     let started = Instant::now();
     let mut number = 0;
     for (row, point, story) in ROWS {
-        let mut line = format!("row {row:>2}  {point:<26}");
         for victim in VICTIMS {
             number += 1;
-            let took = table
-                .play(
-                    &mut stage,
-                    &Cell {
-                        point,
-                        victim,
-                        story: *story,
-                        number,
-                    },
-                )
-                .await;
-            line += &format!("  {victim} {:>4.1} s", took.as_secs_f64());
+            let cell = Cell {
+                point,
+                victim,
+                story: *story,
+                number,
+            };
+            let took = table.play(&mut stage, &cell).await;
+            println!("row {row:>2}  {point:<26} {victim:<10} {:>5.1} s", took.as_secs_f64());
         }
-        println!("{line}");
     }
     println!("{number} crashes in {:.0?}", started.elapsed());
     told(&stage.db, &hook).await;
@@ -170,14 +164,12 @@ impl Table<'_> {
             service => stage.platform.restart(service).await,
         };
         restarted.unwrap_or_else(|error| panic!("{cell}: {error:#}"));
-        let again = Instant::now();
         while begun.join_next().await.is_some() {}
 
         let expected = match cell.story {
             Story::Revoke => versions,
             _ => versions + 1,
         };
-        println!("      {cell}: restarted after {:.1?}, then", again - started);
         self.ends_well(stage, &certificate, cell.story, expected).await;
         started.elapsed()
     }

@@ -405,12 +405,12 @@ async fn a_crl_is_made_when_missing_old_or_silent_about_a_revocation(db: PgPool)
     w.sql("INSERT INTO authorities VALUES ('iss-local', '', '', $1, $1)")
         .await;
     assert_eq!(published().await, 1, "there is none");
-    w.sql("INSERT INTO crls VALUES ('iss-local', 1, '', 0, $1, $1 + interval '24 hours', NULL)")
+    w.sql("INSERT INTO crls VALUES ('iss-local', 1, '', 0, $1, $1 + interval '24 hours', 0)")
         .await;
     assert_eq!(published().await, 1, "it is fresh");
     w.clock.advance(Duration::from_secs(8 * 3600 + 1));
     assert_eq!(published().await, 2, "a third of its life is over");
-    w.sql("INSERT INTO crls VALUES ('iss-local', 2, '', 0, $1, $1 + interval '24 hours', $1)")
+    w.sql("INSERT INTO crls VALUES ('iss-local', 2, '', 0, $1, $1 + interval '24 hours', 0)")
         .await;
     assert_eq!(published().await, 2, "it is fresh again");
     w.certificate(1).await;
@@ -427,7 +427,7 @@ async fn a_crl_is_made_when_missing_old_or_silent_about_a_revocation(db: PgPool)
         3,
         "a revocation that began earlier became visible later"
     );
-    w.sql("INSERT INTO crls VALUES ('iss-local', 3, '', 1, $1, $1 + interval '24 hours', $1)")
+    w.sql("INSERT INTO crls VALUES ('iss-local', 3, '', 1, $1, $1 + interval '24 hours', 1)")
         .await;
     assert_eq!(published().await, 3, "it covers that");
     w.sql(&revoked("2", "-1 second")).await;
