@@ -47,7 +47,7 @@ struct MainJob {
     #[arg(long, default_value_t = 600, value_parser = value_parser!(u64).range(1..=7200))]
     max_time: u64,
 
-    /// Address of the certctl API; loopback only.
+    /// Address of the API, on loopback.
     #[arg(
         long,
         env = "CERTCTL_SERVER_URL",
@@ -60,7 +60,7 @@ struct MainJob {
     #[arg(long, env = "CERTCTL_API_KEY", hide_env_values = true, value_name = "KEY")]
     api_key: Option<Secret>,
 
-    /// Where the demo serves TLS; loopback only.
+    /// Where the demo serves TLS, on loopback.
     #[arg(
         long,
         env = "CERTCTL_DEMO_TLS",

@@ -63,10 +63,6 @@ struct Up {
     #[arg(long, env = "CERTCTL_DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
 
-    /// Give the API this Redis.
-    #[arg(long, env = "CERTCTL_REDIS_URL", hide_env_values = true)]
-    redis_url: Option<String>,
-
     /// Leave the session of the terminal.
     #[arg(long, hide = true)]
     daemon: bool,
@@ -165,7 +161,6 @@ async fn start(dir: &Path, up: &Up) -> Result<Platform, (Option<Platform>, anyho
     let given = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
     let mut builder = Builder::new(dir, &bin_dir)
         .database_url(given(&up.database_url))
-        .redis_url(given(&up.redis_url))
         .preferred_ports(8443, 8444);
     if up.no_demo {
         builder = builder.without_demo();

@@ -26,7 +26,6 @@ pub struct Builder {
     dir: PathBuf,
     bin_dir: PathBuf,
     database_url: Option<String>,
-    redis_url: Option<String>,
     failpoints: Option<PathBuf>,
     schedulers: usize,
     notifiers: usize,
@@ -43,7 +42,6 @@ impl Builder {
             dir: dir.to_owned(),
             bin_dir: bin_dir.to_owned(),
             database_url: None,
-            redis_url: None,
             failpoints: None,
             schedulers: 1,
             notifiers: 1,
@@ -57,12 +55,6 @@ impl Builder {
     /// Uses this database, of whose objects the URL's user is the owner, instead of a private Postgres.
     pub fn database_url(mut self, url: Option<String>) -> Self {
         self.database_url = url;
-        self
-    }
-
-    /// Gives the API a Redis.
-    pub fn redis_url(mut self, url: Option<String>) -> Self {
-        self.redis_url = url;
         self
     }
 
@@ -264,22 +256,16 @@ impl Settings<'_> {
     }
 
     fn api(&self, name: &str) -> Spec {
-        let spec = self
-            .server("api", name)
+        self.server("api", name)
             .env("CERTCTL_SERVER_HOST", self.api.ip())
             .env("CERTCTL_SERVER_PORT", self.api.port())
-            .env("CERTCTL_PUBLIC_URL", format!("http://{}", self.api))
             .env("CERTCTL_AUTH_TYPE", "api-key")
             .env("CERTCTL_AUTH_SECRET_FILE", self.dir.join("api-key").display())
             .env(
                 "CERTCTL_BOOTSTRAP_TOKEN_FILE",
                 self.dir.join("bootstrap-token").display(),
             )
-            .env("CERTCTL_SIGNER_SOCKET", self.socket.display());
-        match &self.builder.redis_url {
-            Some(url) => spec.env("CERTCTL_REDIS_URL", url),
-            None => spec,
-        }
+            .env("CERTCTL_SIGNER_SOCKET", self.socket.display())
     }
 
     fn server(&self, kind: &str, name: &str) -> Spec {

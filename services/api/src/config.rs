@@ -107,7 +107,7 @@ impl Config {
     /// Reads the secrets.
     ///
     /// # Errors
-    /// When one is given twice, cannot be read, or the API key is missing or too short.
+    /// When one is given twice, is empty or cannot be read, or the API key is missing.
     pub fn auth(&self) -> anyhow::Result<Auth> {
         match self.auth_type {
             AuthType::None => Ok(Auth::None),

@@ -28,7 +28,7 @@ pub async fn refresh(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
             Ok(crl) => {
                 metrics::counter!("crls_published_total").increment(1);
                 let (number, entries) = (crl.number, crl.entries);
-                info!(issuer.id = %issuer_id, number, entries, "CRL {number} of {issuer_id} is published");
+                info!(issuer.id = %issuer_id, crl_number = number, entries, "CRL {number} of {issuer_id} is published");
                 failpoint::hold("scheduler.crl_published").await;
             }
             Err(error) => {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 use certctl_model::{audit::Actor, connector::IssuerType, id::IssuerId, secret::Secret, time::Clock};
-use certctl_store::Tx;
+use certctl_store::{Tx, wake::Channel};
 use certctl_x509::facts::CertificateFacts;
 use serde_json::Value;
 use sqlx::PgPool;
@@ -182,6 +182,8 @@ impl Authorities {
             .with("subject", &certificate.subject)
             .with("fingerprint", &certificate.fingerprint);
         tx.note(event);
+        // An authority needs a first CRL, and whoever sees to that waits for revocations.
+        tx.wake(Channel::Revocations);
         Ok(tx.commit().await?)
     }
 }

@@ -257,7 +257,7 @@ where
     }
 }
 
-/// A reference that can be taken away: the empty text or null clears it.
+/// A reference that can be taken away: the empty text clears it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clearable<T>(pub Option<T>);
 
