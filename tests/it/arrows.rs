@@ -11,15 +11,43 @@ use serde_json::Value;
 const TABLE: &[(&str, &[&str], &[&str])] = &[
     ("model", &[], &["tokio", "axum", "hyper", "reqwest", "clap", "tracing"]),
     ("runtime", &[], &["sqlx", "reqwest", "x509-parser", "rcgen", "redis"]),
-    ("x509", &["model"], &["tokio", "axum", "hyper", "reqwest", "sqlx", "rustls"]),
+    (
+        "x509",
+        &["model"],
+        &["tokio", "axum", "hyper", "reqwest", "sqlx", "rustls"],
+    ),
     ("contract", &["model"], &["tokio", "axum", "hyper", "reqwest"]),
     ("client", &["model", "contract"], &["axum", "sqlx", "hyper"]),
-    ("store", &["model"], &["axum", "hyper", "reqwest", "http", "rcgen", "x509-parser"]),
-    ("api", &["model", "contract", "store", "x509", "runtime", "client"], &["rcgen", "rasn", "pkcs8", "reqwest", "lettre"]),
-    ("signer", &["model", "contract", "store", "x509", "runtime"], &["reqwest", "rustls", "lettre", "redis"]),
-    ("scheduler", &["model", "contract", "store", "x509", "runtime", "client"], &["axum", "rcgen", "pkcs8", "lettre"]),
-    ("notifier", &["model", "store", "runtime"], &["axum", "rcgen", "x509-parser", "rasn"]),
-    ("agent", &["model", "contract", "client", "x509", "runtime"], &["sqlx", "axum", "reqwest", "redis"]),
+    (
+        "store",
+        &["model"],
+        &["axum", "hyper", "reqwest", "http", "rcgen", "x509-parser"],
+    ),
+    (
+        "api",
+        &["model", "contract", "store", "x509", "runtime", "client"],
+        &["rcgen", "rasn", "pkcs8", "reqwest", "lettre"],
+    ),
+    (
+        "signer",
+        &["model", "contract", "store", "x509", "runtime"],
+        &["reqwest", "rustls", "lettre", "redis"],
+    ),
+    (
+        "scheduler",
+        &["model", "contract", "store", "x509", "runtime", "client"],
+        &["axum", "rcgen", "pkcs8", "lettre"],
+    ),
+    (
+        "notifier",
+        &["model", "store", "runtime"],
+        &["axum", "rcgen", "x509-parser", "rasn"],
+    ),
+    (
+        "agent",
+        &["model", "contract", "client", "x509", "runtime"],
+        &["sqlx", "axum", "reqwest", "redis"],
+    ),
     ("cli", &["contract", "client"], &["sqlx", "axum", "reqwest"]),
     ("mcp", &["contract", "client"], &["sqlx", "axum", "reqwest"]),
     ("loadtest", &["contract", "client"], &["sqlx", "axum", "reqwest"]),
@@ -35,16 +63,36 @@ struct Crate {
 fn crates() -> BTreeMap<String, Crate> {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--no-deps", "--offline", "--manifest-path", manifest])
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--no-deps",
+            "--offline",
+            "--manifest-path",
+            manifest,
+        ])
         .output()
         .expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
     let mut crates = BTreeMap::new();
     for package in metadata["packages"].as_array().unwrap() {
-        let name = package["name"].as_str().unwrap().strip_prefix("certctl-").expect("all are named certctl-<folder>");
-        assert_eq!((&package["version"], &package["publish"]), (&"0.0.0".into(), &Value::Array(vec![])), "{name}");
-        let linked = package["dependencies"].as_array().unwrap().iter().filter(|d| d["kind"].is_null());
+        let name = package["name"]
+            .as_str()
+            .unwrap()
+            .strip_prefix("certctl-")
+            .expect("all are named certctl-<folder>");
+        assert_eq!(
+            (&package["version"], &package["publish"]),
+            (&"0.0.0".into(), &Value::Array(vec![])),
+            "{name}"
+        );
+        let linked = package["dependencies"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|d| d["kind"].is_null());
         let (mut ours, mut others) = (BTreeSet::new(), BTreeSet::new());
         for dependency in linked {
             let used = dependency["name"].as_str().unwrap();
@@ -63,7 +111,11 @@ fn crates() -> BTreeMap<String, Crate> {
 fn arrows_between_crates_are_those_of_the_table() {
     let crates = crates();
     let named: BTreeSet<_> = TABLE.iter().map(|(name, ..)| *name).chain(["tests"]).collect();
-    assert_eq!(named, crates.keys().map(String::as_str).collect(), "every crate has a row");
+    assert_eq!(
+        named,
+        crates.keys().map(String::as_str).collect(),
+        "every crate has a row"
+    );
     for (name, may_use, never) in TABLE {
         let found = &crates[*name];
         let may_use: BTreeSet<_> = may_use.iter().map(|used| (*used).to_owned()).collect();

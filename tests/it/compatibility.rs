@@ -24,7 +24,13 @@ fn has(value: &Value, names: &str) {
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
 async fn an_agent_that_knows_only_the_old_requests_deploys_a_certificate(db: PgPool) {
     let w = World::new(db).await;
-    let registered = w.post("/api/v1/agents", json!({ "name": "old", "hostname": "old.example.net" })).await.expect(201);
+    let registered = w
+        .post(
+            "/api/v1/agents",
+            json!({ "name": "old", "hostname": "old.example.net" }),
+        )
+        .await
+        .expect(201);
     let id = registered["id"].as_str().unwrap();
     assert_eq!(registered["api_key"].as_str().unwrap().len(), 64);
     let target = json!({
@@ -40,10 +46,14 @@ async fn an_agent_that_knows_only_the_old_requests_deploys_a_certificate(db: PgP
 
     let agent = format!("/api/v1/agents/{id}");
     // Exactly what it sends, every key and no more.
-    let beat = json!({ "version": "1.0.0", "hostname": "old", "os": "linux", "architecture": "amd64", "ip_address": "" });
+    let beat =
+        json!({ "version": "1.0.0", "hostname": "old", "os": "linux", "architecture": "amd64", "ip_address": "" });
     let beat = w.post(&format!("{agent}/heartbeat"), beat).await.expect(200);
     assert_eq!(beat, json!({ "status": "heartbeat_recorded" }));
-    let work = w.raw(Method::GET, &format!("{agent}/work"), Some(KEY), "").await.expect(200);
+    let work = w
+        .raw(Method::GET, &format!("{agent}/work"), Some(KEY), "")
+        .await
+        .expect(200);
     assert_eq!(work["count"], 1);
     let item = &work["jobs"][0];
     let expected = json!({ "type": "Issuance", "certificate_id": "mc-shop", "common_name": "shop.example.net", "status": "AwaitingCSR" });
@@ -54,10 +64,20 @@ async fn an_agent_that_knows_only_the_old_requests_deploys_a_certificate(db: PgP
 
     // It puts every name into a DNS entry, the address as well.
     let csr = requests::request("shop.example.net", &["shop.example.net", "10.0.0.7"]);
-    let csr = w.post(&format!("{agent}/csr"), json!({ "csr_pem": csr, "certificate_id": "mc-shop" })).await.expect(202);
+    let csr = w
+        .post(
+            &format!("{agent}/csr"),
+            json!({ "csr_pem": csr, "certificate_id": "mc-shop" }),
+        )
+        .await
+        .expect(202);
     assert_eq!(keys(&csr), ["status"]);
     let work = w.get(&format!("{agent}/work")).await.expect(200);
-    assert_eq!(work, json!({ "jobs": [], "count": 0 }), "what was accepted leaves the list at once");
+    assert_eq!(
+        work,
+        json!({ "jobs": [], "count": 0 }),
+        "what was accepted leaves the list at once"
+    );
     w.settle().await;
 
     let work = w.get(&format!("{agent}/work")).await.expect(200);
@@ -74,32 +94,53 @@ async fn an_agent_that_knows_only_the_old_requests_deploys_a_certificate(db: PgP
     }
     let status = format!("{agent}/jobs/{}/status", item["id"].as_str().unwrap());
     let updated = json!({ "status": "updated" });
-    assert_eq!(w.post(&status, json!({ "status": "Running" })).await.expect(200), updated);
+    assert_eq!(
+        w.post(&status, json!({ "status": "Running" })).await.expect(200),
+        updated
+    );
     let pickup = w.get(&format!("{agent}/certificates/mc-shop")).await.expect(200);
     assert_eq!(keys(&pickup), ["certificate_pem"]);
     let text = pickup["certificate_pem"].as_str().unwrap();
     let chain = CertificateFacts::parse_pem_chain(text).unwrap();
     assert_eq!((chain.len(), chain[0].is_ca, chain[1].is_ca), (2, false, true));
-    assert!(text.contains("-----END CERTIFICATE-----\n\n-----BEGIN CERTIFICATE-----"), "a blank line between them");
+    assert!(
+        text.contains("-----END CERTIFICATE-----\n\n-----BEGIN CERTIFICATE-----"),
+        "a blank line between them"
+    );
     let names: Vec<_> = chain[0].sans.iter().map(ToString::to_string).collect();
     assert_eq!(names, ["shop.example.net", "10.0.0.7"]);
     chain[0].verify_issued_by(&chain[1]).unwrap();
     for _ in 0..2 {
         // A report that is repeated is answered in the same way.
-        assert_eq!(w.post(&status, json!({ "status": "Completed" })).await.expect(200), updated);
+        assert_eq!(
+            w.post(&status, json!({ "status": "Completed" })).await.expect(200),
+            updated
+        );
     }
     assert_eq!(w.status("mc-shop").await, "Active");
-    assert_eq!(w.text("SELECT count(*)::text FROM jobs WHERE finished_at IS NULL").await, "0");
+    assert_eq!(
+        w.text("SELECT count(*)::text FROM jobs WHERE finished_at IS NULL")
+            .await,
+        "0"
+    );
 
     // Failing, in its words.
-    w.post("/api/v1/certificates/mc-shop/deploy", Value::Null).await.expect(202);
+    w.post("/api/v1/certificates/mc-shop/deploy", Value::Null)
+        .await
+        .expect(202);
     let work = w.get(&format!("{agent}/work")).await.expect(200);
     let job = work["jobs"][0]["id"].as_str().unwrap();
     let failed = json!({ "status": "Failed", "error": "nginx: [emerg] unexpected end of file" });
-    assert_eq!(w.post(&format!("{agent}/jobs/{job}/status"), failed).await.expect(200), updated);
+    assert_eq!(
+        w.post(&format!("{agent}/jobs/{job}/status"), failed).await.expect(200),
+        updated
+    );
     let job = w.get(&format!("/api/v1/jobs/{job}")).await.expect(200);
     let said = json!("nginx: [emerg] unexpected end of file");
-    assert_eq!((&job["status"], &job["last_error"], &job["error_message"]), (&json!("Failed"), &said, &said));
+    assert_eq!(
+        (&job["status"], &job["last_error"], &job["error_message"]),
+        (&json!("Failed"), &said, &said)
+    );
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
@@ -107,13 +148,21 @@ async fn answers_have_the_keys_that_clients_read(db: PgPool) {
     let w = World::new(db).await;
     for list in ["certificates", "targets", "agents", "jobs", "profiles"] {
         let empty = w.get(&format!("/api/v1/{list}")).await.expect(200);
-        assert_eq!(empty, json!({ "data": [], "total": 0, "page": 1, "per_page": 50 }), "{list}");
+        assert_eq!(
+            empty,
+            json!({ "data": [], "total": 0, "page": 1, "per_page": 50 }),
+            "{list}"
+        );
     }
     let host = w.host("web-1").await;
     w.target("tgt-1", &host).await;
-    w.certificate("mc-1", &["tgt-1"], json!({ "tags": { "tier": "low" } })).await;
+    w.certificate("mc-1", &["tgt-1"], json!({ "tags": { "tier": "low" } }))
+        .await;
     let pending = w.get("/api/v1/certificates/mc-1").await.expect(200);
-    assert_eq!((&pending["status"], &pending["expires_at"]), (&json!("Pending"), &Value::Null));
+    assert_eq!(
+        (&pending["status"], &pending["expires_at"]),
+        (&json!("Pending"), &Value::Null)
+    );
     w.settle().await;
 
     let page = w.get("/api/v1/certificates").await.expect(200);
@@ -133,9 +182,15 @@ async fn answers_have_the_keys_that_clients_read(db: PgPool) {
     assert!(!versions.to_string().contains("PRIVATE KEY"));
     let deployments = w.get("/api/v1/certificates/mc-1/deployments").await.expect(200);
     assert_eq!(keys(&deployments), ["data", "total"]);
-    has(&deployments["data"][0], "id name type agent_id config enabled created_at updated_at hostname status");
+    has(
+        &deployments["data"][0],
+        "id name type agent_id config enabled created_at updated_at hostname status",
+    );
     let jobs = w.get("/api/v1/jobs").await.expect(200);
-    has(&jobs["data"][0], "id type certificate_id status attempts max_attempts scheduled_at created_at completed_at");
+    has(
+        &jobs["data"][0],
+        "id type certificate_id status attempts max_attempts scheduled_at created_at completed_at",
+    );
     let agents = w.get("/api/v1/agents").await.expect(200);
     has(
         &agents["data"][0],
@@ -143,15 +198,24 @@ async fn answers_have_the_keys_that_clients_read(db: PgPool) {
          last_heartbeat created_at updated_at capabilities tags",
     );
     assert_eq!(agents["data"][0]["api_key_hash"], "");
-    has(&w.get("/api/v1/issuers/iss-local").await.expect(200), "id name type config enabled created_at updated_at status");
-    has(&w.get("/api/v1/audit").await.expect(200)["data"][0], "id actor actor_type action resource_type resource_id details timestamp");
+    has(
+        &w.get("/api/v1/issuers/iss-local").await.expect(200),
+        "id name type config enabled created_at updated_at status",
+    );
+    has(
+        &w.get("/api/v1/audit").await.expect(200)["data"][0],
+        "id actor actor_type action resource_type resource_id details timestamp",
+    );
     let summary = w.get("/api/v1/stats/summary").await.expect(200);
     has(
         &summary,
         "total_certificates expiring_certificates expired_certificates revoked_certificates active_agents offline_agents
          total_agents pending_jobs failed_jobs complete_jobs completed_at",
     );
-    assert_eq!((&summary["total_certificates"], &summary["total_agents"]), (&json!(1), &json!(1)));
+    assert_eq!(
+        (&summary["total_certificates"], &summary["total_agents"]),
+        (&json!(1), &json!(1))
+    );
     let metrics = w.get("/api/v1/metrics").await.expect(200);
     has(
         &metrics["gauge"],
@@ -161,18 +225,30 @@ async fn answers_have_the_keys_that_clients_read(db: PgPool) {
     has(&metrics["counter"], "job_completed_total job_failed_total");
     has(&metrics["uptime"], "uptime_seconds server_started measured_at");
 
-    let renewed = w.post("/api/v1/certificates/mc-1/renew", json!({ "force": false })).await.expect(202);
+    let renewed = w
+        .post("/api/v1/certificates/mc-1/renew", json!({ "force": false }))
+        .await
+        .expect(202);
     assert_eq!(renewed["status"], "renewal_triggered");
     has(&renewed, "job_id job_ids");
     w.settle().await;
     let deployed = w.post("/api/v1/certificates/mc-1/deploy", json!({})).await.expect(202);
     assert_eq!(deployed["status"], "deployment_triggered");
     w.settle().await;
-    let revoked = w.post("/api/v1/certificates/mc-1/revoke", json!({ "reason": "keyCompromise" })).await.expect(200);
+    let revoked = w
+        .post("/api/v1/certificates/mc-1/revoke", json!({ "reason": "keyCompromise" }))
+        .await
+        .expect(200);
     assert_eq!(revoked, json!({ "status": "revoked" }));
     let crl = w.get("/api/v1/crl").await.expect(200);
-    assert_eq!((keys(&crl), &crl["total"]), (vec!["entries", "generated_at", "total", "version"], &json!(2)));
-    assert_eq!(keys(&crl["entries"][0]), ["issuer_id", "revocation_date", "revocation_reason", "serial_number"]);
+    assert_eq!(
+        (keys(&crl), &crl["total"]),
+        (vec!["entries", "generated_at", "total", "version"], &json!(2))
+    );
+    assert_eq!(
+        keys(&crl["entries"][0]),
+        ["issuer_id", "revocation_date", "revocation_reason", "serial_number"]
+    );
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
@@ -187,7 +263,10 @@ async fn doors_that_are_open_need_no_key_and_every_answer_has_a_request_id(db: P
     }
     let health = w.raw(Method::GET, "/api/v1/health", None, "").await.expect(200);
     assert_eq!(health, json!({ "status": "healthy", "timestamp": w.clock.now() }));
-    assert_eq!(w.get("/api/v1/auth/check").await.expect(200), json!({ "status": "authenticated" }));
+    assert_eq!(
+        w.get("/api/v1/auth/check").await.expect(200),
+        json!({ "status": "authenticated" })
+    );
     w.settle().await;
     for (path, media) in [
         ("/ca/iss-local.crt", "application/pkix-cert"),
@@ -196,7 +275,11 @@ async fn doors_that_are_open_need_no_key_and_every_answer_has_a_request_id(db: P
         ("/api/v1/ocsp/iss-local/1", "application/ocsp-response"),
     ] {
         let answer = w.raw(Method::GET, path, None, "").await;
-        assert_eq!((answer.status, answer.header("content-type")), (200, media), "{answer:?}");
+        assert_eq!(
+            (answer.status, answer.header("content-type")),
+            (200, media),
+            "{answer:?}"
+        );
     }
     let mut ids = std::collections::HashSet::new();
     for (path, status) in [
@@ -223,15 +306,31 @@ async fn partial_bodies_merge_and_unknown_keys_do_no_harm(db: PgPool) {
     let host = w.host("web-1").await;
     w.target("tgt-1", &host).await;
     for (path, new, change) in [
-        ("teams", json!({ "name": "a", "description": "d" }), json!({ "description": "e" })),
-        ("owners", json!({ "name": "a", "email": "a@example.net" }), json!({ "name": "b" })),
+        (
+            "teams",
+            json!({ "name": "a", "description": "d" }),
+            json!({ "description": "e" }),
+        ),
+        (
+            "owners",
+            json!({ "name": "a", "email": "a@example.net" }),
+            json!({ "name": "b" }),
+        ),
         (
             "profiles",
             json!({ "name": "a", "description": "d", "max_ttl_seconds": 86400, "allowed_ekus": ["clientAuth"] }),
             json!({ "enabled": false }),
         ),
-        ("renewal-policies", json!({ "name": "a", "renew_at_permille": 500 }), json!({ "max_retries": 7 })),
-        ("issuers", json!({ "name": "a", "type": "GenericCA", "config": { "ca_common_name": "A" } }), json!({ "enabled": false })),
+        (
+            "renewal-policies",
+            json!({ "name": "a", "renew_at_permille": 500 }),
+            json!({ "max_retries": 7 }),
+        ),
+        (
+            "issuers",
+            json!({ "name": "a", "type": "GenericCA", "config": { "ca_common_name": "A" } }),
+            json!({ "enabled": false }),
+        ),
         (
             "targets",
             json!({ "name": "a", "type": "NGINX", "agent_id": host.id(), "config": host.config("a") }),
@@ -253,7 +352,10 @@ async fn partial_bodies_merge_and_unknown_keys_do_no_harm(db: PgPool) {
         body["colour"] = json!({ "red": [1, 2, 3] });
         let updated = w.put(&one, body).await.expect(200);
         let mut expected = created.clone();
-        expected.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        expected
+            .as_object_mut()
+            .unwrap()
+            .extend(change.as_object().unwrap().clone());
         expected["updated_at"] = json!(w.clock.now());
         expected["status"] = updated["status"].clone();
         if expected["status"].is_null() {
@@ -267,7 +369,11 @@ async fn partial_bodies_merge_and_unknown_keys_do_no_harm(db: PgPool) {
             assert_eq!(same, updated, "{path}");
         }
         let deleted = w.delete(&one).await;
-        assert_eq!((deleted.status, deleted.octets.len(), deleted.header("content-type")), (204, 0, ""), "{deleted:?}");
+        assert_eq!(
+            (deleted.status, deleted.octets.len(), deleted.header("content-type")),
+            (204, 0, ""),
+            "{deleted:?}"
+        );
         let gone = w.get(&one).await;
         assert_eq!(gone.status, if path == "certificates" { 200 } else { 404 }, "{gone:?}");
     }
@@ -281,40 +387,82 @@ async fn requests_are_taken_in_the_shapes_that_clients_send(db: PgPool) {
         "status": "Active", "serial_number": "01ab" });
     for name in ["old.example.net", "old.example.net-2", "old.example.net-3"] {
         let imported = w.post("/api/v1/certificates", import.clone()).await.expect(201);
-        let defaults = [&imported["name"], &imported["owner_id"], &imported["team_id"], &imported["renewal_policy_id"], &imported["status"]];
-        assert_eq!(defaults, [name, "o-unassigned", "t-unassigned", "rp-default", "Pending"].map(Value::from).each_ref());
+        let defaults = [
+            &imported["name"],
+            &imported["owner_id"],
+            &imported["team_id"],
+            &imported["renewal_policy_id"],
+            &imported["status"],
+        ];
+        assert_eq!(
+            defaults,
+            [name, "o-unassigned", "t-unassigned", "rp-default", "Pending"]
+                .map(Value::from)
+                .each_ref()
+        );
     }
     // The dashboard sends empty texts for what was left blank.
     let blank = json!({ "id": "", "name": "", "common_name": "blank.example.net", "owner_id": "o-unassigned",
         "team_id": "", "issuer_id": "iss-local", "renewal_policy_id": "", "certificate_profile_id": "" });
     let blank = w.post("/api/v1/certificates", blank).await.expect(201);
-    assert_eq!((&blank["renewal_policy_id"], &blank["name"]), (&json!("rp-default"), &json!("blank.example.net")));
+    assert_eq!(
+        (&blank["renewal_policy_id"], &blank["name"]),
+        (&json!("rp-default"), &json!("blank.example.net"))
+    );
     // An absent body, and any media type.
     let id = blank["id"].as_str().unwrap();
     let host = w.host("web-1").await;
     w.target("tgt-1", &host).await;
-    w.put(&format!("/api/v1/certificates/{id}"), json!({ "target_ids": ["tgt-1"] })).await.expect(200);
+    w.put(
+        &format!("/api/v1/certificates/{id}"),
+        json!({ "target_ids": ["tgt-1"] }),
+    )
+    .await
+    .expect(200);
     w.settle().await;
     for verb in ["renew", "deploy"] {
         for media in [None, Some("text/plain"), Some("application/json")] {
-            let mut request = w.http.post(format!("{}/api/v1/certificates/{id}/{verb}", w.url)).bearer_auth(KEY);
+            let mut request = w
+                .http
+                .post(format!("{}/api/v1/certificates/{id}/{verb}", w.url))
+                .bearer_auth(KEY);
             if let Some(media) = media {
                 request = request.header("content-type", media);
             }
             let answer = request.send().await.unwrap();
-            assert_eq!(answer.status(), 202, "{verb} {media:?}: {}", answer.text().await.unwrap());
+            assert_eq!(
+                answer.status(),
+                202,
+                "{verb} {media:?}: {}",
+                answer.text().await.unwrap()
+            );
             w.settle().await;
         }
     }
     // Every spelling of a reason's absence, and of a serial number.
-    let revoked = w.post(&format!("/api/v1/certificates/{id}/revoke"), json!({ "reason": "" })).await.expect(200);
+    let revoked = w
+        .post(&format!("/api/v1/certificates/{id}/revoke"), json!({ "reason": "" }))
+        .await
+        .expect(200);
     assert_eq!(revoked["status"], "revoked");
     let certificate = w.get(&format!("/api/v1/certificates/{id}")).await.expect(200);
     assert_eq!(certificate["revocation_reason"], "unspecified");
     let serial = certificate["serial_number"].as_str().unwrap();
-    let pairs: Vec<_> = format!("{serial:0>40}").into_bytes().chunks(2).map(|two| String::from_utf8_lossy(two).into_owned()).collect();
-    for spelling in [serial.to_owned(), serial.to_uppercase(), format!("000{serial}"), pairs.join(":"), format!("0x{serial}")] {
-        let found = w.get(&format!("/api/v1/certificates/{id}/versions?serial_number={spelling}")).await.expect(200);
+    let pairs: Vec<_> = format!("{serial:0>40}")
+        .into_bytes()
+        .chunks(2)
+        .map(|two| String::from_utf8_lossy(two).into_owned())
+        .collect();
+    for spelling in [
+        serial.to_owned(),
+        serial.to_uppercase(),
+        format!("000{serial}"),
+        pairs.join(":"),
+    ] {
+        let found = w
+            .get(&format!("/api/v1/certificates/{id}/versions?serial_number={spelling}"))
+            .await
+            .expect(200);
         assert_eq!(found["total"], 1, "{spelling}");
         let ocsp = w.get(&format!("/api/v1/ocsp/iss-local/{spelling}")).await;
         assert_eq!(ocsp.status, 200, "{ocsp:?}");

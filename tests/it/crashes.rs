@@ -140,7 +140,7 @@ impl Table<'_> {
         let reached = self.failpoints.join(reached);
         fs::write(&point, "").unwrap();
         let mut begun = self.begin(stage, cell, &certificate).await;
-        eventually(&format!("{cell}: to get there"), Duration::from_secs(20), async || {
+        eventually(&format!("{cell}: to get there"), Duration::from_secs(40), async || {
             ensure!(reached.exists(), "{}", state(&stage.db, &certificate).await?);
             Ok(())
         })
@@ -415,6 +415,7 @@ async fn told(db: &PgPool, hook: &Webhook) {
     );
     let repeated = deliveries.len() - sent.len();
     println!("{} pieces of news were told, {repeated} of them twice", sent.len());
-    // Those that could be: the notifier or the database died between the delivery and its record.
-    assert!(repeated <= 6, "{repeated}");
+    // The notifier or the database died while news was on its way: in the rows of reports and of notifications.
+    let risky = ROWS.iter().filter(|(row, ..)| [9, 10].contains(row)).count() * 2;
+    assert!(repeated <= risky, "{repeated}");
 }

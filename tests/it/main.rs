@@ -1,8 +1,17 @@
 //! Stories through the public surface, and checks of what we publish.
 
+mod arrows;
+mod bad_input;
 mod broken_nginx;
+mod compatibility;
 mod crashes;
+mod documents;
+mod linting;
+mod lists;
 mod main_job;
 mod notifications;
+mod renewal;
 mod revocation;
+mod schema;
+mod tools;
 mod two_of_each;

@@ -8,7 +8,10 @@ use sqlx::{AssertSqlSafe, PgPool};
 async fn as_role(db: &PgPool, role: Option<&str>, sql: &str) -> String {
     let mut tx = db.begin().await.unwrap();
     if let Some(role) = role {
-        sqlx::query(AssertSqlSafe(format!("SET LOCAL ROLE certctl_{role}"))).execute(&mut *tx).await.unwrap();
+        sqlx::query(AssertSqlSafe(format!("SET LOCAL ROLE certctl_{role}")))
+            .execute(&mut *tx)
+            .await
+            .unwrap();
     }
     let outcome = sqlx::query(AssertSqlSafe(sql)).execute(&mut *tx).await;
     tx.rollback().await.unwrap();
@@ -29,7 +32,9 @@ async fn every_role_may_do_its_work_and_no_more(db: PgPool) {
     w.certificate("mc-1", &["tgt-1"], Value::Null).await;
     // The work itself: everything above and below ran under the roles.
     w.settle().await;
-    w.post("/api/v1/certificates/mc-1/revoke", Value::Null).await.expect(200);
+    w.post("/api/v1/certificates/mc-1/revoke", Value::Null)
+        .await
+        .expect(200);
     w.settle().await;
     for (role, sql, outcome) in [
         ("signer", "SELECT api_key_hash FROM agents", DENIED),
@@ -42,10 +47,18 @@ async fn every_role_may_do_its_work_and_no_more(db: PgPool) {
         ("signer", "DELETE FROM ledger", DENIED),
         ("signer", "DELETE FROM authorities", DENIED),
         ("signer", "SELECT 1 FROM audit_events", DENIED),
-        ("signer", "SELECT 1 FROM jobs, certificates, profiles, issuers, revocations, ledger, crls", "ok"),
+        (
+            "signer",
+            "SELECT 1 FROM jobs, certificates, profiles, issuers, revocations, ledger, crls",
+            "ok",
+        ),
         ("api", "UPDATE ledger SET der = NULL", DENIED),
         ("api", "INSERT INTO ledger SELECT * FROM ledger", DENIED),
-        ("api", "INSERT INTO certificate_versions SELECT * FROM certificate_versions", DENIED),
+        (
+            "api",
+            "INSERT INTO certificate_versions SELECT * FROM certificate_versions",
+            DENIED,
+        ),
         ("api", "UPDATE certificate_versions SET serial_number = '1'", DENIED),
         ("api", "UPDATE authorities SET chain_pem = ''", DENIED),
         ("api", "INSERT INTO crls SELECT * FROM crls", DENIED),
@@ -67,13 +80,22 @@ async fn every_role_may_do_its_work_and_no_more(db: PgPool) {
         ("notifier", "SELECT 1 FROM agents", DENIED),
         ("notifier", "SELECT 1 FROM ledger", DENIED),
         ("notifier", "UPDATE certificates SET tags = '{}'", DENIED),
-        ("notifier", "INSERT INTO notifications SELECT * FROM notifications", DENIED),
+        (
+            "notifier",
+            "INSERT INTO notifications SELECT * FROM notifications",
+            DENIED,
+        ),
         ("notifier", "SELECT 1 FROM notifications, certificates", "ok"),
     ] {
         assert_eq!(as_role(&w.db, Some(role), sql).await, outcome, "{role}: {sql}");
     }
     for role in ["api", "signer", "scheduler", "notifier"] {
-        for sql in ["CREATE TABLE t (i int)", "DROP TABLE jobs", "TRUNCATE jobs", "CREATE ROLE other"] {
+        for sql in [
+            "CREATE TABLE t (i int)",
+            "DROP TABLE jobs",
+            "TRUNCATE jobs",
+            "CREATE ROLE other",
+        ] {
             assert_eq!(as_role(&w.db, Some(role), sql).await, DENIED, "{role}: {sql}");
         }
     }
@@ -82,10 +104,16 @@ async fn every_role_may_do_its_work_and_no_more(db: PgPool) {
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
 async fn the_trail_cannot_be_changed_by_anyone_its_owner_included(db: PgPool) {
     let w = World::new(db).await;
-    w.post("/api/v1/teams", serde_json::json!({ "name": "a" })).await.expect(201);
+    w.post("/api/v1/teams", serde_json::json!({ "name": "a" }))
+        .await
+        .expect(201);
     assert_ne!(w.text("SELECT count(*)::text FROM audit_events").await, "0");
     for role in [None, Some("api"), Some("signer"), Some("scheduler"), Some("notifier")] {
-        for sql in ["UPDATE audit_events SET actor = 'x'", "DELETE FROM audit_events", "TRUNCATE audit_events"] {
+        for sql in [
+            "UPDATE audit_events SET actor = 'x'",
+            "DELETE FROM audit_events",
+            "TRUNCATE audit_events",
+        ] {
             assert_eq!(as_role(&w.db, role, sql).await, DENIED, "{role:?}: {sql}");
         }
     }
@@ -139,6 +167,8 @@ async fn migrating_again_changes_nothing(db: PgPool) {
     let before = w.contents().await;
     certctl_store::MIGRATOR.run(&w.db).await.unwrap();
     assert_eq!(w.contents().await, before);
-    let applied = w.text("SELECT count(*)::text FROM _sqlx_migrations WHERE success").await;
+    let applied = w
+        .text("SELECT count(*)::text FROM _sqlx_migrations WHERE success")
+        .await;
     assert_eq!(applied, certctl_store::MIGRATOR.iter().count().to_string());
 }

@@ -3,7 +3,10 @@
 use certctl_contract::{catalogue, tools};
 
 fn names() -> Vec<String> {
-    catalogue().iter().map(|operation| tools::tool(operation).name).collect()
+    catalogue()
+        .iter()
+        .map(|operation| tools::tool(operation).name)
+        .collect()
 }
 
 #[test]
@@ -15,7 +18,10 @@ fn tools_keep_their_names() {
 fn tools_that_clients_know_are_there_and_take_what_they_send() {
     // What existing clients call, with inputs they send.
     let known = [
-        ("list_certificates", "page per_page status environment owner_id team_id issuer_id"),
+        (
+            "list_certificates",
+            "page per_page status environment owner_id team_id issuer_id",
+        ),
         ("get_certificate", "id"),
         ("archive_certificate", "id"),
         (

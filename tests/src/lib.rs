@@ -67,7 +67,11 @@ pub fn python() -> PathBuf {
         Some(path) => path.into(),
         None => repository().join(".venv/bin/python3"),
     };
-    assert!(python.exists(), "there is no {}; run script/test once", python.display());
+    assert!(
+        python.exists(),
+        "there is no {}; run script/test once",
+        python.display()
+    );
     python
 }
 

@@ -34,7 +34,12 @@ pub fn rsa(bits: u32, name: &str) -> String {
     let output = Command::new("openssl")
         .args(["req", "-new", "-nodes", "-newkey", &format!("rsa:{bits}"), "-keyout"])
         .arg(dir.path().join("key"))
-        .args(["-subj", &format!("/CN={name}"), "-addext", &format!("subjectAltName=DNS:{name}")])
+        .args([
+            "-subj",
+            &format!("/CN={name}"),
+            "-addext",
+            &format!("subjectAltName=DNS:{name}"),
+        ])
         .output()
         .expect("openssl runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -27,7 +27,13 @@ pub async fn alone() -> MutexGuard<'static, ()> {
 /// The programs as they were built for this test: a story that builds anew must not take them away from another.
 static PROGRAMS: LazyLock<PathBuf> = LazyLock::new(|| {
     let built = target_dir();
-    let dir = built.join("story-programs").join(std::process::id().to_string());
+    let all = built.join("story-programs");
+    for earlier in fs::read_dir(&all).into_iter().flatten().flatten() {
+        if !Path::new("/proc").join(earlier.file_name()).exists() {
+            let _ = fs::remove_dir_all(earlier.path());
+        }
+    }
+    let dir = all.join(std::process::id().to_string());
     fs::create_dir_all(&dir).expect("the target directory is ours");
     for name in ["api", "signer", "scheduler", "notifier", "agent", "cli", "local"] {
         let name = format!("certctl-{name}");

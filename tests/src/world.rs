@@ -90,7 +90,9 @@ impl World {
             &url,
         ]);
         let signer = Signer::build(config, clock.clone()).unwrap();
-        serve::serve_unix(socket.as_ref(), signer.router(), &tasks).await.unwrap();
+        serve::serve_unix(socket.as_ref(), signer.router(), &tasks)
+            .await
+            .unwrap();
         let signer = Client::builder("http://localhost").unix_socket(socket).build().unwrap();
         let first = Id {
             id: "iss-local".parse().unwrap(),
@@ -143,7 +145,10 @@ impl World {
 
         Self {
             client: Client::builder(&url).token(Secret::new(KEY)).build().unwrap(),
-            http: reqwest::Client::builder().timeout(Duration::from_secs(60)).build().unwrap(),
+            http: reqwest::Client::builder()
+                .timeout(Duration::from_secs(60))
+                .build()
+                .unwrap(),
             db,
             clock,
             url,
@@ -180,7 +185,11 @@ impl World {
             "0",
         ]);
         let agent = Agent::build(config, self.clock.clone()).unwrap();
-        let agent = agent.enrol(&self.tasks).await.unwrap().expect("nobody asked it to stop");
+        let agent = agent
+            .enrol(&self.tasks)
+            .await
+            .unwrap()
+            .expect("nobody asked it to stop");
         let host = Arc::new(Host {
             name: name.to_owned(),
             dir,
@@ -201,7 +210,10 @@ impl World {
                 return;
             }
         }
-        panic!("there is no end to the work: {}", self.text("SELECT string_agg(j::text, E'\\n') FROM jobs j").await);
+        panic!(
+            "there is no end to the work: {}",
+            self.text("SELECT string_agg(j::text, E'\\n') FROM jobs j").await
+        );
     }
 
     async fn round(&self) -> bool {
@@ -221,7 +233,11 @@ impl World {
 
     /// Sends JSON as an operator.
     pub async fn send(&self, method: Method, path: &str, body: Value) -> Answer {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
         self.raw(method, path, Some(KEY), body).await
     }
 
@@ -232,7 +248,10 @@ impl World {
         if let Some(key) = key {
             request = request.bearer_auth(key);
         }
-        let response = request.send().await.unwrap_or_else(|why| panic!("{method} {path}: {why}"));
+        let response = request
+            .send()
+            .await
+            .unwrap_or_else(|why| panic!("{method} {path}: {why}"));
         Answer {
             what: format!("{method} {path}"),
             status: response.status().as_u16(),
@@ -270,7 +289,9 @@ impl World {
     /// A certificate for `<id>.example.net`, put on these targets, with `more` in its request.
     pub async fn certificate(&self, id: &str, targets: &[&str], more: Value) {
         let mut new = json!({ "id": id, "common_name": format!("{id}.example.net"), "target_ids": targets });
-        new.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
+        new.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().cloned().unwrap_or_default());
         self.post("/api/v1/certificates", new).await.expect(201);
     }
 
@@ -282,13 +303,19 @@ impl World {
 
     /// The versions of a certificate, newest first.
     pub async fn versions(&self, id: &str) -> Vec<Value> {
-        let page = self.get(&format!("/api/v1/certificates/{id}/versions?per_page=500")).await.expect(200);
+        let page = self
+            .get(&format!("/api/v1/certificates/{id}/versions?per_page=500"))
+            .await
+            .expect(200);
         page["data"].as_array().unwrap().clone()
     }
 
     /// What a query says, as one text.
     pub async fn text(&self, sql: &str) -> String {
-        let text: Option<String> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.db).await.unwrap();
+        let text: Option<String> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .fetch_one(&self.db)
+            .await
+            .unwrap();
         text.unwrap_or_default()
     }
 
@@ -307,7 +334,9 @@ impl World {
         .unwrap();
         let mut contents = BTreeMap::new();
         for table in tables {
-            let sql = format!("SELECT count(*) || ' ' || md5(coalesce(string_agg(t::text, E'\\n' ORDER BY t::text), '')) FROM {table} t");
+            let sql = format!(
+                "SELECT count(*) || ' ' || md5(coalesce(string_agg(t::text, E'\\n' ORDER BY t::text), '')) FROM {table} t"
+            );
             let digest = self.text(&sql).await;
             contents.insert(table, digest);
         }
@@ -402,12 +431,26 @@ impl Answer {
     pub fn problem(&self) -> Problem {
         assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
         let problem: Problem = serde_json::from_slice(&self.octets).unwrap_or_else(|why| panic!("{self:?}: {why}"));
-        let kind = certctl_contract::problem::Kind::ALL.iter().find(|kind| problem.is(**kind));
+        let kind = certctl_contract::problem::Kind::ALL
+            .iter()
+            .find(|kind| problem.is(**kind));
         let kind = kind.unwrap_or_else(|| panic!("a kind of the table: {self:?}"));
-        assert_eq!((problem.status, problem.title.as_str()), (kind.status(), kind.title()), "{self:?}");
+        assert_eq!(
+            (problem.status, problem.title.as_str()),
+            (kind.status(), kind.title()),
+            "{self:?}"
+        );
         assert_eq!(problem.status, self.status, "{self:?}");
-        assert_eq!((&problem.error, &problem.message), (&problem.title, &problem.detail), "{self:?}");
-        assert_eq!(problem.request_id.as_deref(), Some(self.header("x-request-id")), "{self:?}");
+        assert_eq!(
+            (&problem.error, &problem.message),
+            (&problem.title, &problem.detail),
+            "{self:?}"
+        );
+        assert_eq!(
+            problem.request_id.as_deref(),
+            Some(self.header("x-request-id")),
+            "{self:?}"
+        );
         assert!(!problem.detail.is_empty(), "{self:?}");
         assert!(!problem.detail.contains("error returned from database"), "{self:?}");
         problem
@@ -417,6 +460,12 @@ impl Answer {
 impl std::fmt::Debug for Answer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let text = String::from_utf8_lossy(&self.octets);
-        write!(f, "{} -> {} {}", self.what, self.status, text.chars().take(2000).collect::<String>())
+        write!(
+            f,
+            "{} -> {} {}",
+            self.what,
+            self.status,
+            text.chars().take(2000).collect::<String>()
+        )
     }
 }

@@ -14,7 +14,7 @@ use certctl_contract::problem::Kind;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
-use crate::{app::App, error::ApiError};
+use crate::{app::App, edge, error::ApiError};
 
 /// The id of a request: a UUID of ours, whatever the client sent.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response<Body> {
         .or(panic.downcast_ref::<&str>().copied());
     metrics::counter!("request_panics_total").increment(1);
     ApiError::internal(format!("panic: {}", text.unwrap_or("without a text")))
-        .into_problem(&RequestId("unknown".to_owned()))
+        .into_problem(&RequestId("in X-Request-ID".to_owned()))
         .into_response()
 }
 
@@ -53,7 +53,12 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
     let path = request.uri().path().to_owned();
     request.extensions_mut().insert(id.clone());
     let span = tracing::info_span!("request", request_id = %id.0);
-    let mut response = next.run(request).instrument(span).await;
+    let mut response = match str::from_utf8(&edge::percent_decoded(&path)) {
+        Ok(_) => next.run(request).instrument(span).await,
+        Err(_) => ApiError::malformed("the path is not percent-encoded UTF-8", vec![])
+            .into_problem(&id)
+            .into_response(),
+    };
     let status = response.status();
     let elapsed_ms = app.clock.now().since(began).as_millis() as u64;
     // Probes come every few seconds and tell nothing; what relying parties fetch is counted, not logged.

@@ -13,7 +13,7 @@ use axum::{
 use certctl_client::Client;
 use certctl_contract::{
     catalogue,
-    endpoint::{Endpoint, Reply},
+    endpoint::{Endpoint, NoBody, Reply},
     problem::{Kind, Problem},
     query::{self, Invalid, PathParams, Query},
 };
@@ -281,6 +281,16 @@ async fn read_body<E: Endpoint>(headers: &HeaderMap, body: Body) -> Result<E::Bo
     } else {
         text
     };
+    // What takes no body ignores what is sent.
+    let json = if std::any::TypeId::of::<E::Body>() == std::any::TypeId::of::<NoBody>() {
+        b"{}"
+    } else {
+        json
+    };
+    // An array would be read as the values of the fields, in their order.
+    if json.first() != Some(&b'{') {
+        return Err(ApiError::malformed("the body is not a JSON object", vec![]));
+    }
     let mut reader = serde_json::Deserializer::from_slice(json);
     serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let field = error.path().to_string();

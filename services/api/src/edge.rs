@@ -325,7 +325,8 @@ async fn ocsp_get(
         .unwrap_or_else(|error| error.into_problem(&id.0).into_response())
 }
 
-fn percent_decoded(text: &str) -> Vec<u8> {
+/// The octets that a path stands for.
+pub(crate) fn percent_decoded(text: &str) -> Vec<u8> {
     let octets = text.as_bytes();
     let mut out = Vec::with_capacity(octets.len());
     let mut i = 0;

@@ -140,11 +140,10 @@ struct Cursor {
 
 impl Cursor {
     fn read(text: &str, order: &str, filter: &str) -> Result<Self, ApiError> {
-        let bad = |why| ApiError::malformed("the query cannot be read", vec![Invalid::new("cursor", why)]);
-        let octets = URL_SAFE_NO_PAD.decode(text).map_err(|_| bad("is not one of ours"))?;
-        let cursor: Cursor = serde_json::from_slice(&octets).map_err(|_| bad("is not one of ours"))?;
+        let octets = URL_SAFE_NO_PAD.decode(text).map_err(|_| bad_cursor(NOT_OURS))?;
+        let cursor: Cursor = serde_json::from_slice(&octets).map_err(|_| bad_cursor(NOT_OURS))?;
         if cursor.s != order || cursor.f != filter {
-            return Err(bad(
+            return Err(bad_cursor(
                 "belongs to a list with another sort or filter; begin again without it",
             ));
         }
@@ -154,6 +153,18 @@ impl Cursor {
     fn write(&self) -> String {
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).expect("texts are plain data"))
     }
+}
+
+const NOT_OURS: &str = "is not one of ours";
+
+fn bad_cursor(why: &str) -> ApiError {
+    ApiError::malformed("the query cannot be read", vec![Invalid::new("cursor", why)])
+}
+
+/// Whether a value was at fault (SQLSTATE class 22): here only a cursor that was not made by us can hold one.
+fn is_of_data(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| code.starts_with("22"))
 }
 
 /// Answers a list.
@@ -209,7 +220,11 @@ pub async fn list_where<T: Listed>(
     if let Some(page) = query.page {
         sql.push(" OFFSET ").push_bind(i64::from(page - 1) * i64::from(limit));
     }
-    let mut rows = sql.build().fetch_all(pool).await?;
+    let rows = sql.build().fetch_all(pool).await;
+    let mut rows = rows.map_err(|error| match query.cursor.is_some() && is_of_data(&error) {
+        true => bad_cursor(NOT_OURS),
+        false => error.into(),
+    })?;
 
     let more = rows.len() > limit as usize;
     rows.truncate(limit as usize);

@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use certctl_model::{
-    id::{CertificateId, JobId},
-    job::JobKind,
-};
+use certctl_model::id::{CertificateId, JobId};
 use certctl_runtime::failpoint;
-use certctl_store::{Error, Tx, certificates};
+use certctl_store::{Error, certificates, planning};
 use tracing::{info, warn};
 
 use crate::Scheduler;
@@ -22,7 +19,7 @@ const BATCH: i64 = 500;
 /// When the database cannot be asked.
 pub async fn sweep(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
     let mut planned = 0;
-    for id in certificates::due(&scheduler.db, scheduler.now(), BATCH).await? {
+    for id in planning::due(&scheduler.db, scheduler.now(), BATCH).await? {
         match plan(&scheduler, &id).await {
             Ok(jobs) if jobs.is_empty() => {}
             Ok(jobs) => {
@@ -46,29 +43,9 @@ async fn plan(scheduler: &Scheduler, id: &CertificateId) -> Result<Vec<JobId>, E
     let mut tx = scheduler.begin().await?;
     let certificate = certificates::lock(&mut tx, id).await?;
     certificate.must_be_live()?;
-    if !is_due(&mut tx, id).await? {
-        return Ok(vec![]);
-    }
-    let kind = match certificate.current_version_id {
-        Some(_) => JobKind::Renewal,
-        None => JobKind::Issuance,
-    };
-    let jobs = certificates::request_issuance(&mut tx, &certificate, kind).await?;
+    let jobs = planning::request_due(&mut tx, &certificate).await?;
     if !jobs.is_empty() {
         tx.commit().await?;
     }
     Ok(jobs)
-}
-
-/// Another scheduler may have renewed it between the list and the lock.
-async fn is_due(tx: &mut Tx, id: &CertificateId) -> Result<bool, Error> {
-    let now = tx.now();
-    Ok(sqlx::query_scalar(
-        "SELECT coalesce(renew_at <= $2, false) OR (current_version_id IS NULL AND failed_at IS NOT NULL)
-           FROM certificates WHERE id = $1",
-    )
-    .bind(id)
-    .bind(now)
-    .fetch_one(&mut **tx)
-    .await?)
 }

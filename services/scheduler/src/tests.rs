@@ -343,6 +343,11 @@ async fn a_renewal_is_planned_once_when_it_is_due(db: PgPool) {
     w.running_job(1).await;
     worker::drain(w.scheduler.clone()).await.unwrap();
     w.sql("UPDATE certificates SET renew_at = $1 + interval '1 hour'").await;
+    w.sql(
+        "UPDATE certificate_versions
+            SET not_before = $1 - interval '60 days', not_after = $1 + interval '30 days'",
+    )
+    .await;
     assert_eq!(renewals::sweep(w.scheduler.clone()).await.unwrap(), 0);
     w.clock.advance(Duration::from_secs(3600));
     let (a, b) = tokio::join!(

@@ -1,21 +1,20 @@
 //! Managed certificates: asking for issuance, recording what came, noting what failed.
 
 use certctl_model::{
-    id::{AgentId, CertificateId, IssuerId, JobId, RenewalPolicyId, TargetId, VersionId},
+    id::{AgentId, CertificateId, IssuerId, JobId, TargetId, VersionId},
     job::{JobFacts, JobKind},
     key::KeyFacts,
     notice::NoticeKind,
-    renewal::{RenewalRule, spread_of},
     serial::Serial,
     time::Time,
 };
-use sqlx::PgPool;
 
 use crate::{
     Tx,
     error::*,
     jobs::{self, NewJob},
     outbox::{self, News},
+    planning::{self, Planned},
     wake::Channel,
 };
 
@@ -58,6 +57,14 @@ pub async fn lock(tx: &mut Tx, id: &CertificateId) -> Result<Locked> {
 }
 
 impl Locked {
+    /// What leads to its next version.
+    pub fn next_kind(&self) -> JobKind {
+        match self.current_version_id {
+            Some(_) => JobKind::Renewal,
+            None => JobKind::Issuance,
+        }
+    }
+
     /// Refuses what is revoked or archived.
     ///
     /// # Errors
@@ -87,6 +94,16 @@ pub async fn request_issuance(tx: &mut Tx, certificate: &Locked, kind: JobKind) 
     .bind(&certificate.id)
     .fetch_all(&mut **tx)
     .await?;
+    request_from(tx, certificate, kind, agents).await
+}
+
+/// The same for these agents.
+pub(crate) async fn request_from(
+    tx: &mut Tx,
+    certificate: &Locked,
+    kind: JobKind,
+    agents: Vec<AgentId>,
+) -> Result<Vec<JobId>> {
     let mut created = Vec::new();
     for agent in agents {
         let max_attempts = certificate.max_retries;
@@ -103,7 +120,7 @@ pub async fn request_issuance(tx: &mut Tx, certificate: &Locked, kind: JobKind) 
     Ok(created)
 }
 
-/// Creates deployments of what the agent of each target holds: to one target, or to all. Returns the new jobs.
+/// Creates deployments of what the agent of each target holds, unless it has ended: to one target, or to all. Returns the new jobs.
 ///
 /// # Errors
 /// When the database cannot be asked.
@@ -112,14 +129,15 @@ pub async fn request_deployment(tx: &mut Tx, certificate: &Locked, only: Option<
         "SELECT t.id, t.agent_id, v.id
            FROM certificate_targets m
            JOIN targets t ON t.id = m.target_id
-           JOIN LATERAL (SELECT id FROM certificate_versions v
+           JOIN LATERAL (SELECT id, not_after FROM certificate_versions v
                           WHERE v.certificate_id = m.certificate_id AND v.agent_id = t.agent_id
                           ORDER BY v.version DESC LIMIT 1) v ON true
-          WHERE m.certificate_id = $1 AND t.enabled AND ($2::text IS NULL OR t.id = $2)
+          WHERE m.certificate_id = $1 AND t.enabled AND v.not_after > $3 AND ($2::text IS NULL OR t.id = $2)
           ORDER BY t.id",
     )
     .bind(&certificate.id)
     .bind(only)
+    .bind(tx.now())
     .fetch_all(&mut **tx)
     .await?;
     let mut created = Vec::new();
@@ -204,30 +222,29 @@ pub async fn record_version(tx: &mut Tx, job: &JobFacts, version: &NewVersion) -
         .bind(&id)
         .execute(&mut **tx)
         .await?;
-    // With several agents the certificate is as old as the oldest of what they serve.
+    // A failure of an agent that still holds nothing stays known; its next try is planned by it.
     sqlx::query(
         "UPDATE certificates c
-            SET current_version_id = $2, failed_at = NULL, failure = NULL, updated_at = $3,
-                not_before = v.not_before, not_after = v.not_after,
-                last_renewal_at = CASE WHEN $4 = 'Renewal' THEN $3 ELSE c.last_renewal_at END
-           FROM (SELECT newest.not_before, newest.not_after
-                   FROM (SELECT DISTINCT ON (v.agent_id) v.agent_id, v.id, v.not_before, v.not_after
-                           FROM certificate_versions v WHERE v.certificate_id = $1
-                          ORDER BY v.agent_id, v.version DESC) newest
-                  WHERE newest.id = $2
-                     OR newest.agent_id IN (SELECT t.agent_id FROM certificate_targets m
-                                              JOIN targets t ON t.id = m.target_id
-                                             WHERE m.certificate_id = $1 AND t.enabled)
-                  ORDER BY newest.not_after LIMIT 1) v
+            SET current_version_id = $2, not_before = $3, not_after = $4, updated_at = $5,
+                last_renewal_at = CASE WHEN $6 = 'Renewal' THEN $5 ELSE c.last_renewal_at END,
+                failed_at = CASE WHEN w.waiting THEN c.failed_at END,
+                failure   = CASE WHEN w.waiting THEN c.failure END
+           FROM (SELECT EXISTS (SELECT 1 FROM certificate_targets m JOIN targets t ON t.id = m.target_id
+                                 WHERE m.certificate_id = $1 AND t.enabled
+                                   AND NOT EXISTS (SELECT 1 FROM certificate_versions v
+                                                    WHERE v.certificate_id = $1 AND v.agent_id = t.agent_id))
+                        AS waiting) w
           WHERE c.id = $1",
     )
     .bind(&job.certificate)
     .bind(&id)
+    .bind(version.not_before)
+    .bind(version.not_after)
     .bind(now)
     .bind(job.kind)
     .execute(&mut **tx)
     .await?;
-    plan_renewal(tx, Planned::Certificate(&job.certificate)).await?;
+    planning::take_dates(tx, &job.certificate).await?;
     let event = tx
         .event("certificate_issued", "certificate", &job.certificate)
         .with("version", number)
@@ -309,53 +326,6 @@ async fn revoked_meanwhile(
     Ok(id)
 }
 
-/// Which certificates are planned anew.
-#[derive(Clone, Copy, Debug)]
-pub enum Planned<'a> {
-    /// One.
-    Certificate(&'a CertificateId),
-    /// All under a policy.
-    Policy(&'a RenewalPolicyId),
-}
-
-/// Computes from when renewals are due. To be called whenever dates or policy change.
-///
-/// # Errors
-/// When the database cannot be asked.
-pub async fn plan_renewal(tx: &mut Tx, which: Planned<'_>) -> Result<()> {
-    let (certificate, policy) = match which {
-        Planned::Certificate(id) => (Some(id), None),
-        Planned::Policy(id) => (None, Some(id)),
-    };
-    let rows: Vec<(CertificateId, Time, Time, bool, i32, i32)> = sqlx::query_as(
-        "SELECT c.id, c.not_before, c.not_after, p.auto_renew, p.renew_at_permille, p.renewal_window_days
-           FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
-          WHERE c.not_after IS NOT NULL AND ($1::text IS NULL OR c.id = $1) AND ($2::text IS NULL OR p.id = $2)
-            AND ($1::text IS NOT NULL OR $2::text IS NOT NULL)",
-    )
-    .bind(certificate)
-    .bind(policy)
-    .fetch_all(&mut **tx)
-    .await?;
-    let due = |row: &(CertificateId, Time, Time, bool, i32, i32)| {
-        let rule = RenewalRule {
-            auto_renew: row.3,
-            renew_at_permille: row.4,
-            renewal_window_days: row.5,
-        };
-        rule.due_at(row.1, row.2, spread_of(row.0.as_str()))
-    };
-    sqlx::query(
-        "UPDATE certificates c SET renew_at = n.renew_at
-           FROM unnest($1::text[], $2::timestamptz[]) AS n (id, renew_at) WHERE c.id = n.id",
-    )
-    .bind(rows.iter().map(|r| r.0.to_string()).collect::<Vec<_>>())
-    .bind(rows.iter().map(due).collect::<Vec<_>>())
-    .execute(&mut **tx)
-    .await?;
-    Ok(())
-}
-
 /// Notes that issuance or renewal was given up, and announces it.
 ///
 /// # Errors
@@ -369,6 +339,7 @@ pub async fn note_failure(tx: &mut Tx, job: &JobFacts, reason: &str) -> Result<(
     .bind(reason)
     .fetch_one(&mut **tx)
     .await?;
+    planning::plan_renewal(tx, Planned::Certificate(&job.certificate)).await?;
     let news = News {
         kind: NoticeKind::RenewalFailure,
         certificate: job.certificate.clone(),
@@ -380,28 +351,4 @@ pub async fn note_failure(tx: &mut Tx, job: &JobFacts, reason: &str) -> Result<(
         ),
     };
     outbox::announce(tx, &news).await
-}
-
-/// Certificates that want a new version: due under their policy, or not issued since the last try failed, and not
-/// tried within the policy's retry interval. Soonest first.
-///
-/// # Errors
-/// When the database cannot be asked.
-pub async fn due(pool: &PgPool, now: Time, limit: i64) -> Result<Vec<CertificateId>> {
-    Ok(sqlx::query_scalar(
-        "SELECT c.id FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
-          WHERE c.revoked_at IS NULL AND c.archived_at IS NULL AND p.auto_renew
-            AND (c.renew_at <= $1 OR (c.current_version_id IS NULL AND c.failed_at IS NOT NULL))
-            AND (c.failed_at IS NULL OR c.failed_at + make_interval(secs => p.retry_interval_seconds) <= $1)
-            AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.certificate_id = c.id AND j.type IN ('Issuance', 'Renewal')
-                               AND j.status NOT IN ('Completed', 'Failed', 'Cancelled'))
-            AND EXISTS (SELECT 1 FROM certificate_targets m JOIN targets t ON t.id = m.target_id
-                         WHERE m.certificate_id = c.id AND t.enabled)
-          ORDER BY c.renew_at NULLS LAST, c.id
-          LIMIT $2",
-    )
-    .bind(now)
-    .bind(limit)
-    .fetch_all(pool)
-    .await?)
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use certctl_model::{
     id::{AgentId, CertificateId, JobId, TargetId, VersionId},
-    job::{Job, JobFacts, JobKind, JobStatus, State, Transition},
+    job::{AwaitingApproval, AwaitingCsr, Job, JobFacts, JobKind, JobStatus, Pending, State, Transition},
     time::Time,
 };
 use sqlx::{PgConnection, PgPool};
@@ -172,7 +172,11 @@ async fn apply_with<To: State>(tx: &mut Tx, transition: Transition<To>, token: O
                 last_error  = CASE WHEN $3 = 'Completed' THEN NULL ELSE coalesce($4, last_error) END,
                 started_at  = CASE WHEN $3 = 'Pending' THEN NULL
                                    WHEN $3 = 'Running' THEN coalesce(started_at, $5) ELSE started_at END,
-                attempts    = CASE WHEN $3 = 'Pending' THEN 0 ELSE attempts END,
+                -- A try is counted when an agent begins to deploy, and when an issuer's answer is acted on.
+                attempts    = CASE WHEN $3 = 'Pending' THEN 0
+                                   WHEN type = 'Deployment' AND $3 = 'Running' THEN attempts + 1
+                                   WHEN type <> 'Deployment' AND $2 = 'Running' THEN attempts + 1
+                                   ELSE attempts END,
                 finished_at = CASE WHEN $6 THEN $5 END
           WHERE id = $1 AND status = $2 AND ($7::bigint IS NULL OR lease_token = $7)",
     )
@@ -308,12 +312,35 @@ pub async fn reap(pool: &PgPool, now: Time) -> Result<u64> {
     Ok(done.rows_affected())
 }
 
+/// Calls a job off in the name of the unit of work's actor.
+///
+/// # Errors
+/// [`Error::Missing`]; [`Error::WrongJobState`] when it is being done or finished.
+pub async fn call_off(tx: &mut Tx, id: &JobId, reason: &str) -> Result<()> {
+    let (facts, is) = locked(tx, id).await?;
+    let (by, reason) = (tx.actor(), reason.to_owned());
+    let transition = match is {
+        JobStatus::Pending => Job::<Pending>::known(facts).cancel(&by, reason),
+        JobStatus::AwaitingCsr => Job::<AwaitingCsr>::known(facts).cancel(&by, reason),
+        JobStatus::AwaitingApproval => Job::<AwaitingApproval>::known(facts).cancel(&by, reason),
+        JobStatus::Running | JobStatus::Completed | JobStatus::Failed | JobStatus::Cancelled => {
+            let wanted = "Pending, AwaitingCSR or AwaitingApproval".to_owned();
+            return Err(Error::WrongJobState {
+                id: id.to_string(),
+                is,
+                wanted,
+            });
+        }
+    };
+    apply(tx, transition).await?;
+    Ok(())
+}
+
 /// Cancels what is open for a certificate and not being done; returns how many.
 ///
 /// # Errors
 /// When the database cannot be asked.
 pub async fn cancel_open(tx: &mut Tx, certificate: &CertificateId, reason: &str) -> Result<usize> {
-    use certctl_model::job::{AwaitingApproval, AwaitingCsr, Pending};
     let ids: Vec<JobId> = sqlx::query_scalar(
         "SELECT id FROM jobs
           WHERE certificate_id = $1 AND status IN ('Pending', 'AwaitingCSR', 'AwaitingApproval')
@@ -322,16 +349,8 @@ pub async fn cancel_open(tx: &mut Tx, certificate: &CertificateId, reason: &str)
     .bind(certificate)
     .fetch_all(&mut **tx)
     .await?;
-    let by = tx.actor();
     for id in &ids {
-        let (facts, status) = locked(tx, id).await?;
-        let reason = reason.to_owned();
-        let transition = match status {
-            JobStatus::Pending => Job::<Pending>::known(facts).cancel(&by, reason),
-            JobStatus::AwaitingCsr => Job::<AwaitingCsr>::known(facts).cancel(&by, reason),
-            _ => Job::<AwaitingApproval>::known(facts).cancel(&by, reason),
-        };
-        apply(tx, transition).await?;
+        call_off(tx, id, reason).await?;
     }
     Ok(ids.len())
 }

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`tx`] | the unit of work: changes and the audit events that tell of them |
 //! | [`jobs`] | insert, claim under a lease, lock in a state, apply a transition |
-//! | [`certificates`] | ask for issuance, record a version, note a failure, what is due |
+//! | [`certificates`] | ask for issuance and deployment, record a version, note a failure |
+//! | [`planning`] | dates, what is due, and jobs in line with targets and policy |
 //! | [`revocations`] | revoke; entries for a CRL; the status of a serial number |
 //! | [`ledger`] | what the signer is about to sign, and what it signed |
 //! | [`agents`] | signs of life and their absence |
@@ -23,6 +24,7 @@ pub mod jobs;
 pub mod lease;
 pub mod ledger;
 pub mod outbox;
+pub mod planning;
 pub mod revocations;
 pub mod tx;
 pub mod wake;

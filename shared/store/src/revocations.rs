@@ -17,7 +17,7 @@ use crate::{
     wake::Channel,
 };
 
-/// Revokes a certificate: every version of it that has not expired. Open jobs are cancelled. Returns the serials.
+/// Revokes a certificate: its newest version, and every other that has not expired. Open jobs are cancelled. Returns the serials.
 ///
 /// # Errors
 /// [`Error::Missing`]; [`Error::Conflict`] when it is revoked or archived already, or nothing was issued.
@@ -37,7 +37,7 @@ pub async fn revoke(tx: &mut Tx, id: &CertificateId, reason: RevocationReason) -
                 coalesce(l.short_lived, false), $5
            FROM certificate_versions v
            LEFT JOIN ledger l ON l.issuer_id = v.issuer_id AND l.serial_number = v.serial_number
-          WHERE v.certificate_id = $2 AND v.not_after > $5
+          WHERE v.certificate_id = $2 AND (v.not_after > $5 OR v.id = $6)
          ON CONFLICT (issuer_id, serial_number) DO NOTHING
          RETURNING serial_number",
     )
@@ -46,6 +46,7 @@ pub async fn revoke(tx: &mut Tx, id: &CertificateId, reason: RevocationReason) -
     .bind(reason)
     .bind(&actor.name)
     .bind(now)
+    .bind(&certificate.current_version_id)
     .fetch_all(&mut **tx)
     .await?;
     sqlx::query("UPDATE certificates SET revoked_at = $2, revocation_reason = $3, updated_at = $2 WHERE id = $1")

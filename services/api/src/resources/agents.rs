@@ -269,7 +269,8 @@ struct WorkRow {
     version_id: Option<VersionId>,
 }
 
-/// What this agent can do now: requests first; no deployment of a certificate whose request is still open.
+/// What this agent can do now: requests first; no deployment of a certificate that is being issued, since agents that
+/// keep one key for each certificate hold the next one's key by then.
 async fn open_work(cx: &Cx, agent: &AgentId) -> Result<Vec<WorkItem>, ApiError> {
     let known: Option<i32> = sqlx::query_scalar("SELECT 1 FROM agents WHERE id = $1")
         .bind(agent)
@@ -287,7 +288,8 @@ async fn open_work(cx: &Cx, agent: &AgentId) -> Result<Vec<WorkItem>, ApiError> 
                  OR (j.type = 'Deployment' AND j.status IN ('Pending', 'Running') AND t.enabled AND j.run_at <= $2
                      AND NOT EXISTS (SELECT 1 FROM jobs o
                                       WHERE o.certificate_id = j.certificate_id AND o.agent_id = j.agent_id
-                                        AND o.status = 'AwaitingCSR')))
+                                        AND o.type IN ('Issuance', 'Renewal')
+                                        AND o.status IN ('AwaitingCSR', 'AwaitingApproval', 'Running'))))
           ORDER BY j.status = 'AwaitingCSR' DESC, j.created_at
           LIMIT 100",
     )
@@ -454,6 +456,12 @@ async fn report(cx: Cx, rq: Request<AgentReportJobStatus>) -> Result<Outcome, Ap
     match (status, is) {
         (JobStatus::Running, JobStatus::Pending) if deploys => {
             jobs::apply(&mut tx, Job::<Pending>::known(facts).start(&by)).await?;
+        }
+        // The report that it began was lost.
+        (JobStatus::Completed, JobStatus::Pending) if deploys => {
+            deployed(&mut tx, &facts).await?;
+            let started = jobs::apply(&mut tx, Job::<Pending>::known(facts).start(&by)).await?;
+            jobs::apply(&mut tx, started.complete(&by)).await?;
         }
         (JobStatus::Completed, JobStatus::Running) if deploys => {
             deployed(&mut tx, &facts).await?;

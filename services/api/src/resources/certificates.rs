@@ -12,7 +12,7 @@ use certctl_contract::{
 };
 use certctl_model::{
     certificate::CertificateStatus,
-    id::{CertificateId, IssuerId, OwnerId, ProfileId, RenewalPolicyId, TargetId, TeamId, VersionId},
+    id::{CertificateId, IssuerId, JobId, OwnerId, ProfileId, RenewalPolicyId, TargetId, TeamId, VersionId},
     job::JobKind,
     key::KeyAlgorithm,
     name::{San, all_names},
@@ -20,9 +20,9 @@ use certctl_model::{
     time::Time,
 };
 use certctl_store::{
-    Tx,
-    certificates::{self as store, Planned},
-    jobs, revocations,
+    Tx, certificates as store, jobs,
+    planning::{self, Planned},
+    revocations,
 };
 use certctl_x509::pem;
 use sqlx::{FromRow, Row, postgres::PgRow, types::Json};
@@ -242,12 +242,7 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
         .issuer_id
         .unwrap_or_else(|| fixed("iss-local").try_into().expect("a valid id"));
     let environment = new.environment.unwrap_or_default();
-    if environment.chars().count() > 255 || environment.contains(char::is_control) {
-        return Err(ApiError::invalid(
-            "environment",
-            "has at most 255 characters, without control characters",
-        ));
-    }
+    check_environment(&environment)?;
     let tags = check_tags(new.tags.unwrap_or_default())?;
 
     let mut tx = cx.begin().await?;
@@ -310,6 +305,16 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
     Ok(created)
 }
 
+fn check_environment(environment: &str) -> Result<(), ApiError> {
+    match environment.chars().count() > 255 || environment.contains(char::is_control) {
+        true => Err(ApiError::invalid(
+            "environment",
+            "has at most 255 characters, without control characters",
+        )),
+        false => Ok(()),
+    }
+}
+
 fn check_tags(tags: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
     let fits = |text: &str, most| text.chars().count() <= most && !text.contains(char::is_control);
     match tags.len() <= 64
@@ -334,6 +339,10 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
     if let Some(name) = &change.name {
         check_name("name", name, 255)?;
     }
+    if let Some(environment) = &change.environment {
+        check_environment(environment)?;
+    }
+    let judged = change.common_name.is_some() || change.sans.is_some() || change.certificate_profile_id.is_some();
     let common = change
         .common_name
         .as_deref()
@@ -350,7 +359,10 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
         Some(profile) => profile.0,
         None => before.certificate_profile_id,
     };
-    within_profile(&mut tx, profile.as_ref(), &common, &sans).await?;
+    // Names that were let in before stay, whatever became of the profile: the signer asks it anyway.
+    if judged {
+        within_profile(&mut tx, profile.as_ref(), &common, &sans).await?;
+    }
     if let Some(issuer) = &change.issuer_id {
         enabled_issuer(&mut tx, issuer).await?;
     }
@@ -380,47 +392,15 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
     let event = tx.event("certificate_updated", "certificate", &id);
     tx.note(event);
     if change.renewal_policy_id.is_some() {
-        store::plan_renewal(&mut tx, Planned::Certificate(&id)).await?;
+        planning::plan_renewal(&mut tx, Planned::Certificate(&id)).await?;
     }
     if let Some(targets) = &change.target_ids {
         map_targets(&mut tx, &id, targets).await?;
-        if locked.must_be_live().is_ok() {
-            issue_or_deploy_to_new_targets(&mut tx, &locked, &before.target_ids).await?;
-        }
+        planning::retarget(&mut tx, &locked, None).await?;
     }
     let updated = listing::get(&mut tx, now, id.as_str()).await?;
     tx.commit().await?;
     Ok(updated)
-}
-
-/// A target that was added gets what its agent holds, or its agent is asked to make a key.
-async fn issue_or_deploy_to_new_targets(
-    tx: &mut Tx,
-    certificate: &store::Locked,
-    before: &[TargetId],
-) -> Result<(), ApiError> {
-    let added: Vec<(TargetId, bool)> = sqlx::query_as(
-        "SELECT t.id, EXISTS (SELECT 1 FROM certificate_versions v
-                               WHERE v.certificate_id = m.certificate_id AND v.agent_id = t.agent_id)
-           FROM certificate_targets m JOIN targets t ON t.id = m.target_id
-          WHERE m.certificate_id = $1 AND NOT t.id = ANY ($2)",
-    )
-    .bind(&certificate.id)
-    .bind(before)
-    .fetch_all(&mut **tx)
-    .await?;
-    for (target, _) in added.iter().filter(|(_, holds)| *holds) {
-        store::request_deployment(tx, certificate, Some(target)).await?;
-    }
-    if added.iter().any(|(_, holds)| !holds) {
-        let kind = if certificate.current_version_id.is_none() {
-            JobKind::Issuance
-        } else {
-            JobKind::Renewal
-        };
-        store::request_issuance(tx, certificate, kind).await?;
-    }
-    Ok(())
 }
 
 async fn archive(cx: Cx, rq: Request<ArchiveCertificate>) -> Result<NoContent, ApiError> {
@@ -528,7 +508,7 @@ async fn deployments(cx: Cx, rq: Request<ListCertificateDeployments>) -> Result<
     })
 }
 
-fn triggered(status: &str, job_ids: Vec<certctl_model::id::JobId>) -> Triggered {
+fn triggered(status: &str, job_ids: Vec<JobId>) -> Triggered {
     Triggered {
         status: status.to_owned(),
         job_id: job_ids.first().cloned(),
@@ -541,13 +521,7 @@ async fn renew(cx: Cx, rq: Request<TriggerRenewal>) -> Result<Triggered, ApiErro
     let mut tx = cx.begin().await?;
     let certificate = store::lock(&mut tx, &id).await?;
     certificate.must_be_live()?;
-    let issued: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM certificate_versions WHERE certificate_id = $1)")
-            .bind(&id)
-            .fetch_one(&mut *tx)
-            .await?;
-    let kind = if issued { JobKind::Renewal } else { JobKind::Issuance };
-    let jobs = store::request_issuance(&mut tx, &certificate, kind).await?;
+    let jobs = store::request_issuance(&mut tx, &certificate, certificate.next_kind()).await?;
     if jobs.is_empty() {
         let open: Vec<String> = sqlx::query_scalar(
             "SELECT id FROM jobs WHERE certificate_id = $1 AND type IN ('Issuance', 'Renewal')

@@ -69,34 +69,9 @@ async fn get(cx: Cx, rq: Request<GetJob>) -> Result<Job, ApiError> {
 async fn cancel(cx: Cx, rq: Request<CancelJob>) -> Result<Outcome, ApiError> {
     let mut tx = cx.begin().await?;
     let reason = format!("cancelled by {}", tx.actor().name);
-    call_off(&mut tx, &rq.path.id, &reason).await?;
+    jobs::call_off(&mut tx, &rq.path.id, &reason).await?;
     tx.commit().await?;
     Ok(Outcome::of("job_cancelled"))
-}
-
-/// Calls a job off in the name of the unit of work's actor.
-///
-/// # Errors
-/// 404; 409 when it is being done or finished.
-pub(super) async fn call_off(tx: &mut Tx, id: &JobId, reason: &str) -> Result<(), ApiError> {
-    let (facts, is) = jobs::lock_any(tx, id).await?;
-    let (by, reason) = (tx.actor(), reason.to_owned());
-    let transition = match is {
-        JobStatus::Pending => job::Job::<Pending>::known(facts).cancel(&by, reason),
-        JobStatus::AwaitingCsr => job::Job::<AwaitingCsr>::known(facts).cancel(&by, reason),
-        JobStatus::AwaitingApproval => job::Job::<AwaitingApproval>::known(facts).cancel(&by, reason),
-        JobStatus::Running | JobStatus::Completed | JobStatus::Failed | JobStatus::Cancelled => {
-            let wanted = "Pending, AwaitingCSR or AwaitingApproval".to_owned();
-            return Err(StoreError::WrongJobState {
-                id: id.to_string(),
-                is,
-                wanted,
-            }
-            .into());
-        }
-    };
-    jobs::apply(tx, transition).await?;
-    Ok(())
 }
 
 async fn retry(cx: Cx, rq: Request<RetryJob>) -> Result<Outcome, ApiError> {

@@ -6,7 +6,7 @@ use certctl_contract::{
     renewal_policies::*,
 };
 use certctl_model::id::RenewalPolicyId;
-use certctl_store::certificates::{self, Planned};
+use certctl_store::planning::{self, Planned};
 use sqlx::{FromRow, postgres::PgRow};
 
 use super::teams::keep_default;
@@ -155,7 +155,7 @@ async fn update(cx: Cx, rq: Request<UpdateRenewalPolicy>) -> Result<RenewalPolic
     .execute(&mut *tx)
     .await?;
     let updated = listing::get(&mut tx, now, id.as_str()).await?;
-    certificates::plan_renewal(&mut tx, Planned::Policy(&id)).await?;
+    planning::plan_renewal(&mut tx, Planned::Policy(&id)).await?;
     listing::commit(tx, "update_renewal_policy", "renewal_policy", id.as_str()).await?;
     Ok(updated)
 }

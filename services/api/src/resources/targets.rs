@@ -8,13 +8,12 @@ use certctl_contract::{
 };
 use certctl_model::{
     connector::{TargetConfig, TargetType},
-    id::{JobId, TargetId},
-    job::JobStatus,
+    id::{CertificateId, JobId, TargetId},
 };
+use certctl_store::{Tx, certificates, planning};
 use serde_json::Value;
 use sqlx::{FromRow, postgres::PgRow};
 
-use super::jobs::call_off;
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
@@ -117,10 +116,7 @@ async fn update(cx: Cx, rq: Request<UpdateTarget>) -> Result<Target, ApiError> {
         .map_or(Ok(()), |name| check_name("name", name, 255))?;
     let mut tx = cx.begin().await?;
     let now = tx.now();
-    sqlx::query("SELECT 1 FROM targets WHERE id = $1 FOR UPDATE")
-        .bind(&id)
-        .fetch_optional(&mut *tx)
-        .await?;
+    let certificates = lock_certificates(&mut tx, &id).await?;
     let before: Target = listing::get(&mut tx, now, id.as_str()).await?;
     let kind = change
         .kind
@@ -129,20 +125,15 @@ async fn update(cx: Cx, rq: Request<UpdateTarget>) -> Result<Target, ApiError> {
         .transpose()?
         .unwrap_or(before.kind);
     let config = settings(kind, change.config.as_ref().unwrap_or(&before.config))?;
-    if change.agent_id.as_ref().is_some_and(|agent| *agent != before.agent_id) {
-        let mapped: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM certificate_targets WHERE target_id = $1)")
-            .bind(&id)
-            .fetch_one(&mut *tx)
-            .await?;
-        if mapped {
-            // Keys do not leave the host that made them, so what is served here cannot move along.
-            let detail = format!(
-                "certificates are put on target {id}, and their keys stay with agent {}; take the target from their \
-                 target_ids first, or create another target",
-                before.agent_id
-            );
-            return Err(ApiError::new(Kind::Referenced, detail));
-        }
+    let moves = change.agent_id.as_ref().is_some_and(|agent| *agent != before.agent_id);
+    if moves && !certificates.is_empty() {
+        // Keys do not leave the host that made them, so what is served here cannot move along.
+        let detail = format!(
+            "certificates are put on target {id}, and their keys stay with agent {}; take the target from their \
+             target_ids first, or create another target",
+            before.agent_id
+        );
+        return Err(ApiError::new(Kind::Referenced, detail));
     }
     sqlx::query(
         "UPDATE targets
@@ -159,7 +150,13 @@ async fn update(cx: Cx, rq: Request<UpdateTarget>) -> Result<Target, ApiError> {
     .bind(now)
     .execute(&mut *tx)
     .await?;
-    let updated = listing::get(&mut tx, now, id.as_str()).await?;
+    let updated: Target = listing::get(&mut tx, now, id.as_str()).await?;
+    let again = (updated.config != before.config).then_some(&id);
+    if again.is_some() || updated.enabled != before.enabled {
+        for certificate in &certificates {
+            planning::retarget(&mut tx, certificate, again).await?;
+        }
+    }
     listing::commit(tx, "update_target", "target", id.as_str()).await?;
     Ok(updated)
 }
@@ -167,26 +164,22 @@ async fn update(cx: Cx, rq: Request<UpdateTarget>) -> Result<Target, ApiError> {
 async fn delete(cx: Cx, rq: Request<DeleteTarget>) -> Result<NoContent, ApiError> {
     let id = rq.path.id;
     let mut tx = cx.begin().await?;
-    // Held until the end, so that no deployment to it appears meanwhile.
-    sqlx::query("SELECT 1 FROM targets WHERE id = $1 FOR UPDATE")
-        .bind(&id)
-        .fetch_optional(&mut *tx)
-        .await?;
-    let open: Vec<(JobId, JobStatus)> = sqlx::query_as(
-        "SELECT id, status FROM jobs
-          WHERE target_id = $1 AND status NOT IN ('Completed', 'Failed', 'Cancelled')
-          ORDER BY id
-            FOR UPDATE",
-    )
-    .bind(&id)
-    .fetch_all(&mut *tx)
-    .await?;
-    if let Some((job, _)) = open.iter().find(|(_, status)| *status == JobStatus::Running) {
+    let certificates = lock_certificates(&mut tx, &id).await?;
+    let running: Option<JobId> =
+        sqlx::query_scalar("SELECT id FROM jobs WHERE target_id = $1 AND status = 'Running' LIMIT 1")
+            .bind(&id)
+            .fetch_optional(&mut *tx)
+            .await?;
+    if let Some(job) = running {
         let detail = format!("job {job} is deploying to target {id} now; try again when it is finished");
         return Err(ApiError::new(Kind::Referenced, detail));
     }
-    for (job, _) in &open {
-        call_off(&mut tx, job, "the target was deleted").await?;
+    sqlx::query("DELETE FROM certificate_targets WHERE target_id = $1")
+        .bind(&id)
+        .execute(&mut *tx)
+        .await?;
+    for certificate in &certificates {
+        planning::retarget(&mut tx, certificate, None).await?;
     }
     let done = sqlx::query("DELETE FROM targets WHERE id = $1")
         .bind(&id)
@@ -195,4 +188,26 @@ async fn delete(cx: Cx, rq: Request<DeleteTarget>) -> Result<NoContent, ApiError
     listing::deleted(done, "target", id.as_str())?;
     listing::commit(tx, "delete_target", "target", id.as_str()).await?;
     Ok(NoContent)
+}
+
+/// Locks the certificates of a target, then the target: everyone takes certificates first, so that nobody waits in a
+/// circle.
+async fn lock_certificates(tx: &mut Tx, id: &TargetId) -> Result<Vec<certificates::Locked>, ApiError> {
+    const MAPPED: &str = "SELECT certificate_id FROM certificate_targets WHERE target_id = $1 ORDER BY certificate_id";
+    let before: Vec<CertificateId> = sqlx::query_scalar(MAPPED).bind(id).fetch_all(&mut **tx).await?;
+    let mut locked = Vec::with_capacity(before.len());
+    for certificate in &before {
+        locked.push(certificates::lock(tx, certificate).await?);
+    }
+    sqlx::query("SELECT 1 FROM targets WHERE id = $1 FOR UPDATE")
+        .bind(id)
+        .execute(&mut **tx)
+        .await?;
+    let after: Vec<CertificateId> = sqlx::query_scalar(MAPPED).bind(id).fetch_all(&mut **tx).await?;
+    match before == after {
+        true => Ok(locked),
+        false => Err(ApiError::unavailable(format!(
+            "the certificates of target {id} were changed meanwhile"
+        ))),
+    }
 }

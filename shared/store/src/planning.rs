@@ -1,0 +1,250 @@
+//! Keeps a certificate in line with its targets and its policy: its dates, when it is due, the jobs that are open for it.
+
+use certctl_model::{
+    id::{AgentId, CertificateId, JobId, RenewalPolicyId, TargetId, VersionId},
+    job::JobKind,
+    renewal::{RenewalRule, spread_of},
+    time::Time,
+};
+use sqlx::PgPool;
+
+use crate::{
+    Tx,
+    certificates::{self, Locked},
+    error::*,
+    jobs::{self, NewJob},
+};
+
+/// Certificates `c` and agents `t.agent_id` that want a new version at `$1`. An agent wants one when what it holds is due
+/// itself, it is not being made already, and the last try did not fail just now. All this is asked of each agent by
+/// itself: one that never answers, or always fails, must not keep the others from renewing.
+macro_rules! wanting {
+    () => {
+        "FROM certificates c
+         JOIN renewal_policies p ON p.id = c.renewal_policy_id
+         JOIN certificate_targets m ON m.certificate_id = c.id
+         JOIN targets t ON t.id = m.target_id
+         LEFT JOIN LATERAL (SELECT not_before, not_after FROM certificate_versions
+                             WHERE certificate_id = c.id AND agent_id = t.agent_id
+                             ORDER BY version DESC LIMIT 1) v ON true
+        WHERE c.renew_at <= $1 AND c.revoked_at IS NULL AND c.archived_at IS NULL AND p.auto_renew AND t.enabled
+          AND NOT EXISTS (SELECT 1 FROM jobs j
+                           WHERE j.certificate_id = c.id AND j.agent_id = t.agent_id
+                             AND j.type IN ('Issuance', 'Renewal')
+                             AND CASE j.status
+                                     WHEN 'Completed' THEN false
+                                     WHEN 'Cancelled' THEN false
+                                     WHEN 'Failed'
+                                     THEN j.finished_at + make_interval(secs => p.retry_interval_seconds) > $1
+                                     ELSE true
+                                 END)
+          AND (v.not_after IS NULL
+               OR (v.not_before + (v.not_after - v.not_before) * (p.renew_at_permille / 1000.0::float8) <= $1
+                   AND (p.renewal_window_days <= 0
+                        OR v.not_after - make_interval(days => p.renewal_window_days) <= $1)))"
+    };
+}
+
+/// Certificates of which some agent wants a new version by itself, soonest first.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn due(pool: &PgPool, now: Time, limit: i64) -> Result<Vec<CertificateId>> {
+    Ok(sqlx::query_scalar(concat!(
+        "SELECT c.id ",
+        wanting!(),
+        " GROUP BY c.id ORDER BY c.renew_at, c.id LIMIT $2"
+    ))
+    .bind(now)
+    .bind(limit)
+    .fetch_all(pool)
+    .await?)
+}
+
+/// Creates the jobs of those agents that want a new version now. None when the certificate is not due, or not any more.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn request_due(tx: &mut Tx, certificate: &Locked) -> Result<Vec<JobId>> {
+    let agents: Vec<AgentId> = sqlx::query_scalar(concat!(
+        "SELECT DISTINCT t.agent_id ",
+        wanting!(),
+        " AND c.id = $2 ORDER BY t.agent_id"
+    ))
+    .bind(tx.now())
+    .bind(&certificate.id)
+    .fetch_all(&mut **tx)
+    .await?;
+    certificates::request_from(tx, certificate, certificate.next_kind(), agents).await
+}
+
+/// Takes the dates of what is served: with several agents the certificate ends when the first of them does. Plans its
+/// renewal by them.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub(crate) async fn take_dates(tx: &mut Tx, id: &CertificateId) -> Result<()> {
+    sqlx::query(
+        "UPDATE certificates c SET not_before = served.not_before, not_after = served.not_after
+           FROM (SELECT v.not_before, v.not_after
+                   FROM (SELECT DISTINCT ON (agent_id) agent_id, version, not_before, not_after
+                           FROM certificate_versions WHERE certificate_id = $1
+                          ORDER BY agent_id, version DESC) v
+                  CROSS JOIN LATERAL (SELECT EXISTS (SELECT 1 FROM certificate_targets m
+                                                       JOIN targets t ON t.id = m.target_id
+                                                      WHERE m.certificate_id = $1 AND t.enabled
+                                                        AND t.agent_id = v.agent_id) AS mapped) a
+                  ORDER BY a.mapped DESC, CASE WHEN a.mapped THEN v.not_after END, v.version DESC
+                  LIMIT 1) served
+          WHERE c.id = $1",
+    )
+    .bind(id)
+    .execute(&mut **tx)
+    .await?;
+    plan_renewal(tx, Planned::Certificate(id)).await
+}
+
+/// Which certificates are planned anew.
+#[derive(Clone, Copy, Debug)]
+pub enum Planned<'a> {
+    /// One.
+    Certificate(&'a CertificateId),
+    /// All under a policy.
+    Policy(&'a RenewalPolicyId),
+}
+
+#[derive(sqlx::FromRow)]
+struct PlannedRow {
+    id: CertificateId,
+    not_before: Option<Time>,
+    not_after: Option<Time>,
+    auto_renew: bool,
+    renew_at_permille: i32,
+    renewal_window_days: i32,
+    /// When an agent that still holds nothing is asked again after a failure.
+    again_at: Option<Time>,
+}
+
+impl PlannedRow {
+    fn due(&self) -> Option<Time> {
+        let rule = RenewalRule {
+            auto_renew: self.auto_renew,
+            renew_at_permille: self.renew_at_permille,
+            renewal_window_days: self.renewal_window_days,
+        };
+        let by_age = self.not_before.zip(self.not_after);
+        let by_age = by_age.and_then(|(from, to)| rule.due_at(from, to, spread_of(self.id.as_str())));
+        let again = self.again_at.filter(|_| self.auto_renew);
+        [by_age, again].into_iter().flatten().min()
+    }
+}
+
+/// Computes from when renewals are due. To be called whenever dates, policy or failures change.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn plan_renewal(tx: &mut Tx, which: Planned<'_>) -> Result<()> {
+    let (certificate, policy) = match which {
+        Planned::Certificate(id) => (Some(id), None),
+        Planned::Policy(id) => (None, Some(id)),
+    };
+    let rows: Vec<PlannedRow> = sqlx::query_as(
+        "SELECT c.id, c.not_before, c.not_after, p.auto_renew, p.renew_at_permille, p.renewal_window_days,
+                CASE WHEN EXISTS (SELECT 1 FROM certificate_targets m JOIN targets t ON t.id = m.target_id
+                                   WHERE m.certificate_id = c.id AND t.enabled
+                                     AND NOT EXISTS (SELECT 1 FROM certificate_versions v
+                                                      WHERE v.certificate_id = c.id AND v.agent_id = t.agent_id))
+                     THEN c.failed_at + make_interval(secs => p.retry_interval_seconds) END AS again_at
+           FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
+          WHERE c.id = $1 OR p.id = $2",
+    )
+    .bind(certificate)
+    .bind(policy)
+    .fetch_all(&mut **tx)
+    .await?;
+    sqlx::query(
+        "UPDATE certificates c SET renew_at = n.renew_at
+           FROM unnest($1::text[], $2::timestamptz[]) AS n (id, renew_at) WHERE c.id = n.id",
+    )
+    .bind(rows.iter().map(|row| row.id.to_string()).collect::<Vec<_>>())
+    .bind(rows.iter().map(PlannedRow::due).collect::<Vec<_>>())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+#[derive(sqlx::FromRow)]
+struct Place {
+    target: TargetId,
+    agent: AgentId,
+    /// What its agent holds that has not ended.
+    version: Option<VersionId>,
+    /// Whether that was put there, or is about to be.
+    there: bool,
+}
+
+/// Brings a certificate in line with its targets after they were changed: what is open for others is called off, the
+/// dates are those of what is served now, every target gets what its agent holds, and agents that hold nothing are
+/// asked to make a key. `again` is a target whose settings changed, to which it is deployed once more.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn retarget(tx: &mut Tx, certificate: &Locked, again: Option<&TargetId>) -> Result<()> {
+    let id = &certificate.id;
+    let elsewhere: Vec<JobId> = sqlx::query_scalar(
+        "SELECT j.id FROM jobs j
+          WHERE j.certificate_id = $1 AND j.status IN ('Pending', 'AwaitingCSR', 'AwaitingApproval')
+            AND NOT EXISTS (SELECT 1 FROM certificate_targets m JOIN targets t ON t.id = m.target_id
+                             WHERE m.certificate_id = $1 AND t.agent_id = j.agent_id AND t.enabled
+                               AND (j.type <> 'Deployment' OR t.id = j.target_id))
+          ORDER BY j.id",
+    )
+    .bind(id)
+    .fetch_all(&mut **tx)
+    .await?;
+    for job in &elsewhere {
+        jobs::call_off(tx, job, "the certificate is not put there any more").await?;
+    }
+    take_dates(tx, id).await?;
+    if certificate.must_be_live().is_err() {
+        return Ok(());
+    }
+    let places: Vec<Place> = sqlx::query_as(
+        "SELECT t.id AS target, t.agent_id AS agent, v.id AS version,
+                EXISTS (SELECT 1 FROM jobs j
+                         WHERE j.certificate_id = $1 AND j.type = 'Deployment' AND j.target_id = t.id
+                           AND j.version_id = v.id AND j.status NOT IN ('Failed', 'Cancelled')) AS there
+           FROM certificate_targets m
+           JOIN targets t ON t.id = m.target_id
+           LEFT JOIN LATERAL (SELECT id, not_after FROM certificate_versions
+                               WHERE certificate_id = $1 AND agent_id = t.agent_id
+                               ORDER BY version DESC LIMIT 1) v ON v.not_after > $2
+          WHERE m.certificate_id = $1 AND t.enabled
+          ORDER BY t.id",
+    )
+    .bind(id)
+    .bind(tx.now())
+    .fetch_all(&mut **tx)
+    .await?;
+    let mut without = Vec::new();
+    for place in places {
+        match place.version {
+            None => without.push(place.agent),
+            Some(version) if !place.there || again == Some(&place.target) => {
+                let deployment = NewJob {
+                    kind: JobKind::Deployment,
+                    certificate: id.clone(),
+                    agent: place.agent,
+                    target: Some(place.target),
+                    version: Some(version),
+                    max_attempts: certificate.max_retries,
+                };
+                jobs::insert(tx, &deployment).await?;
+            }
+            Some(_) => {}
+        }
+    }
+    without.dedup();
+    certificates::request_from(tx, certificate, certificate.next_kind(), without).await?;
+    Ok(())
+}

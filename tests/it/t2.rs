@@ -1,9 +1,0 @@
-mod arrows;
-mod bad_input;
-mod compatibility;
-mod documents;
-mod linting;
-mod lists;
-mod renewal;
-mod schema;
-mod tools;
