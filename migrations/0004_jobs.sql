@@ -44,6 +44,11 @@ CREATE INDEX jobs_claim_idx ON jobs (run_at)
     WHERE type IN ('Issuance', 'Renewal') AND status IN ('Pending', 'Running');
 -- What an agent fetches.
 CREATE INDEX jobs_agent_idx ON jobs (agent_id, created_at) WHERE status IN ('Pending', 'AwaitingCSR', 'Running');
+-- Leases that may have run out, deployments of a target, and tries that failed.
+CREATE INDEX jobs_lease_idx ON jobs (lease_until) WHERE lease_until IS NOT NULL;
+CREATE INDEX jobs_target_idx ON jobs (target_id, created_at) WHERE target_id IS NOT NULL;
+CREATE INDEX jobs_failed_idx ON jobs (certificate_id, agent_id, finished_at)
+    WHERE type IN ('Issuance', 'Renewal') AND status = 'Failed';
 CREATE INDEX jobs_certificate_idx ON jobs (certificate_id, created_at);
 CREATE INDEX jobs_created_idx ON jobs (created_at, id);
 CREATE INDEX jobs_run_idx ON jobs (run_at, id);

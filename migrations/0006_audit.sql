@@ -49,7 +49,7 @@ CREATE TABLE notifications (
         FOREIGN KEY (certificate_id) REFERENCES certificates (id) ON DELETE RESTRICT,
     CONSTRAINT notifications_sent_check CHECK ((status = 'sent') = (sent_at IS NOT NULL))
 );
-CREATE INDEX notifications_claim_idx ON notifications (not_before) WHERE status = 'pending';
+CREATE INDEX notifications_claim_idx ON notifications (channel, not_before) WHERE status = 'pending';
 CREATE INDEX notifications_created_idx ON notifications (created_at, id);
 CREATE INDEX notifications_certificate_idx ON notifications (certificate_id, created_at);
 

@@ -61,11 +61,11 @@ pub struct Config {
     pub allowed_programs: AllowedPrograms,
 
     /// How often the agent says that it is alive.
-    #[arg(long, env = "CERTCTL_HEARTBEAT_INTERVAL", default_value = "60s", value_parser = duration)]
+    #[arg(long, env = "CERTCTL_HEARTBEAT_INTERVAL", default_value = "60s", value_parser = interval)]
     pub heartbeat_interval: Duration,
 
     /// How often the agent asks for work when the server does not answer as soon as there is some.
-    #[arg(long, env = "CERTCTL_POLL_INTERVAL", default_value = "30s", value_parser = duration)]
+    #[arg(long, env = "CERTCTL_POLL_INTERVAL", default_value = "30s", value_parser = interval)]
     pub poll_interval: Duration,
 
     /// How long the server may hold a question for work until there is some; 0s to poll plainly.
@@ -86,6 +86,15 @@ impl Config {
         let token = self.bootstrap_token.as_ref().map(|token| token.expose().to_owned());
         let token = secret_from(token, self.bootstrap_token_file.clone())?.map(Secret::new);
         Ok(token.or_else(|| self.api_key.clone()))
+    }
+}
+
+/// A duration that a loop can wait for without spinning.
+fn interval(text: &str) -> Result<Duration, String> {
+    const LEAST: Duration = Duration::from_millis(100);
+    match duration(text)? {
+        short if short < LEAST => Err(format!("at least {LEAST:?} is needed")),
+        interval => Ok(interval),
     }
 }
 
@@ -122,8 +131,16 @@ mod tests {
             ["--agent-id", "a/1"],
             ["--server", "localhost"],
             ["--allowed-programs", "/x"],
+            ["--heartbeat-interval", "0"],
         ] {
             assert!(parsed(&bad).is_err(), "{bad:?}");
+        }
+        for flag in ["--heartbeat-interval", "--poll-interval"] {
+            for short in ["0s", "99ms"] {
+                let error = parsed(&[flag, short]).unwrap_err().to_string();
+                assert!(error.contains("at least 100ms is needed"), "{error}");
+            }
+            assert!(parsed(&[flag, "100ms"]).is_ok(), "{flag}");
         }
     }
 

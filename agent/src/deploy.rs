@@ -477,8 +477,15 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 #[cfg(test)]
 mod tests {
     use std::fs::Permissions;
+    use std::sync::mpsc;
+
+    use certctl_runtime::tasks::Tasks;
+    use certctl_x509::facts::CertificateFacts;
+    use tokio::net::TcpListener;
 
     use super::*;
+    use crate::bundle::testing::{DEMO, issue, key};
+    use crate::served::testing::acceptor;
 
     struct Host {
         dir: tempfile::TempDir,
@@ -624,6 +631,35 @@ mod tests {
             .unwrap_err();
         assert!(error.to_string().ends_with("; the old files are back"), "{error}");
         assert_eq!(host.files(), before);
+    }
+
+    #[tokio::test]
+    async fn the_new_certificate_counts_as_served_only_once_the_old_one_is_seen_no_more() {
+        let key = key();
+        let [new, old] = [(); 2].map(|()| issue(&key, DEMO));
+        let acceptors = [&new, &old].map(|pem| acceptor(&key, pem));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let verify = Verify {
+            address: listener.local_addr().unwrap().to_string(),
+            server_name: DEMO.into(),
+            fingerprint: CertificateFacts::parse_pem_chain(&new).unwrap().remove(0).fingerprint,
+        };
+        let (seen, old_seen) = mpsc::channel();
+        Tasks::new().spawn("server", async move {
+            // Every other look meets an old process, for longer than it takes to count as steady.
+            for turn in 0.. {
+                let (stream, _) = listener.accept().await.unwrap();
+                let is_old = turn < 8 && turn % 2 == 1;
+                if is_old {
+                    seen.send(Instant::now()).unwrap();
+                }
+                let _ = acceptors[usize::from(is_old)].accept(stream).await;
+            }
+        });
+        wait_for(Some(&verify)).await.unwrap();
+        let old_seen: Vec<Instant> = old_seen.try_iter().collect();
+        assert_eq!(old_seen.len(), 4);
+        assert!(old_seen[3].elapsed() >= STEADY_FOR);
     }
 
     #[tokio::test]

@@ -104,22 +104,17 @@ impl ServerCertVerifier for AnyCertificate {
 }
 
 #[cfg(test)]
-mod tests {
-    use certctl_runtime::tasks::Tasks;
-    use certctl_x509::facts::CertificateFacts;
+pub(crate) mod testing {
+    use certctl_x509::keys::KeyPair;
     use rustls::ServerConfig;
     use rustls::pki_types::PrivateKeyDer;
     use rustls::pki_types::pem::PemObject;
-    use tokio::net::TcpListener;
     use tokio_rustls::TlsAcceptor;
 
     use super::*;
-    use crate::bundle::testing::{DEMO, issue, key};
 
-    #[tokio::test]
-    async fn the_leaf_is_seen_whoever_signed_it_and_a_silent_port_is_an_error() {
-        let key = key();
-        let pem = issue(&key, DEMO);
+    /// The server's side of a connection, with a certificate chain in PEM.
+    pub(crate) fn acceptor(key: &KeyPair, pem: &str) -> TlsAcceptor {
         let chain = CertificateDer::pem_slice_iter(pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .unwrap();
@@ -128,9 +123,27 @@ mod tests {
         let server = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(
+        TlsAcceptor::from(Arc::new(
             server.with_no_client_auth().with_single_cert(chain, private).unwrap(),
-        ));
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use certctl_runtime::tasks::Tasks;
+    use certctl_x509::facts::CertificateFacts;
+    use tokio::net::TcpListener;
+
+    use super::testing::acceptor;
+    use super::*;
+    use crate::bundle::testing::{DEMO, issue, key};
+
+    #[tokio::test]
+    async fn the_leaf_is_seen_whoever_signed_it_and_a_silent_port_is_an_error() {
+        let key = key();
+        let pem = issue(&key, DEMO);
+        let acceptor = acceptor(&key, &pem);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         Tasks::new().spawn("server", async move {

@@ -13,5 +13,6 @@ mod notifications;
 mod renewal;
 mod revocation;
 mod schema;
+mod targets;
 mod tools;
 mod two_of_each;

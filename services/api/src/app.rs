@@ -237,6 +237,7 @@ where
     let body = read_body::<E>(&headers, body).await?;
     let actor = principal.actor();
     let reply = handler(Cx { app, principal, actor }, Request { path, query, body }).await?;
+    let cache = reply.cache_control().and_then(|text| HeaderValue::try_from(text).ok());
     let octets = match fields.is_empty() {
         true => reply.encode(),
         false => prune(&reply.encode(), &fields),
@@ -244,6 +245,9 @@ where
     let status = StatusCode::from_u16(E::STATUS).expect("status codes of the table are constants");
     let mut response = (status, octets).into_response();
     response.headers_mut().remove(header::CONTENT_TYPE);
+    if let Some(cache) = cache {
+        response.headers_mut().insert(header::CACHE_CONTROL, cache);
+    }
     if let Some(media) = E::Reply::CONTENT_TYPE {
         response
             .headers_mut()
@@ -292,14 +296,19 @@ async fn read_body<E: Endpoint>(headers: &HeaderMap, body: Body) -> Result<E::Bo
         return Err(ApiError::malformed("the body is not a JSON object", vec![]));
     }
     let mut reader = serde_json::Deserializer::from_slice(json);
-    serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+    let parsed = serde_path_to_error::deserialize(&mut reader);
+    let parsed = parsed.map_err(|error| {
         let field = error.path().to_string();
         let inner = error.into_inner();
         match inner.is_data() && field != "." {
             true => ApiError::malformed("the body cannot be read", vec![Invalid::new(field, inner.to_string())]),
             false => ApiError::malformed(format!("the body is not the JSON that is needed: {inner}"), vec![]),
         }
-    })
+    })?;
+    match reader.end() {
+        Ok(()) => Ok(parsed),
+        Err(_) => Err(ApiError::malformed("the body goes on after its JSON object", vec![])),
+    }
 }
 
 fn check_fields<E: Endpoint>(fields: &[String]) -> Result<(), ApiError> {

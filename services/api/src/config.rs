@@ -39,7 +39,7 @@ pub struct Config {
 
     /// The API key, with every permission.
     #[arg(long, env = "CERTCTL_AUTH_SECRET", hide_env_values = true)]
-    auth_secret: Option<String>,
+    auth_secret: Option<Secret>,
 
     /// File that holds the API key.
     #[arg(long, env = "CERTCTL_AUTH_SECRET_FILE")]
@@ -47,7 +47,7 @@ pub struct Config {
 
     /// Token with which agents may register themselves, and nothing else.
     #[arg(long, env = "CERTCTL_BOOTSTRAP_TOKEN", hide_env_values = true)]
-    bootstrap_token: Option<String>,
+    bootstrap_token: Option<Secret>,
 
     /// File that holds the bootstrap token.
     #[arg(long, env = "CERTCTL_BOOTSTRAP_TOKEN_FILE")]
@@ -74,9 +74,9 @@ pub struct Database {
     )]
     pub url: Secret,
 
-    /// Connections at most.
+    /// Connections at most; one of them listens for news.
     #[arg(long = "database-max-conns", env = "CERTCTL_DATABASE_MAX_CONNS", default_value_t = 25,
-          value_parser = clap::value_parser!(u32).range(1..))]
+          value_parser = clap::value_parser!(u32).range(2..))]
     pub max_conns: u32,
 }
 
@@ -113,12 +113,12 @@ impl Config {
             AuthType::None => Ok(Auth::None),
             AuthType::ApiKey => {
                 let secret =
-                    secret_from(self.auth_secret.clone(), self.auth_secret_file.clone())?.ok_or_else(|| {
+                    secret_from(exposed(&self.auth_secret), self.auth_secret_file.clone())?.ok_or_else(|| {
                         anyhow::anyhow!(
                             "CERTCTL_AUTH_SECRET or CERTCTL_AUTH_SECRET_FILE is needed (or CERTCTL_AUTH_TYPE=none)"
                         )
                     })?;
-                let bootstrap = secret_from(self.bootstrap_token.clone(), self.bootstrap_token_file.clone())?;
+                let bootstrap = secret_from(exposed(&self.bootstrap_token), self.bootstrap_token_file.clone())?;
                 Ok(Auth::Keys {
                     secret: Secret::new(secret),
                     bootstrap: bootstrap.map(Secret::new),
@@ -126,4 +126,8 @@ impl Config {
             }
         }
     }
+}
+
+fn exposed(secret: &Option<Secret>) -> Option<String> {
+    secret.as_ref().map(|secret| secret.expose().to_owned())
 }

@@ -52,6 +52,18 @@ pub struct StoredCrl {
     next_update: Time,
 }
 
+impl StoredCrl {
+    /// A revocation must be seen within a minute: caches ask again twice in it, and are told cheaply of no change.
+    pub fn cache_control(&self, now: Time) -> String {
+        kept_for(self.next_update.since(now).min(Duration::from_secs(30)))
+    }
+}
+
+/// `Cache-Control` of RFC 5019 §6.2.
+fn kept_for(age: Duration) -> String {
+    format!("max-age={}, public, no-transform, must-revalidate", age.as_secs())
+}
+
 /// The newest CRL of an issuer.
 ///
 /// # Errors
@@ -134,14 +146,15 @@ async fn ca(
                 &aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &authority.certificate_der).as_ref()[..16]
             )
         );
-        let age = Duration::from_secs(3600);
+        let cache = kept_for(Duration::from_secs(3600));
+        let modified = authority.published_at;
         Ok::<_, ApiError>(octets(
             &headers,
             authority.certificate_der,
             "application/pkix-cert",
             &etag,
-            authority.published_at,
-            age,
+            modified,
+            cache,
         ))
     };
     answer
@@ -159,15 +172,15 @@ async fn crl(
         let issuer = issuer_of(&file, ".crl")?;
         let crl = newest_crl(&app, &issuer).await?;
         let etag = format!("\"{issuer}-{}\"", crl.number);
-        // A revocation must be seen within a minute: caches ask again that often, and are told cheaply of no change.
-        let age = crl.next_update.since(app.clock.now()).min(Duration::from_secs(60));
+        let cache = crl.cache_control(app.clock.now());
+        let modified = crl.this_update;
         Ok::<_, ApiError>(octets(
             &headers,
             crl.der,
             "application/pkix-crl",
             &etag,
-            crl.this_update,
-            age,
+            modified,
+            cache,
         ))
     };
     answer
@@ -182,7 +195,7 @@ fn octets(
     media: &'static str,
     etag: &str,
     modified: Time,
-    age: Duration,
+    cache: String,
 ) -> Response {
     let same = asked
         .get(header::IF_NONE_MATCH)
@@ -197,10 +210,7 @@ fn octets(
     let mut set = |name, value: String| headers.insert(name, HeaderValue::try_from(value).expect("is printable ASCII"));
     set(header::ETAG, etag.to_owned());
     set(header::LAST_MODIFIED, http_date(modified));
-    set(
-        header::CACHE_CONTROL,
-        format!("max-age={}, public, no-transform, must-revalidate", age.as_secs()),
-    );
+    set(header::CACHE_CONTROL, cache);
     if !same {
         set(header::CONTENT_TYPE, media.to_owned());
     }
@@ -219,6 +229,19 @@ pub struct OcspReply {
     /// DER.
     pub der: Vec<u8>,
     max_age: Duration,
+}
+
+const NO_STORE: &str = "no-store";
+
+impl OcspReply {
+    /// A revocation must be seen within a second, so no cache keeps an answer without asking again. An answer to a nonce,
+    /// and an error, is not kept at all.
+    pub fn cache_control(&self) -> String {
+        match self.max_age.is_zero() {
+            true => NO_STORE.to_owned(),
+            false => kept_for(Duration::ZERO),
+        }
+    }
 }
 
 /// Has the signer answer. A signer that cannot be reached becomes `tryLater`: what cannot be asked is not guessed.
@@ -269,12 +292,9 @@ async fn answer(
             max_age: Duration::ZERO,
         },
     };
-    // RFC 5019 §6.2 for what can be cached; an answer to a nonce, and an error, cannot.
-    let cache = match reply.max_age.as_secs() {
-        0 => "no-store".to_owned(),
-        // A revocation must be seen within a second, so no cache keeps an answer without asking again.
-        _ if method_allows_caching => "max-age=0, public, no-transform, must-revalidate".to_owned(),
-        _ => "no-store".to_owned(),
+    let cache = match method_allows_caching {
+        true => reply.cache_control(),
+        false => NO_STORE.to_owned(),
     };
     let mut response = reply.der.into_response();
     let headers = response.headers_mut();

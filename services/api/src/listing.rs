@@ -32,6 +32,14 @@ impl Column {
         }
     }
 
+    /// A whole number.
+    pub const fn integer(expression: &'static str) -> Self {
+        Self {
+            expression,
+            cast: "integer",
+        }
+    }
+
     /// An instant.
     pub const fn time(expression: &'static str) -> Self {
         Self {

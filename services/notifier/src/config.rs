@@ -19,8 +19,9 @@ pub struct Config {
     #[arg(long, env = "CERTCTL_DATABASE_URL", hide_env_values = true)]
     pub database_url: Secret,
 
+    // At least two, because one of them listens for news.
     /// Most connections to the database.
-    #[arg(long, env = "CERTCTL_DATABASE_MAX_CONNS", default_value_t = 25)]
+    #[arg(long, env = "CERTCTL_DATABASE_MAX_CONNS", default_value_t = 25, value_parser = clap::value_parser!(u32).range(2..))]
     pub database_max_conns: u32,
 
     /// Address of /health, /ready and /metrics.
@@ -161,5 +162,24 @@ fn web_address(text: &str) -> Result<Url, String> {
     match url.scheme() {
         "http" | "https" => Ok(url),
         _ => Err("an address that begins with http:// or https:// is needed".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_left_besides_the_one_that_listens() {
+        for (most, accepted) in [("0", false), ("1", false), ("2", true)] {
+            let arguments = [
+                "certctl-notifier",
+                "--database-url",
+                "postgres://h/d",
+                "--database-max-conns",
+                most,
+            ];
+            assert_eq!(Config::try_parse_from(arguments).is_ok(), accepted, "{most}");
+        }
     }
 }

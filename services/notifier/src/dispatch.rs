@@ -2,6 +2,7 @@
 
 use std::{pin::pin, time::Duration};
 
+use certctl_model::notice::Channel;
 use certctl_runtime::failpoint;
 use certctl_store::{
     Error,
@@ -16,7 +17,7 @@ use crate::{
     channels::{Delivery, Message, Slot},
 };
 
-/// Deliveries side by side. Each begins when it is claimed, so that none waits while its lease runs.
+/// Deliveries of a channel side by side. Each begins when it is claimed, so that none waits while its lease runs.
 const AT_ONCE: usize = 8;
 /// Notifications of one drain; bounded, so that a drain ends well within the time its loop is given.
 const ROUND: usize = 96;
@@ -24,11 +25,12 @@ const RETRY_CAP: Duration = Duration::from_secs(3600);
 /// A receiver that asks for more patience than this gets this.
 const LONGEST_WAIT: Duration = Duration::from_secs(86_400);
 
-/// Delivers what is due. Returns how many notifications were claimed.
+/// Delivers what is due on a channel. Returns how many notifications were claimed. Channels are drained apart, so that
+/// one whose receiver is stuck does not hold up the other.
 ///
 /// # Errors
 /// When notifications cannot be claimed. What becomes of a single one is its own affair.
-pub async fn drain(notifier: &Notifier) -> anyhow::Result<u64> {
+pub async fn drain(notifier: &Notifier, channel: Channel) -> anyhow::Result<u64> {
     let mut delivering = FuturesUnordered::new();
     let mut claimed = 0;
     loop {
@@ -36,6 +38,7 @@ pub async fn drain(notifier: &Notifier) -> anyhow::Result<u64> {
         if free > 0 {
             let mut claim = pin!(outbox::claim(
                 &notifier.db,
+                channel,
                 notifier.clock.now(),
                 notifier.lease,
                 free as i64

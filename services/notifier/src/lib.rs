@@ -18,9 +18,9 @@ pub mod dispatch;
 
 use std::{sync::Arc, time::Duration};
 
-use certctl_model::time::Clock;
+use certctl_model::{notice::Channel, time::Clock};
 use certctl_runtime::{periodic::Periodic, tasks::Tasks};
-use certctl_store::wake::{Channel, Wakes};
+use certctl_store::wake::{self, Wakes};
 use sqlx::PgPool;
 
 use crate::{channels::Channels, config::Config};
@@ -63,24 +63,30 @@ impl Notifier {
         }))
     }
 
-    /// Delivers what is due. Returns how many notifications were claimed.
+    /// Delivers what is due on every channel. Returns how many notifications were claimed.
     ///
     /// # Errors
     /// When notifications cannot be claimed.
     pub async fn drain(&self) -> anyhow::Result<u64> {
-        dispatch::drain(self).await
+        let (email, webhook) = tokio::join!(
+            dispatch::drain(self, Channel::Email),
+            dispatch::drain(self, Channel::Webhook)
+        );
+        Ok(email? + webhook?)
     }
 
-    /// Starts the loop, and what wakes it.
+    /// Starts a loop for each channel, and what wakes them.
     pub fn run(self: &Arc<Self>, config: &Config, tasks: &Tasks) {
-        let notifier = self.clone();
-        let drain = move || {
-            let notifier = notifier.clone();
-            async move { notifier.drain().await }
-        };
-        Periodic::new("outbox", config.interval, drain)
-            .woken_by(self.wakes.subscribe(Channel::Outbox))
-            .run_forever(tasks);
+        for (name, channel) in [("emails", Channel::Email), ("webhooks", Channel::Webhook)] {
+            let notifier = self.clone();
+            let drain = move || {
+                let notifier = notifier.clone();
+                async move { dispatch::drain(&notifier, channel).await }
+            };
+            Periodic::new(name, config.interval, drain)
+                .woken_by(self.wakes.subscribe(wake::Channel::Outbox))
+                .run_forever(tasks);
+        }
         let (notifier, stop) = (self.clone(), tasks.token());
         tasks.spawn("wakes", async move {
             tokio::select! {

@@ -7,7 +7,10 @@ use std::{
 
 use aws_lc_rs::hmac;
 use axum::{Router, body::Bytes, extract::State, http::HeaderMap, http::StatusCode, routing::post};
-use certctl_model::time::{Clock, Time};
+use certctl_model::{
+    notice::Channel,
+    time::{Clock, Time},
+};
 use certctl_runtime::{serve, tasks::Tasks};
 use certctl_store::{
     Error,
@@ -20,7 +23,7 @@ use tokio::{
     net::TcpListener,
 };
 
-use crate::{Notifier, config::Config};
+use crate::{Notifier, config::Config, dispatch};
 
 const SECRET: &str = "geheim";
 
@@ -177,13 +180,44 @@ async fn a_lost_lease_cannot_settle(db: PgPool) {
     let w = World::new(db, &[], &[]).await;
     w.enqueue(1, "Webhook", "webhook").await;
     let lease = Duration::from_secs(60);
-    let slow = outbox::claim(&w.db, w.clock.now(), lease, 10).await.unwrap();
+    let slow = outbox::claim(&w.db, Channel::Webhook, w.clock.now(), lease, 10)
+        .await
+        .unwrap();
     assert_eq!(w.drain_at(59).await, 0, "it is claimed");
     assert_eq!(w.drain_at(1).await, 1);
     let error = "late".to_owned();
     let late = outbox::settle(&w.db, &slow[0], &Settlement::Failed { error }, w.clock.now()).await;
     assert!(matches!(late, Err(Error::LeaseLost)), "{late:?}");
     assert_eq!(w.state().await, "sent 1");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_mail_server_that_never_answers_does_not_hold_up_webhooks(db: PgPool) {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port().to_string();
+    let more = [
+        "--smtp-host",
+        "127.0.0.1",
+        "--smtp-security",
+        "none",
+        "--smtp-port",
+        &port,
+    ];
+    let w = World::new(db, &[], &more).await;
+    for n in 10..30 {
+        w.enqueue(n, "Email", "ops@example.net").await;
+    }
+    let story = async {
+        // Kept open, so that the mail stays under way.
+        let _connection = silent.accept().await.unwrap();
+        w.enqueue(30, "Webhook", "webhook").await;
+        assert_eq!(dispatch::drain(&w.notifier, Channel::Webhook).await.unwrap(), 1);
+        assert_eq!(w.heard(), ["ne-30"]);
+    };
+    tokio::select! {
+        _ = dispatch::drain(&w.notifier, Channel::Email) => unreachable!("nobody answers"),
+        () = story => {}
+    }
 }
 
 /// Speaks SMTP for one message and returns its text; the recipient is refused with `refusal`, if there is one.

@@ -1,4 +1,4 @@
-//! Wakes the worker for what is due before its next round: a job to be tried again, a lease that runs out.
+//! Wakes a loop for what is due before its next round: a job or a CRL to be tried again, a lease that runs out.
 
 use tokio::{
     sync::watch,

@@ -17,8 +17,9 @@ pub struct Config {
     #[arg(long, env = "CERTCTL_DATABASE_URL", hide_env_values = true)]
     pub database_url: Secret,
 
+    // At least two, because one of them listens for news.
     /// Most connections to the database.
-    #[arg(long, env = "CERTCTL_DATABASE_MAX_CONNS", default_value_t = 25)]
+    #[arg(long, env = "CERTCTL_DATABASE_MAX_CONNS", default_value_t = 25, value_parser = clap::value_parser!(u32).range(2..))]
     pub database_max_conns: u32,
 
     /// Address of /health, /ready and /metrics.
@@ -94,5 +95,11 @@ mod tests {
     fn a_loop_that_would_spin_is_refused() {
         assert!(parse(&["--crl-interval", "0s"]).is_err());
         assert!(parse(&["--crl-interval", "1s"]).is_ok());
+    }
+
+    #[test]
+    fn a_connection_is_left_besides_the_one_that_listens() {
+        assert!(parse(&["--database-max-conns", "1"]).is_err());
+        assert!(parse(&["--database-max-conns", "2"]).is_ok());
     }
 }

@@ -11,7 +11,7 @@
 //! | [`crls`] | has revocation lists made before they are stale |
 //! | [`agents`] | notices silence |
 //! | [`leader`] | which of several schedulers runs the loops that one should run |
-//! | [`bell`] | wakes the worker for what is due before its next round |
+//! | [`bell`] | wakes a loop for what is due before its next round |
 //! | [`config`] | the variables |
 //!
 //! A job is claimed under a lease, the issuer is asked between two transactions, and only the holder of the lease can
@@ -56,6 +56,7 @@ pub struct Scheduler {
     wakes: Wakes,
     leader: Leader,
     bell: Bell,
+    crl_retry: crls::Retry,
 }
 
 impl Scheduler {
@@ -82,6 +83,7 @@ impl Scheduler {
             wakes: Wakes::default(),
             leader: Leader::default(),
             bell: Bell::default(),
+            crl_retry: crls::Retry::default(),
         })
     }
 
@@ -95,6 +97,7 @@ impl Scheduler {
             tokio::select! {
                 () = scheduler.wakes.run(&scheduler.db) => {}
                 () = scheduler.bell.run() => {}
+                () = scheduler.crl_retry.bell.run() => {}
                 () = stop.cancelled() => {}
             }
         });

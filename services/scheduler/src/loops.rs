@@ -36,7 +36,8 @@ pub fn loops(config: &Config, scheduler: &Arc<Scheduler>) -> Vec<Periodic> {
             scheduler,
             Periodic::new("crls", config.crl_interval, on(scheduler, crls::refresh)),
         )
-        .woken_by(wake(Channel::Revocations)),
+        .woken_by(wake(Channel::Revocations))
+        .woken_by(scheduler.crl_retry.bell.subscribe()),
         led(
             scheduler,
             Periodic::new(

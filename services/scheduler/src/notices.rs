@@ -53,7 +53,8 @@ pub async fn warn_of_ends(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
 }
 
 async fn past_thresholds(scheduler: &Scheduler) -> Result<Vec<Warning>, sqlx::Error> {
-    // The key is the one that the outbox makes of the kind, what makes the news the same, and the channel.
+    // That the renewal was due follows from a threshold past it, but is said again where an index can find the few that
+    // are late. The key is the one that the outbox makes of the kind, what makes the news the same, and the channel.
     sqlx::query_as(
         "SELECT c.id, c.common_name, c.current_version_id AS version_id, c.not_after, t.threshold_days
            FROM certificates c
@@ -63,6 +64,7 @@ async fn past_thresholds(scheduler: &Scheduler) -> Result<Vec<Warning>, sqlx::Er
                             AND c.not_after - make_interval(days => d) > coalesce(c.renew_at, c.not_before)) t
                 ON t.threshold_days IS NOT NULL
           WHERE c.revoked_at IS NULL AND c.archived_at IS NULL AND c.not_after IS NOT NULL
+            AND (c.renew_at < $1 OR c.renew_at IS NULL)
             AND coalesce(c.not_after, 'infinity') <= $1 + make_interval(days =>
                     (SELECT max(d) FROM renewal_policies, unnest(alert_thresholds_days) d))
             AND NOT EXISTS (SELECT 1 FROM notifications n

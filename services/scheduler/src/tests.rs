@@ -71,9 +71,12 @@ async fn issue(State(signer): State<Arc<Signer>>, Json(request): Json<IssueReque
     .into_response()
 }
 
-async fn publish(State(signer): State<Arc<Signer>>, Json(request): Json<CrlRequest>) -> Json<CrlPublished> {
+async fn publish(State(signer): State<Arc<Signer>>, Json(request): Json<CrlRequest>) -> axum::response::Response {
     signer.count(request.issuer_id.as_str());
-    Json(CrlPublished { number: 1, entries: 0 })
+    match signer.mood {
+        Mood::Answers(status, detail) => (status, Json(serde_json::json!({ "detail": detail }))).into_response(),
+        _ => Json(CrlPublished { number: 1, entries: 0 }).into_response(),
+    }
 }
 
 fn a_request() -> Vec<u8> {
@@ -304,6 +307,21 @@ async fn an_unreachable_signer_is_asked_again_without_counting(db: PgPool) {
 }
 
 #[sqlx::test(migrations = "../../migrations")]
+async fn a_busy_signer_is_asked_again_without_counting(db: PgPool) {
+    let w = World::new(db, Mood::Answers(StatusCode::SERVICE_UNAVAILABLE, "not now")).await;
+    w.running_job(1).await;
+    for _ in 0..5 {
+        assert_eq!(worker::drain(w.scheduler.clone()).await.unwrap(), 1);
+        assert!(
+            w.job(1).await.starts_with("Running 0 the signer: 503"),
+            "{}",
+            w.job(1).await
+        );
+        w.clock.advance(Duration::from_secs(60));
+    }
+}
+
+#[sqlx::test(migrations = "../../migrations")]
 async fn a_failing_signer_is_asked_as_often_as_the_job_allows(db: PgPool) {
     let w = World::new(db, Mood::Answers(StatusCode::INTERNAL_SERVER_ERROR, "see the log")).await;
     w.running_job(1).await;
@@ -437,4 +455,33 @@ async fn a_crl_is_made_when_missing_old_or_silent_about_a_revocation(db: PgPool)
     assert_eq!(published().await, 3, "it covers that");
     w.sql(&revoked("2", "-1 second")).await;
     assert_eq!(published().await, 4, "a newer revocation");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_crl_that_could_not_be_made_is_tried_again_soon(db: PgPool) {
+    let w = World::new(db, Mood::Answers(StatusCode::SERVICE_UNAVAILABLE, "not now")).await;
+    w.sql("INSERT INTO authorities VALUES ('iss-local', '', '', $1, $1)")
+        .await;
+    let bell = &w.scheduler.crl_retry.bell;
+    let mut rung = bell.subscribe();
+    crls::refresh(w.scheduler.clone()).await.unwrap();
+    let rings = async {
+        tokio::select! {
+            () = bell.run() => unreachable!("it runs for ever"),
+            change = rung.changed() => change.unwrap(),
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), rings).await.unwrap();
+    assert_eq!(w.signer.calls()["iss-local"], 1);
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_late_certificate_that_is_not_renewed_by_itself_is_warned_of_too(db: PgPool) {
+    let w = World::new(db, Mood::Signs).await;
+    w.running_job(1).await;
+    worker::drain(w.scheduler.clone()).await.unwrap();
+    w.sql("UPDATE certificates SET not_before = $1 - interval '80 days', not_after = $1 + interval '10 days', renew_at = NULL")
+        .await;
+    assert_eq!(notices::warn_of_ends(w.scheduler.clone()).await.unwrap(), 1);
+    assert_eq!(notices::warn_of_ends(w.scheduler.clone()).await.unwrap(), 0);
 }

@@ -8,7 +8,13 @@ use std::{
 };
 
 use anyhow::Context;
-use certctl_model::{audit::Actor, connector::IssuerType, id::IssuerId, secret::Secret, time::Clock};
+use certctl_model::{
+    audit::Actor,
+    connector::IssuerType,
+    id::IssuerId,
+    secret::Secret,
+    time::{Clock, Time},
+};
 use certctl_store::{Tx, wake::Channel};
 use certctl_x509::facts::CertificateFacts;
 use serde_json::Value;
@@ -25,6 +31,9 @@ use crate::{
 /// The issuer whose authority may be brought by an operator, and which is loaded at start.
 pub(crate) const FIRST: &str = "iss-local";
 
+/// Opening a sealed key is expensive, and those who cannot have it ask again at once.
+const FAILURE_KEPT: Duration = Duration::from_secs(5);
+
 /// Loads authorities and keeps them.
 pub(crate) struct Authorities {
     pub(crate) pool: PgPool,
@@ -36,13 +45,15 @@ pub(crate) struct Authorities {
     pub(crate) brought: Option<Brought>,
     /// One cell for each issuer: while it is filled, others that need the same issuer wait, and nobody else does.
     pub(crate) loaded: Mutex<HashMap<IssuerId, Arc<OnceCell<Arc<Authority>>>>>,
+    /// When and why loading failed last. Holds only ids of issuers there are.
+    pub(crate) failed: Mutex<HashMap<IssuerId, (Time, String)>>,
 }
 
 impl Authorities {
-    /// The authority of an issuer.
+    /// The authority of an issuer. Makes a root for one that never had any.
     pub(crate) async fn get(&self, issuer: &IssuerId) -> Result<Arc<Authority>> {
         let cell = self.cell(issuer);
-        let loaded = cell.get_or_try_init(|| self.load(issuer)).await;
+        let loaded = cell.get_or_try_init(|| self.load_or_repeat(issuer)).await;
         if loaded.is_err() {
             // Ids that name no issuer must not gather here.
             let mut all = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -54,6 +65,22 @@ impl Authorities {
             }
         }
         loaded.cloned()
+    }
+
+    /// The authority of an issuer, if it was published before. Makes none, so that anyone may ask.
+    pub(crate) async fn existing(&self, issuer: &IssuerId) -> Result<Option<Arc<Authority>>> {
+        if !self.has(issuer) {
+            let published: Option<bool> = sqlx::query_scalar(
+                "SELECT EXISTS (SELECT 1 FROM authorities a WHERE a.issuer_id = i.id) FROM issuers i WHERE i.id = $1",
+            )
+            .bind(issuer)
+            .fetch_optional(&self.pool)
+            .await?;
+            if !published.ok_or_else(|| unknown(issuer))? {
+                return Ok(None);
+            }
+        }
+        self.get(issuer).await.map(Some)
     }
 
     /// Whether the issuer's authority is loaded.
@@ -77,6 +104,24 @@ impl Authorities {
         all.entry(issuer.clone()).or_default().clone()
     }
 
+    /// Loads, or repeats why that failed a moment ago; to those as well who waited for it to fail.
+    async fn load_or_repeat(&self, issuer: &IssuerId) -> Result<Arc<Authority>> {
+        let now = self.clock.now();
+        let failed = || self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let repeated = failed()
+            .get(issuer)
+            .filter(|(at, _)| (*at..*at + FAILURE_KEPT).contains(&now))
+            .map(|(_, why)| why.clone());
+        if let Some(why) = repeated {
+            return Err(Error::NoAuthority(why));
+        }
+        let loaded = self.load(issuer).await;
+        if let Err(Error::NoAuthority(why)) = &loaded {
+            failed().insert(issuer.clone(), (self.clock.now(), why.clone()));
+        }
+        loaded
+    }
+
     async fn load(&self, issuer: &IssuerId) -> Result<Arc<Authority>> {
         let row: Option<(String, Value, Option<String>)> = sqlx::query_as(
             "SELECT i.type, i.config, a.chain_pem
@@ -87,7 +132,7 @@ impl Authorities {
         .bind(issuer)
         .fetch_optional(&self.pool)
         .await?;
-        let (kind, config, published) = row.ok_or_else(|| Error::NotFound(format!("there is no issuer {issuer}")))?;
+        let (kind, config, published) = row.ok_or_else(|| unknown(issuer))?;
         if kind.parse() != Ok(IssuerType::Local) {
             return Err(Error::WrongState(format!(
                 "issuer {issuer} is of type {kind}; only local issuers sign here"
@@ -186,4 +231,8 @@ impl Authorities {
         tx.wake(Channel::Revocations);
         Ok(tx.commit().await?)
     }
+}
+
+fn unknown(issuer: &IssuerId) -> Error {
+    Error::NotFound(format!("there is no issuer {issuer}"))
 }

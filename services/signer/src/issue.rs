@@ -38,19 +38,25 @@ pub(crate) struct Terms {
     pub(crate) public_url: Option<String>,
 }
 
-/// Issues the certificate of a job, or returns the one that was issued.
+/// Issues the certificate of a job, or returns the one that was issued and has not ended.
 pub(crate) async fn issue(shared: &Shared, job: &JobId) -> Result<Issued> {
+    let now = shared.clock.now();
     let recorded = ledger::by_job(&shared.pool, job).await?;
     if let Some(ledger::Entry {
         issuer_id,
         der: Some(der),
+        not_after,
         ..
     }) = &recorded
     {
+        if *not_after <= now {
+            return Err(Error::WrongState(format!(
+                "the certificate of job {job} ended at {not_after}; ask for another issuance"
+            )));
+        }
         let authority = shared.authorities.get(issuer_id).await?;
         return Ok(answer(&authority, der));
     }
-    let now = shared.clock.now();
     let csr = Csr::read(&shared.pool, job).await?;
     let authority = shared.authorities.get(&csr.issuer).await?;
     authority.must_be_valid(now)?;

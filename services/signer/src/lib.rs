@@ -4,7 +4,8 @@
 //!
 //! * It is told *which*, never *what*: no field of a request is copied into a signed structure, except the CertIDs and
 //!   the nonce of an OCSP request (RFC 6960 §4.1.1, §4.4.1). Names, dates and extensions come from rows read here.
-//! * Every certificate has a ledger row older than its signature. A repeated call for a job returns the first answer.
+//! * Every certificate has a ledger row older than its signature. A repeated call for a job returns the first answer,
+//!   until that has ended.
 //! * What is checked is what is signed: certificates are linted as encoded octets, after the last change to them.
 //! * What cannot be asked is refused: no profile, no signature; no database, no OCSP status.
 //! * Keys are read from files once, and never printed, serialised or copied. Behind a published certificate no other
@@ -111,6 +112,7 @@ impl Signer {
             backdate: config.backdate,
             brought,
             loaded: Default::default(),
+            failed: Default::default(),
         };
         authorities.check_brought()?;
         let public_url = config.public_url.as_ref();

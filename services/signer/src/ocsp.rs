@@ -69,7 +69,10 @@ pub(crate) async fn answer(shared: &Shared, issuer: &IssuerId, request: &[u8]) -
 }
 
 async fn signed(shared: &Shared, issuer: &IssuerId, request: &OcspRequest) -> Result<OcspAnswer> {
-    let authority = shared.authorities.get(issuer).await?;
+    // An issuer without an authority has signed nothing to ask about.
+    let Some(authority) = shared.authorities.existing(issuer).await? else {
+        return Ok(unsigned(ErrorStatus::Unauthorized));
+    };
     if !request.cert_ids.iter().all(|id| authority.ocsp_id.matches(id)) {
         return Ok(unsigned(ErrorStatus::Unauthorized));
     }

@@ -616,6 +616,12 @@ async fn what_was_recorded_before_a_crash_is_signed_after_it(options: PgPoolOpti
         .unwrap()
         .unwrap();
     assert_eq!(entry.der, None);
+    // Nor is a signed one that has ended worth handing out.
+    let (status, body) = world.call("/v1/issue", json!({ "job_id": job })).await;
+    assert!(
+        status == 409 && body["detail"].as_str().unwrap().ends_with("ask for another issuance"),
+        "{status} {body}"
+    );
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
@@ -889,6 +895,53 @@ async fn ocsp_never_guesses(options: PgPoolOptions, connect: PgConnectOptions) {
     world.pool.close().await;
     let (response, max_age) = world.ocsp(&request(&ca.der)).await;
     assert_eq!((status(&response), max_age), (Err(wire::OcspAnswerError::Status(3)), 0));
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn ocsp_makes_no_root(options: PgPoolOptions, connect: PgConnectOptions) {
+    let world = World::new(options, connect).await;
+    let issuer = wire::IssuerId::of_certificate(&root().certificate.der).unwrap();
+    let serial = root().certificate.serial.clone();
+    let request = wire::request_for(&issuer, &serial, None);
+    let (response, max_age) = world.ocsp(&request).await;
+    let status = wire::status_of(&response, &serial);
+    assert_eq!((status, max_age), (Err(wire::OcspAnswerError::Status(6)), 0));
+    assert!(!world.directory.path().join("ca").exists());
+    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM authorities")
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+    assert_eq!(rows, 0);
+    let unknown = json!({ "issuer_id": "iss-none", "request": STANDARD.encode(&request) });
+    assert_eq!(world.call("/v1/ocsp", unknown).await.0, 404);
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_failure_to_load_is_repeated_for_five_seconds_and_then_tried_again(
+    options: PgPoolOptions,
+    connect: PgConnectOptions,
+) {
+    let world = World::new(options, connect).await;
+    let job = world.good_job().await;
+    let (certificate, chain) = world.issued(&job).await;
+    let ca = CertificateFacts::parse_pem_chain(&chain).unwrap().remove(0);
+    let issuer = wire::IssuerId::of_certificate(&ca.der).unwrap();
+    let request = wire::request_for(&issuer, &certificate.serial, None);
+    let question = json!({ "issuer_id": "iss-local", "request": STANDARD.encode(request) });
+    let [place, away] = ["ca", "away"].map(|name| world.directory.path().join(name));
+    fs::rename(&place, &away).unwrap();
+    let world = World {
+        router: signer(&world.directory, &world.pool, &world.clock).router(),
+        ..world
+    };
+    assert_eq!(world.call("/v1/ocsp", question.clone()).await.0, 503);
+    fs::remove_dir_all(&place).unwrap();
+    fs::rename(&away, &place).unwrap();
+    for (wait, status) in [(0, 503), (4, 503), (1, 200)] {
+        world.clock.advance(Duration::from_secs(wait));
+        let (found, body) = world.call("/v1/ocsp", question.clone()).await;
+        assert_eq!(found, status, "{wait} seconds later: {body}");
+    }
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]

@@ -63,6 +63,8 @@ certctl_model::words! {
         Online = "Online",
         /// Missed its heartbeats.
         Offline = "Offline",
+        /// Heard of, but not well. No agent is, at present.
+        Degraded = "Degraded",
     }
 }
 

@@ -82,6 +82,11 @@ pub trait Reply: Sized + Send + 'static {
     /// # Errors
     /// When they are not such an answer.
     fn decode(octets: &[u8]) -> Result<Self, serde_json::Error>;
+
+    /// Its `Cache-Control`, when it has one.
+    fn cache_control(&self) -> Option<&str> {
+        None
+    }
 }
 
 impl<T: Serialize + DeserializeOwned + JsonSchema + Send + 'static> Reply for T {
@@ -122,11 +127,21 @@ impl Reply for NoContent {
 
 /// A DER CRL (RFC 5280 §5).
 #[derive(Clone, Debug)]
-pub struct CrlDer(pub Vec<u8>);
+pub struct CrlDer {
+    /// DER.
+    pub der: Vec<u8>,
+    /// How long it may be kept: `Cache-Control`.
+    pub cache: Option<String>,
+}
 
 /// A DER OCSP response (RFC 6960 §4.2).
 #[derive(Clone, Debug)]
-pub struct OcspDer(pub Vec<u8>);
+pub struct OcspDer {
+    /// DER.
+    pub der: Vec<u8>,
+    /// How long it may be kept: `Cache-Control`.
+    pub cache: Option<String>,
+}
 
 macro_rules! der {
     ($name:ident, $media:literal) => {
@@ -138,11 +153,18 @@ macro_rules! der {
             }
 
             fn encode(&self) -> Vec<u8> {
-                self.0.clone()
+                self.der.clone()
             }
 
             fn decode(octets: &[u8]) -> Result<Self, serde_json::Error> {
-                Ok(Self(octets.to_vec()))
+                Ok(Self {
+                    der: octets.to_vec(),
+                    cache: None,
+                })
+            }
+
+            fn cache_control(&self) -> Option<&str> {
+                self.cache.as_deref()
             }
         }
     };

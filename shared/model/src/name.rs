@@ -97,7 +97,7 @@ pub enum San {
     Ip(IpAddr),
     /// `rfc822Name`: ASCII, one `@`, a DNS name behind it.
     Email(String),
-    /// `uniformResourceIdentifier`: ASCII, with a scheme; SPIFFE ids among them.
+    /// `uniformResourceIdentifier`: ASCII, with a scheme in lower case (RFC 3986 §3.1); SPIFFE ids among them.
     Uri(String),
 }
 
@@ -125,7 +125,7 @@ impl FromStr for San {
             let scheme_is_right = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
                 && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
             return match scheme_is_right && !rest.is_empty() {
-                true => Ok(San::Uri(text.to_owned())),
+                true => Ok(San::Uri(format!("{}://{rest}", scheme.to_ascii_lowercase()))),
                 false => Err(bad(text, "a URI has a scheme and something behind it")),
             };
         }
@@ -203,10 +203,12 @@ mod tests {
                 "spiffe://example.org/ns/prod",
                 San::Uri("spiffe://example.org/ns/prod".into()),
             ),
+            ("SPIFFE://x/Prod", San::Uri("spiffe://x/Prod".into())),
         ];
         for (text, san) in kinds {
             assert_eq!(text.parse(), Ok(san), "{text}");
         }
+        assert!("SPIFFE://x".parse::<San>().unwrap().is_spiffe());
     }
 
     #[test]

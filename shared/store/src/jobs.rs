@@ -82,6 +82,9 @@ pub async fn insert(tx: &mut Tx, job: &NewJob) -> Result<Option<JobId>> {
     .fetch_optional(&mut **tx)
     .await?;
     if inserted.is_some() {
+        if let (JobKind::Deployment, Some(target)) = (job.kind, &job.target) {
+            supersede(tx, &id, &job.certificate, target).await?;
+        }
         let action = match job.kind {
             JobKind::Issuance => "issuance_job_created",
             JobKind::Renewal => "renewal_job_created",
@@ -96,6 +99,25 @@ pub async fn insert(tx: &mut Tx, job: &NewJob) -> Result<Option<JobId>> {
         tx.wake(Channel::Jobs);
     }
     Ok(inserted)
+}
+
+/// Calls off deployments of other versions to the same target that have not begun; one that has ends by itself, and
+/// is then outdone by the new one.
+async fn supersede(tx: &mut Tx, by: &JobId, certificate: &CertificateId, target: &TargetId) -> Result<()> {
+    let older: Vec<JobId> = sqlx::query_scalar(
+        "SELECT id FROM jobs
+          WHERE certificate_id = $1 AND target_id = $2 AND id <> $3 AND type = 'Deployment' AND status = 'Pending'
+          ORDER BY id",
+    )
+    .bind(certificate)
+    .bind(target)
+    .bind(by)
+    .fetch_all(&mut **tx)
+    .await?;
+    for id in &older {
+        call_off(tx, id, "a newer version goes to this target").await?;
+    }
+    Ok(())
 }
 
 /// Locks the job's certificate, then the job: everyone takes the two in this order, so that nobody waits in a circle.

@@ -83,16 +83,17 @@ pub struct Claimed {
     pub created_at: Time,
 }
 
-/// Claims up to `limit` notifications that are due, oldest first.
+/// Claims up to `limit` notifications of `channel` that are due, oldest first.
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn claim(pool: &PgPool, now: Time, lease: Duration, limit: i64) -> Result<Vec<Claimed>> {
+pub async fn claim(pool: &PgPool, channel: Channel, now: Time, lease: Duration, limit: i64) -> Result<Vec<Claimed>> {
     let claimed = sqlx::query_as(
         "UPDATE notifications n
             SET lease_until = $2, lease_token = n.lease_token + 1
            FROM (SELECT id FROM notifications
-                  WHERE status = 'pending' AND not_before <= $1 AND (lease_until IS NULL OR lease_until <= $1)
+                  WHERE status = 'pending' AND channel = $4 AND not_before <= $1
+                    AND (lease_until IS NULL OR lease_until <= $1)
                   ORDER BY not_before
                   LIMIT $3
                     FOR UPDATE SKIP LOCKED) due
@@ -103,6 +104,7 @@ pub async fn claim(pool: &PgPool, now: Time, lease: Duration, limit: i64) -> Res
     .bind(now)
     .bind(now + lease)
     .bind(limit)
+    .bind(channel)
     .fetch_all(pool)
     .await?;
     Ok(claimed)

@@ -31,13 +31,11 @@ macro_rules! wanting {
           AND NOT EXISTS (SELECT 1 FROM jobs j
                            WHERE j.certificate_id = c.id AND j.agent_id = t.agent_id
                              AND j.type IN ('Issuance', 'Renewal')
-                             AND CASE j.status
-                                     WHEN 'Completed' THEN false
-                                     WHEN 'Cancelled' THEN false
-                                     WHEN 'Failed'
-                                     THEN j.finished_at + make_interval(secs => p.retry_interval_seconds) > $1
-                                     ELSE true
-                                 END)
+                             AND j.status NOT IN ('Completed', 'Failed', 'Cancelled'))
+          AND NOT EXISTS (SELECT 1 FROM jobs j
+                           WHERE j.certificate_id = c.id AND j.agent_id = t.agent_id
+                             AND j.type IN ('Issuance', 'Renewal') AND j.status = 'Failed'
+                             AND j.finished_at > $1 - make_interval(secs => p.retry_interval_seconds))
           AND (v.not_after IS NULL
                OR (v.not_before + (v.not_after - v.not_before) * (p.renew_at_permille / 1000.0::float8) <= $1
                    AND (p.renewal_window_days <= 0
@@ -78,8 +76,8 @@ pub async fn request_due(tx: &mut Tx, certificate: &Locked) -> Result<Vec<JobId>
     certificates::request_from(tx, certificate, certificate.next_kind(), agents).await
 }
 
-/// Takes the dates of what is served: with several agents the certificate ends when the first of them does. Plans its
-/// renewal by them.
+/// Takes the dates of what is served: with several agents the certificate ends when the first of them does; where nothing
+/// is served, they stay those of the newest version. Plans its renewal by them.
 ///
 /// # Errors
 /// When the database cannot be asked.
@@ -87,14 +85,13 @@ pub(crate) async fn take_dates(tx: &mut Tx, id: &CertificateId) -> Result<()> {
     sqlx::query(
         "UPDATE certificates c SET not_before = served.not_before, not_after = served.not_after
            FROM (SELECT v.not_before, v.not_after
-                   FROM (SELECT DISTINCT ON (agent_id) agent_id, version, not_before, not_after
-                           FROM certificate_versions WHERE certificate_id = $1
-                          ORDER BY agent_id, version DESC) v
-                  CROSS JOIN LATERAL (SELECT EXISTS (SELECT 1 FROM certificate_targets m
-                                                       JOIN targets t ON t.id = m.target_id
-                                                      WHERE m.certificate_id = $1 AND t.enabled
-                                                        AND t.agent_id = v.agent_id) AS mapped) a
-                  ORDER BY a.mapped DESC, CASE WHEN a.mapped THEN v.not_after END, v.version DESC
+                   FROM certificate_targets m
+                   JOIN targets t ON t.id = m.target_id
+                   JOIN LATERAL (SELECT not_before, not_after FROM certificate_versions
+                                  WHERE certificate_id = $1 AND agent_id = t.agent_id
+                                  ORDER BY version DESC LIMIT 1) v ON true
+                  WHERE m.certificate_id = $1 AND t.enabled
+                  ORDER BY v.not_after
                   LIMIT 1) served
           WHERE c.id = $1",
     )
@@ -164,7 +161,8 @@ pub async fn plan_renewal(tx: &mut Tx, which: Planned<'_>) -> Result<()> {
     .await?;
     sqlx::query(
         "UPDATE certificates c SET renew_at = n.renew_at
-           FROM unnest($1::text[], $2::timestamptz[]) AS n (id, renew_at) WHERE c.id = n.id",
+           FROM unnest($1::text[], $2::timestamptz[]) AS n (id, renew_at)
+          WHERE c.id = n.id AND c.renew_at IS DISTINCT FROM n.renew_at",
     )
     .bind(rows.iter().map(|row| row.id.to_string()).collect::<Vec<_>>())
     .bind(rows.iter().map(PlannedRow::due).collect::<Vec<_>>())

@@ -30,14 +30,18 @@ pub async fn revoke(tx: &mut Tx, id: &CertificateId, reason: RevocationReason) -
         )));
     }
     let (actor, now) = (tx.actor(), tx.now());
+    // What was signed for its jobs and never came to be recorded as a version is revoked with the rest.
     let serials: Vec<Serial> = sqlx::query_scalar(
         "INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason, revoked_by, not_after,
                                   short_lived, revoked_at)
-         SELECT $1 || '-' || v.version, v.issuer_id, v.serial_number, v.certificate_id, $3, $4, v.not_after,
+         SELECT $1 || '-' || s.serial_number, s.issuer_id, s.serial_number, $2, $3, $4, s.not_after,
                 coalesce(l.short_lived, false), $5
-           FROM certificate_versions v
-           LEFT JOIN ledger l ON l.issuer_id = v.issuer_id AND l.serial_number = v.serial_number
-          WHERE v.certificate_id = $2 AND (v.not_after > $5 OR v.id = $6)
+           FROM (SELECT v.issuer_id, v.serial_number, v.not_after FROM certificate_versions v
+                  WHERE v.certificate_id = $2 AND (v.not_after > $5 OR v.id = $6)
+                  UNION
+                 SELECT g.issuer_id, g.serial_number, g.not_after FROM jobs j JOIN ledger g ON g.job_id = j.id
+                  WHERE j.certificate_id = $2 AND g.der IS NOT NULL AND g.not_after > $5) s
+           LEFT JOIN ledger l ON l.issuer_id = s.issuer_id AND l.serial_number = s.serial_number
          ON CONFLICT (issuer_id, serial_number) DO NOTHING
          RETURNING serial_number",
     )
@@ -58,6 +62,7 @@ pub async fn revoke(tx: &mut Tx, id: &CertificateId, reason: RevocationReason) -
     let event = tx
         .event("certificate_revoked", "certificate", id)
         .with("common_name", &certificate.common_name)
+        .with("serial", serials.first())
         .with("serials", &serials)
         .with("reason", reason);
     tx.note(event);

@@ -7,6 +7,7 @@ use certctl_model::{
     id::{CertificateId, JobId},
     job::{AwaitingCsr, Job, JobKind, JobStatus, Pending, Running},
     key::KeyFacts,
+    notice::Channel,
     revocation::RevocationReason,
     time::Time,
 };
@@ -14,7 +15,7 @@ use certctl_store::{
     Error, Tx, agents, certificates, jobs, lease,
     ledger::{self, Entry},
     outbox::{self, Settlement},
-    revocations,
+    planning, revocations,
 };
 use sqlx::PgPool;
 
@@ -176,9 +177,9 @@ async fn a_recorded_version_plans_the_renewal_and_the_deployment_and_is_recorded
         text(&db, "SELECT certificate_status(c, '2027-01-20Z') FROM certificates c").await,
         "Active"
     );
-    assert!(certificates::due(&db, now(), 10).await.unwrap().is_empty());
+    assert!(planning::due(&db, now(), 10).await.unwrap().is_empty());
     assert_eq!(
-        certificates::due(&db, now() + Duration::from_secs(64 * 86_400), 10)
+        planning::due(&db, now() + Duration::from_secs(64 * 86_400), 10)
             .await
             .unwrap(),
         [id]
@@ -306,15 +307,19 @@ async fn news_is_enqueued_once_claimed_once_and_settled_by_its_holder(db: PgPool
         tx.note(event);
         tx.commit().await.unwrap();
     }
-    let (a, b) = tokio::join!(
-        outbox::claim(&db, now(), LEASE, 10),
-        outbox::claim(&db, now(), LEASE, 10)
-    );
-    let mut claimed = [a.unwrap(), b.unwrap()].concat();
-    claimed.sort_by_key(|n| n.channel);
-    let recipients: Vec<_> = claimed.iter().map(|n| n.recipient.as_str()).collect();
-    assert_eq!(recipients, ["ops@example.com", "webhook"]);
-    let again = outbox::claim(&db, now() + LEASE, LEASE, 10).await.unwrap();
+    let claim = |channel, at| outbox::claim(&db, channel, at, LEASE, 10);
+    let mut claimed = vec![];
+    for (channel, recipient) in [(Channel::Email, "ops@example.com"), (Channel::Webhook, "webhook")] {
+        let (a, b) = tokio::join!(claim(channel, now()), claim(channel, now()));
+        let both = [a.unwrap(), b.unwrap()].concat();
+        let recipients: Vec<_> = both.iter().map(|n| n.recipient.as_str()).collect();
+        assert_eq!(recipients, [recipient]);
+        claimed.extend(both);
+    }
+    let mut again = vec![];
+    for channel in [Channel::Email, Channel::Webhook] {
+        again.extend(claim(channel, now() + LEASE).await.unwrap());
+    }
     assert_eq!(again.len(), 2);
     assert!(matches!(
         outbox::settle(&db, &claimed[0], &Settlement::Sent, now()).await,
@@ -323,12 +328,9 @@ async fn news_is_enqueued_once_claimed_once_and_settled_by_its_holder(db: PgPool
     for notice in &again {
         outbox::settle(&db, notice, &Settlement::Sent, now()).await.unwrap();
     }
-    assert!(
-        outbox::claim(&db, now() + LEASE * 3, LEASE, 10)
-            .await
-            .unwrap()
-            .is_empty()
-    );
+    for channel in [Channel::Email, Channel::Webhook] {
+        assert!(claim(channel, now() + LEASE * 3).await.unwrap().is_empty());
+    }
 }
 
 #[sqlx::test(migrations = "../../migrations")]

@@ -79,6 +79,7 @@ impl Listed for Agent {
         match f.status {
             Some(AgentStatus::Online) => sql.and("a.offline_since IS NULL AND a.last_heartbeat_at IS NOT NULL"),
             Some(AgentStatus::Offline) => sql.and("(a.offline_since IS NOT NULL OR a.last_heartbeat_at IS NULL)"),
+            Some(AgentStatus::Degraded) => sql.and("false"),
             None => {}
         }
     }
@@ -130,7 +131,7 @@ async fn register(cx: Cx, rq: Request<RegisterAgent>) -> Result<RegisteredAgent,
         ("ip_address", &new.ip_address),
         ("version", &new.version),
     ] {
-        if text.len() > 128 || text.contains(char::is_control) {
+        if !plain(text, 128) {
             return Err(ApiError::invalid(
                 field,
                 "has at most 128 characters, without control characters",
@@ -165,7 +166,7 @@ async fn register(cx: Cx, rq: Request<RegisterAgent>) -> Result<RegisteredAgent,
     .bind(&new.architecture)
     .bind(&new.ip_address)
     .bind(&new.version)
-    .bind(&new.capabilities)
+    .bind(plain_capabilities(new.capabilities))
     .bind(&hash)
     .bind(now)
     .execute(&mut *tx)
@@ -210,13 +211,15 @@ async fn heartbeat(cx: Cx, rq: Request<AgentHeartbeat>) -> Result<Outcome, ApiEr
         ip_address,
         capabilities,
     } = rq.body;
+    // An odd text must not make a living agent look dead: it is passed over, and what was known stays.
+    let short = |text: String| if plain(&text, 128) { text } else { String::new() };
     let life = SignOfLife {
-        version,
-        hostname,
-        os,
-        architecture,
-        ip_address,
-        capabilities,
+        version: short(version),
+        hostname: if plain(&hostname, 255) { hostname } else { String::new() },
+        os: short(os),
+        architecture: short(architecture),
+        ip_address: short(ip_address),
+        capabilities: plain_capabilities(capabilities),
     };
     certctl_store::agents::heartbeat(cx.pool(), &rq.path.id, &life, cx.now()).await?;
     Ok(Outcome::of("heartbeat_recorded"))
@@ -286,6 +289,13 @@ async fn open_work(cx: &Cx, agent: &AgentId) -> Result<Vec<WorkItem>, ApiError> 
           WHERE j.agent_id = $1
             AND (j.status = 'AwaitingCSR'
                  OR (j.type = 'Deployment' AND j.status IN ('Pending', 'Running') AND t.enabled AND j.run_at <= $2
+                     AND t.agent_id = j.agent_id
+                     AND NOT EXISTS (SELECT 1 FROM jobs n
+                                       JOIN certificate_versions nv ON nv.id = n.version_id
+                                       JOIN certificate_versions jv ON jv.id = j.version_id
+                                      WHERE n.certificate_id = j.certificate_id AND n.target_id = j.target_id
+                                        AND n.type = 'Deployment' AND n.status = 'Completed'
+                                        AND nv.version > jv.version)
                      AND NOT EXISTS (SELECT 1 FROM jobs o
                                       WHERE o.certificate_id = j.certificate_id AND o.agent_id = j.agent_id
                                         AND o.type IN ('Issuance', 'Renewal')
@@ -363,6 +373,14 @@ fn of_agent(facts: &JobFacts, agent: &AgentId) -> Result<(), ApiError> {
     }
 }
 
+/// The words that clients know; signing follows.
+fn taken(rq: &CsrSubmission) -> Outcome {
+    match rq.certificate_id {
+        Some(_) => Outcome::of("csr_signed"),
+        None => Outcome::of("csr_accepted"),
+    }
+}
+
 async fn submit_csr(cx: Cx, rq: Request<AgentSubmitCsr>) -> Result<Outcome, ApiError> {
     let agent = rq.path.agent_id;
     let unacceptable = |e: csr::CsrError| ApiError::invalid("csr_pem", e.to_string());
@@ -378,7 +396,7 @@ async fn submit_csr(cx: Cx, rq: Request<AgentSubmitCsr>) -> Result<Outcome, ApiE
             .await?;
         // The answer to the first submission was lost.
         if kept.as_deref() == Some(request.der()) && !matches!(status, JobStatus::Failed | JobStatus::Cancelled) {
-            return Ok(Outcome::of("csr_accepted"));
+            return Ok(taken(&rq.body));
         }
         let detail = format!("job {id} is {status}; it does not await a request");
         return Err(ApiError::new(Kind::WrongState, detail));
@@ -406,7 +424,7 @@ async fn submit_csr(cx: Cx, rq: Request<AgentSubmitCsr>) -> Result<Outcome, ApiE
     jobs::apply(&mut tx, Job::<AwaitingCsr>::known(facts).csr_accepted(&by)).await?;
     tx.commit().await?;
     hold("api.csr_accepted").await;
-    Ok(Outcome::of("csr_accepted"))
+    Ok(taken(&rq.body))
 }
 
 async fn pickup(cx: Cx, rq: Request<AgentPickupCertificate>) -> Result<Pickup, ApiError> {
@@ -460,11 +478,13 @@ async fn report(cx: Cx, rq: Request<AgentReportJobStatus>) -> Result<Outcome, Ap
         // The report that it began was lost.
         (JobStatus::Completed, JobStatus::Pending) if deploys => {
             deployed(&mut tx, &facts).await?;
+            outdo(&mut tx, &by, &facts).await?;
             let started = jobs::apply(&mut tx, Job::<Pending>::known(facts).start(&by)).await?;
             jobs::apply(&mut tx, started.complete(&by)).await?;
         }
         (JobStatus::Completed, JobStatus::Running) if deploys => {
             deployed(&mut tx, &facts).await?;
+            outdo(&mut tx, &by, &facts).await?;
             jobs::apply(&mut tx, Job::<Running>::known(facts).complete(&by)).await?;
         }
         (JobStatus::Failed, JobStatus::Running) if deploys => {
@@ -516,6 +536,48 @@ async fn deployed(tx: &mut Tx, job: &JobFacts) -> Result<(), ApiError> {
         String::new(),
     )
     .await
+}
+
+/// Deployments of older versions to the same target that were begun and left, or never begun: nothing more comes of
+/// them.
+async fn outdo(tx: &mut Tx, by: &certctl_model::audit::Actor, job: &JobFacts) -> Result<(), ApiError> {
+    let older: Vec<JobId> = sqlx::query_scalar(
+        "SELECT j.id FROM jobs j
+           JOIN certificate_versions v ON v.id = j.version_id
+           JOIN certificate_versions done ON done.id = $3
+          WHERE j.certificate_id = $1 AND j.target_id = $2 AND j.type = 'Deployment'
+            AND j.status IN ('Pending', 'Running') AND v.version < done.version
+          ORDER BY j.id",
+    )
+    .bind(&job.certificate)
+    .bind(&job.target)
+    .bind(&job.version)
+    .fetch_all(&mut **tx)
+    .await?;
+    for id in &older {
+        let why = "a newer version was put on this target".to_owned();
+        match jobs::lock_any(tx, id).await? {
+            (facts, JobStatus::Running) => {
+                jobs::apply(tx, Job::<Running>::known(facts).fail(by, why)).await?;
+            }
+            _ => jobs::call_off(tx, id, &why).await?,
+        }
+    }
+    Ok(())
+}
+
+/// Texts an agent says of itself: short, without control characters.
+fn plain(text: &str, most: usize) -> bool {
+    text.len() <= most && !text.contains(char::is_control)
+}
+
+/// Keeps target types an agent names that could be one.
+fn plain_capabilities(names: Vec<String>) -> Vec<String> {
+    names
+        .into_iter()
+        .filter(|name| !name.is_empty() && plain(name, 64))
+        .take(32)
+        .collect()
 }
 
 async fn not_deployed(tx: &mut Tx, job: &JobFacts, reason: &str) -> Result<(), ApiError> {

@@ -359,6 +359,9 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
         Some(profile) => profile.0,
         None => before.certificate_profile_id,
     };
+    if judged || change.issuer_id.is_some() {
+        not_while_signing(&mut tx, &id).await?;
+    }
     // Names that were let in before stay, whatever became of the profile: the signer asks it anyway.
     if judged {
         within_profile(&mut tx, profile.as_ref(), &common, &sans).await?;
@@ -403,6 +406,24 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
     Ok(updated)
 }
 
+/// What is being signed is judged by the record: neither names nor issuer nor profile change until it is recorded.
+async fn not_while_signing(tx: &mut Tx, id: &CertificateId) -> Result<(), ApiError> {
+    let signing: Option<String> = sqlx::query_scalar(
+        "SELECT id FROM jobs
+          WHERE certificate_id = $1 AND type IN ('Issuance', 'Renewal') AND status = 'Running' LIMIT 1",
+    )
+    .bind(id)
+    .fetch_optional(&mut **tx)
+    .await?;
+    match signing {
+        Some(job) => {
+            let detail = format!("certificate {id} is being signed by job {job}; change it when that is finished");
+            Err(ApiError::new(Kind::WrongState, detail))
+        }
+        None => Ok(()),
+    }
+}
+
 async fn archive(cx: Cx, rq: Request<ArchiveCertificate>) -> Result<NoContent, ApiError> {
     let id = rq.path.id;
     let mut tx = cx.begin().await?;
@@ -437,7 +458,8 @@ impl Listed for CertificateVersion {
 
     fn column(key: VersionSort) -> Column {
         match key {
-            VersionSort::CreatedAt => Column::time("v.created_at"),
+            // Numbered as they are created, also within one instant.
+            VersionSort::CreatedAt => Column::integer("v.version"),
         }
     }
 

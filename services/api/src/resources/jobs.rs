@@ -8,7 +8,7 @@ use certctl_contract::{
 };
 use certctl_model::{
     id::{CertificateId, JobId},
-    job::{self, AwaitingApproval, AwaitingCsr, Failed, JobFacts, JobStatus, Pending},
+    job::{Failed, JobFacts},
 };
 use certctl_store::{Error as StoreError, Tx, certificates, jobs};
 use sqlx::{FromRow, postgres::PgRow};
@@ -109,7 +109,21 @@ async fn must_still_be_wanted(tx: &mut Tx, job: &JobFacts) -> Result<(), ApiErro
         return Err(gone("the agent"));
     }
     if job.kind.issues() {
-        return Ok(());
+        // A job has one certificate for ever: asking again would give the same one.
+        let recorded: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM ledger WHERE job_id = $1)")
+            .bind(&job.id)
+            .fetch_one(&mut **tx)
+            .await?;
+        return match recorded {
+            true => Err(ApiError::new(
+                Kind::WrongState,
+                format!(
+                    "job {} has its certificate in the ledger already; renew certificate {} instead",
+                    job.id, job.certificate
+                ),
+            )),
+            false => Ok(()),
+        };
     }
     let (wanted, newer): (bool, bool) = sqlx::query_as(
         "SELECT EXISTS (SELECT 1 FROM certificate_targets m JOIN targets t ON t.id = m.target_id

@@ -172,7 +172,7 @@ async fn create(cx: Cx, rq: Request<CreateProfile>) -> Result<Profile, ApiError>
     .bind(profile.created_at)
     .execute(&mut *tx)
     .await?;
-    listing::commit(tx, "create_profile", "profile", profile.id.as_str()).await?;
+    listing::commit(tx, "create_profile", "certificate_profile", profile.id.as_str()).await?;
     Ok(profile)
 }
 
@@ -243,7 +243,7 @@ async fn update(cx: Cx, rq: Request<UpdateProfile>) -> Result<Profile, ApiError>
     .bind(profile.updated_at)
     .execute(&mut *tx)
     .await?;
-    listing::commit(tx, "update_profile", "profile", profile.id.as_str()).await?;
+    listing::commit(tx, "update_profile", "certificate_profile", profile.id.as_str()).await?;
     Ok(profile)
 }
 
@@ -255,6 +255,6 @@ async fn delete(cx: Cx, rq: Request<DeleteProfile>) -> Result<NoContent, ApiErro
         .execute(&mut *tx)
         .await;
     listing::deleted(done, "profile", id.as_str())?;
-    listing::commit(tx, "delete_profile", "profile", id.as_str()).await?;
+    listing::commit(tx, "delete_profile", "certificate_profile", id.as_str()).await?;
     Ok(NoContent)
 }

@@ -131,6 +131,7 @@ async fn update(cx: Cx, rq: Request<UpdateRenewalPolicy>) -> Result<RenewalPolic
     check(&change)?;
     let mut tx = cx.begin().await?;
     let now = tx.now();
+    let before: RenewalPolicy = listing::get(&mut tx, now, id.as_str()).await?;
     sqlx::query(
         "UPDATE renewal_policies
             SET name = coalesce($2, name), auto_renew = coalesce($3, auto_renew),
@@ -154,8 +155,19 @@ async fn update(cx: Cx, rq: Request<UpdateRenewalPolicy>) -> Result<RenewalPolic
     .bind(now)
     .execute(&mut *tx)
     .await?;
-    let updated = listing::get(&mut tx, now, id.as_str()).await?;
-    planning::plan_renewal(&mut tx, Planned::Policy(&id)).await?;
+    let updated: RenewalPolicy = listing::get(&mut tx, now, id.as_str()).await?;
+    let plan = |p: &RenewalPolicy| {
+        (
+            p.auto_renew,
+            p.renew_at_permille,
+            p.renewal_window_days,
+            p.retry_interval_seconds,
+        )
+    };
+    let replan = plan(&updated) != plan(&before);
+    if replan {
+        planning::plan_renewal(&mut tx, Planned::Policy(&id)).await?;
+    }
     listing::commit(tx, "update_renewal_policy", "renewal_policy", id.as_str()).await?;
     Ok(updated)
 }

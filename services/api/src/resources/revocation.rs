@@ -33,9 +33,9 @@ async fn json_crl(cx: Cx, _: Request<GetCrl>) -> Result<JsonCrl, ApiError> {
 }
 
 async fn der_crl(cx: Cx, rq: Request<GetDerCrl>) -> Result<CrlDer, ApiError> {
-    edge::newest_crl(&cx.app, &rq.path.issuer_id)
-        .await
-        .map(|crl| CrlDer(crl.der))
+    let crl = edge::newest_crl(&cx.app, &rq.path.issuer_id).await?;
+    let cache = Some(crl.cache_control(cx.now()));
+    Ok(CrlDer { der: crl.der, cache })
 }
 
 async fn ocsp_check(cx: Cx, rq: Request<OcspCheck>) -> Result<OcspDer, ApiError> {
@@ -43,5 +43,6 @@ async fn ocsp_check(cx: Cx, rq: Request<OcspCheck>) -> Result<OcspDer, ApiError>
     let authority = edge::authority(&cx.app, &issuer).await?;
     let id = IssuerId::of_certificate(&authority.certificate_der).map_err(|e| ApiError::internal(e.to_string()))?;
     let answer = edge::ask_signer(&cx.app, &issuer, &request_for(&id, &rq.path.serial, None)).await?;
-    Ok(OcspDer(answer.der))
+    let cache = Some(answer.cache_control());
+    Ok(OcspDer { der: answer.der, cache })
 }

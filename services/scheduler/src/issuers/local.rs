@@ -39,12 +39,13 @@ impl Issuer for Local {
     }
 }
 
-/// A signer that is away says nothing about the job; one that fails may fail because of it.
+/// A signer that is away or busy says nothing about the job; one that fails may fail because of it.
 fn refusal(error: ClientError) -> IssueError {
     let counts = match &error {
         ClientError::Unreachable(_) => false,
         ClientError::BadReply(_) => true,
-        ClientError::Problem(problem) if problem.status >= 500 || problem.status == 429 => true,
+        ClientError::Problem(problem) if matches!(problem.status, 429 | 503) => false,
+        ClientError::Problem(problem) if problem.status >= 500 => true,
         ClientError::Problem(problem) => return IssueError::Refused(problem.detail.clone()),
         ClientError::BadInput(_) => return IssueError::Refused(error.to_string()),
     };
@@ -52,5 +53,33 @@ fn refusal(error: ClientError) -> IssueError {
         after: None,
         counts,
         reason: format!("the signer: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use certctl_contract::problem::{Kind, Problem};
+
+    use super::*;
+
+    #[test]
+    fn only_a_signer_that_was_there_and_failed_uses_up_a_try() {
+        for (status, expected) in [
+            (429, Some(false)),
+            (503, Some(false)),
+            (500, Some(true)),
+            (502, Some(true)),
+            (504, Some(true)),
+            (409, None),
+            (422, None),
+        ] {
+            let mut problem = Problem::new(Kind::Internal, "no");
+            problem.status = status;
+            let counts = match refusal(ClientError::Problem(Box::new(problem))) {
+                IssueError::Retry { counts, .. } => Some(counts),
+                IssueError::Refused(_) => None,
+            };
+            assert_eq!(counts, expected, "{status}");
+        }
     }
 }
