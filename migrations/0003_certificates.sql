@@ -87,7 +87,7 @@ CREATE INDEX certificates_issuer_idx ON certificates (issuer_id, id);
 CREATE INDEX certificates_policy_idx ON certificates (renewal_policy_id, id);
 CREATE INDEX certificates_profile_idx ON certificates (profile_id) WHERE profile_id IS NOT NULL;
 CREATE INDEX certificates_renewal_idx ON certificates (renew_at)
-    WHERE renew_at IS NOT NULL AND revoked_at IS NULL AND archived_at IS NULL;
+    WHERE revoked_at IS NULL AND archived_at IS NULL;
 
 CREATE TABLE certificate_targets (
     certificate_id text NOT NULL,

@@ -252,7 +252,7 @@ async fn a_refused_issuance_fails_the_job_with_its_reason(db: PgPool) {
     let w = World::new(db, refusal).await;
     w.running_job(1).await;
     worker::drain(w.scheduler.clone()).await.unwrap();
-    assert_eq!(w.job(1).await, "Failed 0 the profile wants ECDSA");
+    assert_eq!(w.job(1).await, "Failed 1 the profile wants ECDSA");
     assert_eq!(
         w.text("SELECT failure FROM certificates").await,
         "the profile wants ECDSA"
@@ -270,7 +270,7 @@ async fn a_certificate_for_another_key_is_never_recorded(db: PgPool) {
     worker::drain(w.scheduler.clone()).await.unwrap();
     assert_eq!(
         w.job(1).await,
-        "Failed 0 issuer iss-local gave a certificate that was not asked for: its key is not the key of the request"
+        "Failed 1 issuer iss-local gave a certificate that was not asked for: its key is not the key of the request"
     );
     assert_eq!(w.text("SELECT count(*)::text FROM certificate_versions").await, "0");
 }
@@ -286,7 +286,7 @@ async fn a_disabled_issuer_is_not_asked(db: PgPool) {
     )
     .await;
     worker::drain(w.scheduler.clone()).await.unwrap();
-    assert_eq!(w.job(1).await, "Failed 0 issuer iss-local is disabled");
+    assert_eq!(w.job(1).await, "Failed 1 issuer iss-local is disabled");
     assert_eq!(w.signer.calls(), BTreeMap::new());
 }
 
@@ -332,7 +332,7 @@ async fn a_failing_signer_is_asked_as_often_as_the_job_allows(db: PgPool) {
     assert!(
         w.job(1)
             .await
-            .starts_with("Failed 2 given up after 3 tries: the signer: 500"),
+            .starts_with("Failed 3 given up after 3 tries: the signer: 500"),
         "{}",
         w.job(1).await
     );
@@ -350,7 +350,7 @@ async fn a_job_whose_worker_died_is_issued_by_the_next_one(db: PgPool) {
     assert_eq!(worker::drain(w.scheduler.clone()).await.unwrap(), 0);
     w.clock.advance(lease);
     assert_eq!(worker::drain(w.scheduler.clone()).await.unwrap(), 1);
-    assert_eq!(w.job(1).await, "Completed 0");
+    assert_eq!(w.job(1).await, "Completed 1");
     let late = certctl_store::jobs::put_back(&w.db, &dead[0], w.clock.now(), "late", true).await;
     assert!(matches!(late, Err(certctl_store::Error::LeaseLost)), "{late:?}");
 }

@@ -194,7 +194,7 @@ async fn apply_with<To: State>(tx: &mut Tx, transition: Transition<To>, token: O
                 last_error  = CASE WHEN $3 = 'Completed' THEN NULL ELSE coalesce($4, last_error) END,
                 started_at  = CASE WHEN $3 = 'Pending' THEN NULL
                                    WHEN $3 = 'Running' THEN coalesce(started_at, $5) ELSE started_at END,
-                -- A try is counted when an agent begins to deploy, and when an issuer's answer is acted on.
+                -- A try is counted when an agent begins to deploy, and when a worker ends an issuance.
                 attempts    = CASE WHEN $3 = 'Pending' THEN 0
                                    WHEN type = 'Deployment' AND $3 = 'Running' THEN attempts + 1
                                    WHEN type <> 'Deployment' AND $2 = 'Running' THEN attempts + 1
