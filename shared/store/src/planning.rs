@@ -17,7 +17,8 @@ use crate::{
 
 /// Certificates `c` and agents `t.agent_id` that want a new version at `$1`. An agent wants one when what it holds is due
 /// itself, it is not being made already, and the last try did not fail just now. All this is asked of each agent by
-/// itself: one that never answers, or always fails, must not keep the others from renewing.
+/// itself: one that never answers, or always fails, must not keep the others from renewing. The age is judged as
+/// `RenewalRule::due_at` does, without its spread, which `renew_at` has in it already.
 macro_rules! wanting {
     () => {
         "FROM certificates c
