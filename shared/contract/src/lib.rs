@@ -4,7 +4,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`endpoint`] | what an operation is; the `resource!` table |
-//! | [`query`] | query and path parameters, strictly parsed |
+//! | [`mod@query`] | query and path parameters, strictly parsed |
 //! | [`list`] | filter, sort, pages and sparse fields of every list |
 //! | [`problem`] | the error document (RFC 9457) |
 //! | [`openapi`], [`tools`] | the table read as OpenAPI 3.1 and as tool descriptions |
