@@ -197,8 +197,14 @@ impl Table<'_> {
                 json!({ "reason": "superseded" }),
             ),
             Story::FallDue => {
-                let due = sqlx::query("UPDATE certificates SET renew_at = now() WHERE id = $1").bind(certificate);
-                due.execute(&stage.db).await.unwrap();
+                for sql in [
+                    "UPDATE certificate_versions
+                        SET not_before = now() - interval '89 days', not_after = now() + interval '1 day'
+                      WHERE certificate_id = $1",
+                    "UPDATE certificates SET renew_at = now() WHERE id = $1",
+                ] {
+                    sqlx::query(sql).bind(certificate).execute(&stage.db).await.unwrap();
+                }
                 return begun;
             }
         };
