@@ -20,7 +20,7 @@ use crate::{
 /// Makes, stores and publishes the next CRL of an issuer.
 pub(crate) async fn publish(shared: &Shared, issuer: &IssuerId) -> Result<CrlPublished> {
     let authority = shared.authorities.get(issuer).await?;
-    let mut tx = shared.pool.begin().await?;
+    let mut tx = certctl_store::tx::begin(&shared.pool, None).await?;
     // The next to ask for this issuer sees our number.
     sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('crl:' || $1, 0))")
         .bind(issuer)

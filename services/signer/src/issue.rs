@@ -147,9 +147,8 @@ struct ProfileRow {
 impl Csr {
     /// Reads the request of a job and everything it is judged by, as they stood at one instant.
     pub(crate) async fn read(pool: &PgPool, job: &JobId) -> Result<Self> {
-        let mut tx = pool
-            .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            .await?;
+        const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        let mut tx = certctl_store::tx::begin(pool, Some(SNAPSHOT)).await?;
         let case: Option<CaseRow> = sqlx::query_as(
             "SELECT j.type AS kind, j.status, j.csr_der, c.id AS certificate, c.common_name, c.sans, c.profile_id,
                     c.revoked_at IS NOT NULL AS revoked, c.archived_at IS NOT NULL AS archived,

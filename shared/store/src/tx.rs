@@ -14,6 +14,29 @@ use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 
 use crate::{error::*, wake::Channel};
 
+/// Begins a transaction, with a statement of the caller's own if it brings one.
+///
+/// In a task of its own, because a `begin` of sqlx that is dropped between asking and hearing of it (a client hung up, a
+/// time-out) gives its connection back to the pool inside a transaction that nobody knows of, and what is done on it
+/// next is never committed. The task goes on to the end, and drops a transaction that is known.
+///
+/// # Errors
+/// [`Error::Busy`] when there is no connection.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the place that makes begin and spawn safe; it awaits its task"
+)]
+pub async fn begin(pool: &PgPool, statement: Option<&'static str>) -> Result<Transaction<'static, Postgres>> {
+    let pool = pool.clone();
+    let task = tokio::spawn(async move {
+        match statement {
+            Some(statement) => pool.begin_with(statement).await,
+            None => pool.begin().await,
+        }
+    });
+    Ok(task.await.map_err(|_| sqlx::Error::WorkerCrashed)??)
+}
+
 /// Changes that become visible together with the events that tell of them. Dropped, it leaves no trace.
 pub struct Tx {
     inner: Transaction<'static, Postgres>,
@@ -29,7 +52,7 @@ impl Tx {
     /// # Errors
     /// [`Error::Busy`] when there is no connection.
     pub async fn begin(pool: &PgPool, actor: &Actor, now: Time) -> Result<Self> {
-        let inner = pool.begin().await?;
+        let inner = begin(pool, None).await?;
         Ok(Self {
             inner,
             actor: actor.clone(),

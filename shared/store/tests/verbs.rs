@@ -349,3 +349,26 @@ async fn a_silent_agent_goes_offline_once_and_returns_with_its_next_heartbeat(db
     let nobody = agents::heartbeat(&db, &"a-2".parse().unwrap(), &Default::default(), now()).await;
     assert!(matches!(nobody, Err(Error::Missing { kind: "agent", .. })));
 }
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_unit_of_work_that_is_cut_off_while_it_begins_leaves_no_transaction_behind(db: PgPool) {
+    let options = (*db.connect_options()).clone();
+    let one = sqlx::postgres::PgPoolOptions::new()
+        .max_connections(1)
+        .connect_with(options)
+        .await
+        .unwrap();
+    for micros in 0..300 {
+        let cut = Duration::from_micros(micros * 3);
+        let _ = tokio::time::timeout(cut, Tx::begin(&one, &Actor::system(), now())).await;
+        // In a statement of its own, the transaction is as old as the statement.
+        let alone: bool = sqlx::Row::get(
+            &sqlx::raw_sql("SELECT now() = statement_timestamp()")
+                .fetch_one(&one)
+                .await
+                .unwrap(),
+            0,
+        );
+        assert!(alone, "cut off after {cut:?}");
+    }
+}
