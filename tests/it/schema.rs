@@ -1,12 +1,13 @@
 //! What the database itself refuses, whoever asks.
 
+use certctl_store::tx::begin;
 use certctl_tests::world::World;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgPool};
 
 /// What became of a statement of a role, undone afterwards: `ok` or the code of the error.
 async fn as_role(db: &PgPool, role: Option<&str>, sql: &str) -> String {
-    let mut tx = db.begin().await.unwrap();
+    let mut tx = begin(db, None).await.unwrap();
     if let Some(role) = role {
         sqlx::query(AssertSqlSafe(format!("SET LOCAL ROLE certctl_{role}")))
             .execute(&mut *tx)
@@ -153,7 +154,7 @@ async fn rows_that_contradict_themselves_are_refused_by_the_name_of_the_rule(db:
         ("INSERT INTO notifications (id, type, channel, recipient, subject, message, dedup_key, status, not_before, created_at) \
           VALUES ('n', 't', 'Email', '', '', '', 'k', 'sent', now(), now())".to_owned(), "notifications_sent_check"),
     ] {
-        let mut tx = w.db.begin().await.unwrap();
+        let mut tx = begin(&w.db, None).await.unwrap();
         let error = sqlx::query(AssertSqlSafe(sql.as_str())).execute(&mut *tx).await.expect_err(&sql);
         let constraint = error.as_database_error().and_then(|error| error.constraint()).unwrap_or_default().to_owned();
         assert_eq!(constraint, rule, "{sql}: {error}");
