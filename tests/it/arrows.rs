@@ -26,7 +26,7 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
     (
         "api",
         &["model", "contract", "store", "x509", "runtime", "client"],
-        &["rcgen", "rasn", "pkcs8", "reqwest", "lettre"],
+        &["rcgen", "rasn", "pkcs8", "lettre"],
     ),
     (
         "signer",
@@ -50,7 +50,7 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
     ),
     ("cli", &["contract", "client"], &["sqlx", "axum", "reqwest"]),
     ("mcp", &["contract", "client"], &["sqlx", "axum", "reqwest"]),
-    ("loadtest", &["contract", "client"], &["sqlx", "axum", "reqwest"]),
+    ("loadtest", &["contract", "client"], &["axum", "reqwest"]),
     ("local", &["client", "runtime"], &["sqlx", "axum"]),
 ];
 

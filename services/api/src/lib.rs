@@ -5,6 +5,11 @@
 //! | [`config`] | the variables |
 //! | [`app`] | what handlers share; how a row of the table becomes a route |
 //! | [`auth`] | who calls, and whether the row lets them |
+//! | [`jwt`], [`oidc`] | tokens of other issuers; login and sessions |
+//! | [`limits`] | how much a party may ask |
+//! | [`idempotency`] | repeated POSTs are done once |
+//! | [`calls`] | every API call in the trail |
+//! | [`headers`] | origins and security headers |
 //! | [`listing`] | the generic half of every resource: list, get, delete |
 //! | [`error`] | what went wrong, in the caller's words; the one place that knows status codes |
 //! | [`access_log`] | request ids, one span and one line per request |
@@ -16,10 +21,16 @@
 pub mod access_log;
 pub mod app;
 pub mod auth;
+pub mod calls;
 pub mod config;
 pub mod edge;
 pub mod error;
+pub mod headers;
+pub mod idempotency;
+pub mod jwt;
+pub mod limits;
 pub mod listing;
+pub mod oidc;
 pub mod resources;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

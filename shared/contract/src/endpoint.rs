@@ -30,10 +30,44 @@ certctl_model::words! {
         Operate = "operate",
         /// Revoke.
         Revoke = "revoke",
+        /// Let an issuance go on that waits for a second person, or not.
+        Approve = "approve",
         /// Change issuers, profiles, policies, targets, owners.
         Configure = "configure",
         /// Read the trail.
         Audit = "audit",
+        /// Make and revoke API keys.
+        Administer = "administer",
+    }
+}
+
+certctl_model::words! {
+    /// What a party is, and so what it may do.
+    pub enum Role {
+        /// Everything.
+        Admin = "admin",
+        /// The daily work: request, renew, deploy, revoke, approve.
+        Operator = "operator",
+        /// Reading the inventory.
+        Viewer = "viewer",
+        /// Reading the inventory and the trail.
+        Auditor = "auditor",
+        /// The paths of one agent, and nothing else.
+        Agent = "agent",
+    }
+}
+
+impl Role {
+    /// Whether the role includes the permission.
+    pub const fn may(self, permission: Permission) -> bool {
+        use Permission::{Approve, Audit, Operate, Revoke, View};
+        match self {
+            Role::Admin => true,
+            Role::Operator => matches!(permission, View | Operate | Revoke | Approve),
+            Role::Viewer => matches!(permission, View),
+            Role::Auditor => matches!(permission, View | Audit),
+            Role::Agent => false,
+        }
     }
 }
 

@@ -14,26 +14,35 @@
 //! Not here: behaviour, SQL, HTTP servers or clients. Doc comments on operations and fields are published text.
 #![warn(missing_docs)]
 
+pub mod agent_groups;
 pub mod agents;
+pub mod api_keys;
 pub mod audit;
+pub mod bulk;
 pub mod certificates;
+pub mod discovery;
 pub mod endpoint;
 pub mod health;
 pub mod issuers;
 pub mod jobs;
 pub mod list;
 pub mod metrics;
+pub mod notifications;
 pub mod openapi;
 pub mod owners;
+pub mod policies;
 pub mod problem;
 pub mod profiles;
 pub mod query;
 pub mod renewal_policies;
 pub mod revocation;
+pub mod sessions;
 pub mod signer;
+pub mod stats;
 pub mod targets;
 pub mod teams;
 pub mod tools;
+pub mod transfer;
 
 use endpoint::Operation;
 
@@ -41,17 +50,26 @@ use endpoint::Operation;
 pub fn catalogue() -> Vec<Operation> {
     [
         health::operations(),
+        sessions::operations(),
+        api_keys::operations(),
         certificates::operations(),
+        transfer::operations(),
+        bulk::operations(),
         revocation::operations(),
         issuers::operations(),
         targets::operations(),
         agents::operations(),
+        agent_groups::operations(),
+        discovery::operations(),
         jobs::operations(),
+        policies::operations(),
         profiles::operations(),
         renewal_policies::operations(),
         teams::operations(),
         owners::operations(),
         audit::operations(),
+        notifications::operations(),
+        stats::operations(),
         metrics::operations(),
     ]
     .concat()

@@ -118,6 +118,20 @@ ids! {
     NotificationId = "ne-",
     /// Names a revocation.
     RevocationId = "rev-",
+    /// Names a policy rule.
+    PolicyId = "rule-",
+    /// Names a violation of a policy rule.
+    ViolationId = "pv-",
+    /// Names an agent group.
+    AgentGroupId = "ag-",
+    /// Names a certificate found on a host.
+    DiscoveredCertificateId = "dcert-",
+    /// Names a scan of a host.
+    DiscoveryScanId = "dscan-",
+    /// Names an API key; it is not the key.
+    ApiKeyId = "key-",
+    /// Names a bulk operation.
+    BulkId = "bulk-",
 }
 
 /// 32 lower-case hexadecimal digits that sort by `now` and do not collide.

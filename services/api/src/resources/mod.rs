@@ -1,18 +1,27 @@
 //! One file per resource, with the same name as in the contract: its SQL and its handlers.
 
+mod agent_groups;
 mod agents;
+mod api_keys;
 mod audit;
+mod bulk;
 mod certificates;
+mod discovery;
 mod health;
 mod issuers;
 mod jobs;
 mod metrics;
+mod notifications;
 mod owners;
+mod policies;
 mod profiles;
 mod renewal_policies;
 mod revocation;
+mod sessions;
+mod stats;
 mod targets;
 mod teams;
+mod transfer;
 
 use crate::app::Routes;
 
@@ -20,17 +29,26 @@ use crate::app::Routes;
 pub fn mount(routes: Routes) -> Routes {
     [
         health::routes,
+        sessions::routes,
+        api_keys::routes,
         certificates::routes,
+        transfer::routes,
+        bulk::routes,
         revocation::routes,
         issuers::routes,
         targets::routes,
         agents::routes,
+        agent_groups::routes,
+        discovery::routes,
         jobs::routes,
+        policies::routes,
         profiles::routes,
         renewal_policies::routes,
         teams::routes,
         owners::routes,
         audit::routes,
+        notifications::routes,
+        stats::routes,
         metrics::routes,
     ]
     .into_iter()

@@ -1,0 +1,1 @@
+//! Every API call in the trail: bounded, batched, durable.

@@ -1,0 +1,1 @@
+//! Origins and security headers.

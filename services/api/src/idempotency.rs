@@ -1,0 +1,1 @@
+//! POSTs that are repeated with an `Idempotency-Key` are done once.

@@ -1,0 +1,1 @@
+//! How much a party may ask: GCRA in Redis, or in the process.

@@ -1,0 +1,1 @@
+//! Logging in with an identity provider, and the sessions that follow.

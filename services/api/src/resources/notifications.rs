@@ -1,0 +1,7 @@
+//! Notifications sent and to be sent.
+
+use crate::app::Routes;
+
+pub(super) fn routes(r: Routes) -> Routes {
+    r
+}

@@ -1,0 +1,8 @@
+//! Policy rules and their violations.
+
+use crate::endpoint::Operation;
+
+/// The rows of this resource.
+pub fn operations() -> Vec<Operation> {
+    vec![]
+}

@@ -1,0 +1,8 @@
+//! Figures for charts.
+
+use crate::endpoint::Operation;
+
+/// The rows of this resource.
+pub fn operations() -> Vec<Operation> {
+    vec![]
+}
