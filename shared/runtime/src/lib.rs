@@ -7,6 +7,8 @@
 //! | parse | [`config`] | the settings every service shares, parsers for values, the configuration page |
 //! | build | [`telemetry`] | logs to standard error, metrics as Prometheus text |
 //! | run | [`serve`] | a bounded HTTP server over TCP or a Unix socket, health and readiness |
+//! | run | [`client_addr`] | who asks, behind proxies that are trusted |
+//! | run | [`tls`] | the certificate of a public address |
 //! | run | [`periodic`] | loops that run at intervals or when woken |
 //! | drain | [`tasks`] | the owner of every task, and the shutdown in two stages |
 //! | test | [`failpoint`] | places where a crash test can hold a process |
@@ -17,9 +19,12 @@
 //! the workspace. No routes but the operational three, no database, no clients, no clock of the domain. What only one
 //! service needs stays in that service.
 
+pub mod client_addr;
 pub mod config;
 pub mod failpoint;
+mod pace;
 pub mod periodic;
 pub mod serve;
 pub mod tasks;
 pub mod telemetry;
+pub mod tls;

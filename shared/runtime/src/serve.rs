@@ -1,13 +1,13 @@
 //! A bounded HTTP server that ends gracefully, and the three operational routes every service answers.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -25,31 +25,52 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
+use crate::client_addr::Proxies;
+use crate::pace::{Answered, Pace, Paced, Verdict};
 use crate::tasks::{Tasks, caught};
 use crate::telemetry;
+use crate::tls::Tls;
 
 /// What one server grants its clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Connections open at once; further ones wait in the queue of the kernel.
     pub connections: usize,
-    /// Time to the end of the request head, for each request, and so also how long an idle connection is kept.
+    /// How long the head of a request may take, and before it a TLS handshake or PROXY header. Looked at in steps of
+    /// half of it.
     pub header_timeout: Duration,
+    /// How long a connection is kept on which nothing is asked, and how long one whose client does not take its answer.
+    pub idle_timeout: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 10_000,
-            header_timeout: Duration::from_secs(15),
+            header_timeout: Duration::from_secs(10),
+            // Longer than a minute, so that what is asked once a minute finds its connection open.
+            idle_timeout: Duration::from_secs(75),
         }
     }
+}
+
+/// How a public address faces the network.
+#[derive(Clone, Default)]
+pub struct Front {
+    /// What clients are granted.
+    pub limits: Limits,
+    /// Who stands between them and us.
+    pub proxies: Proxies,
+    /// TLS, unless plain.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// Binds a TCP address.
@@ -63,22 +84,26 @@ pub async fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("cannot listen on {addr}"))
 }
 
-/// Starts serving `router` on `listener` with the default [`Limits`], and returns.
+/// Starts serving `router` on `listener` with the default [`Front`], and returns.
 ///
-/// Requests carry `ConnectInfo<SocketAddr>`. Stage one of `tasks` stops accepting and lets requests in flight finish;
-/// a handler that waits, such as a long poll, waits for `tasks.token()` as well. Stage two closes what is left.
+/// Requests carry `ConnectInfo<SocketAddr>` and [`ClientAddr`](crate::client_addr::ClientAddr). Stage one of `tasks`
+/// stops accepting and lets requests in flight finish; a handler that waits, such as a long poll, waits for
+/// `tasks.token()` as well. Stage two closes what is left.
 pub async fn serve(listener: TcpListener, router: Router, tasks: &Tasks) {
-    serve_within(Limits::default(), listener, router, tasks);
+    serve_front(Front::default(), listener, router, tasks);
 }
 
-/// Starts serving as [`serve`] does, with limits of the caller's choice.
-pub fn serve_within(limits: Limits, listener: TcpListener, router: Router, tasks: &Tasks) {
+/// Starts serving as [`serve`] does, with a front of the caller's choice.
+pub fn serve_front(front: Front, listener: TcpListener, router: Router, tasks: &Tasks) {
     let listener = listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {
             debug!("a connection keeps Nagle's algorithm: {error}");
         }
     });
-    tasks.spawn("accept", accept(listener, router, limits, tasks.clone(), Some));
+    let limits = front.limits;
+    let (front, owner) = (Arc::new(front), tasks.clone());
+    let connected = move |stream, peer| open(stream, peer, front.clone(), router.clone(), owner.clone());
+    tasks.spawn("accept", accept(listener, limits, tasks.clone(), connected));
 }
 
 /// Starts serving `router` on a Unix socket that only this user can open, and returns.
@@ -93,10 +118,9 @@ pub async fn serve_unix(path: &Path, router: Router, tasks: &Tasks) -> anyhow::R
     let listener = bind_unix(path)
         .await
         .with_context(|| format!("cannot listen on {}", path.display()))?;
-    tasks.spawn(
-        "accept",
-        accept(listener, router, Limits::default(), tasks.clone(), |_| None),
-    );
+    let (limits, owner) = (Limits::default(), tasks.clone());
+    let connected = move |stream, _| connection(stream, None, limits, router.clone(), owner.clone());
+    tasks.spawn("accept", accept(listener, limits, tasks.clone(), connected));
     Ok(())
 }
 
@@ -120,13 +144,14 @@ async fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn accept<L: Listener>(
+async fn accept<L: Listener, F>(
     mut listener: L,
-    router: Router,
     limits: Limits,
     tasks: Tasks,
-    peer: fn(L::Addr) -> Option<SocketAddr>,
-) {
+    connected: impl Fn(L::Io, L::Addr) -> F + Send + 'static,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
     let slots = Arc::new(Semaphore::new(limits.connections));
     let stop = tasks.token();
     loop {
@@ -140,42 +165,80 @@ async fn accept<L: Listener>(
             let (stream, addr) = listener.accept().await;
             (slot, stream, addr)
         };
-        let (slot, stream, addr) = tokio::select! {
+        let (slot, stream, addr): (OwnedSemaphorePermit, _, _) = tokio::select! {
             biased;
             () = stop.cancelled() => return,
             next = next => next,
         };
-        tasks.spawn(
-            "connection",
-            connection(stream, peer(addr), router.clone(), limits, tasks.clone(), slot),
-        );
+        let connection = connected(stream, addr);
+        tasks.spawn("connection", async move {
+            connection.await;
+            drop(slot);
+        });
+    }
+}
+
+/// What is known of the client of a connection.
+struct Source {
+    peer: SocketAddr,
+    addr: IpAddr,
+    front: Arc<Front>,
+}
+
+/// Learns who is there and agrees on keys, before HTTP.
+async fn open(mut stream: TcpStream, peer: SocketAddr, front: Arc<Front>, router: Router, tasks: Tasks) {
+    let limits = front.limits;
+    let opening = async {
+        let addr = front.proxies.source(peer, &mut stream).await?;
+        let stream = match &front.tls {
+            None => Err(stream),
+            Some(tls) => Ok(TlsAcceptor::from(tls.config()).accept(stream).await?),
+        };
+        io::Result::Ok((addr, stream))
+    };
+    let stop = tasks.token();
+    let opened = tokio::select! {
+        () = stop.cancelled() => return,
+        opened = timeout(limits.header_timeout, opening) => opened,
+    };
+    let (addr, stream) = match opened {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(error)) => return debug!("a connection did not begin: {error}"),
+        Err(_) => return debug!("a connection took too long to begin"),
+    };
+    let source = Some(Source { peer, addr, front });
+    match stream {
+        Ok(encrypted) => connection(encrypted, source, limits, router, tasks).await,
+        Err(plain) => connection(plain, source, limits, router, tasks).await,
     }
 }
 
 async fn connection(
-    stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-    peer: Option<SocketAddr>,
-    router: Router,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    source: Option<Source>,
     limits: Limits,
+    router: Router,
     tasks: Tasks,
-    _slot: OwnedSemaphorePermit,
 ) {
-    let asked = Arc::new(AtomicBool::new(false));
+    let pace = Pace::new();
     let service = {
-        let asked = asked.clone();
+        let pace = pace.clone();
         service_fn(move |mut request: Request<Incoming>| {
-            asked.store(true, Ordering::Relaxed);
-            if let Some(peer) = peer {
-                request.extensions_mut().insert(ConnectInfo(peer));
+            let open = pace.asked(request.version());
+            if let Some(source) = &source {
+                let client = source.front.proxies.client(source.addr, request.headers());
+                request.extensions_mut().insert(ConnectInfo(source.peer));
+                request.extensions_mut().insert(client);
             }
-            router.clone().oneshot(request)
+            let answer = router.clone().oneshot(request);
+            async move { Ok::<_, Infallible>(answer.await?.map(|body| Answered::new(body, open))) }
         })
     };
-    let builder = builder(limits, tasks.clone());
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let builder = builder(tasks.clone());
+    let stream = TokioIo::new(Paced(stream, pace.clone()));
+    let mut connection = pin!(builder.serve_connection(stream, service));
     let (stop, kill) = (tasks.token(), tasks.kill_token());
-    let mut first_request = pin!(sleep(limits.header_timeout));
-    let (mut waiting, mut stopping) = (true, false);
+    let mut stopping = false;
     loop {
         tokio::select! {
             ended = connection.as_mut() => {
@@ -184,13 +247,15 @@ async fn connection(
                 }
                 return;
             }
-            // Telling HTTP/1 from HTTP/2 happens before the time-outs of either begin.
-            () = first_request.as_mut(), if waiting => {
-                waiting = false;
-                if !asked.load(Ordering::Relaxed) {
-                    return;
+            () = sleep(limits.header_timeout / 2) => match pace.verdict(&limits) {
+                Verdict::Stuck => return debug!("a connection was too slow"),
+                Verdict::Idle if stopping => return,
+                Verdict::Idle => {
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
                 }
-            }
+                Verdict::Fine => {}
+            },
             () = stop.cancelled(), if !stopping => {
                 stopping = true;
                 connection.as_mut().graceful_shutdown();
@@ -200,20 +265,29 @@ async fn connection(
     }
 }
 
-fn builder(limits: Limits, tasks: Tasks) -> Builder<Tasks> {
+fn builder(tasks: Tasks) -> Builder<Tasks> {
     const PING: Duration = Duration::from_secs(20);
     const STREAMS: u32 = 200;
+    /// The longest head; a longer one is a 431.
+    const HEAD: usize = 64 * 1024;
+    /// Streams that a client opens and resets before we have looked at them, and those that we reset for its faults.
+    const RESETS: usize = 20;
     let mut builder = Builder::new(tasks);
+    // How long a head may take is the business of `Pace`.
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout);
+        .header_read_timeout(None)
+        .max_buf_size(HEAD);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING)
-        .max_concurrent_streams(STREAMS);
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEAD as u32)
+        .max_pending_accept_reset_streams(RESETS)
+        .max_local_error_reset_streams(RESETS);
     builder
 }
 
@@ -311,7 +385,11 @@ mod tests {
     async fn local(router: Router, limits: Limits, tasks: &Tasks) -> SocketAddr {
         let listener = listen(LOCAL).await.unwrap();
         let addr = listener.local_addr().unwrap();
-        serve_within(limits, listener, router, tasks);
+        let front = Front {
+            limits,
+            ..Front::default()
+        };
+        serve_front(front, listener, router, tasks);
         addr
     }
 
