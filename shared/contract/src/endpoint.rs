@@ -4,7 +4,7 @@ use http::Method;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
-use crate::query::{Param, PathParams, Query};
+use crate::query::{self, Invalid, Param, PathParams, Query};
 
 /// Who may call an operation. A row without one does not compile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,6 +263,10 @@ pub struct Operation {
     pub content_type: Option<&'static str>,
     /// Schema of the answer, when it is JSON.
     pub reply: fn(&mut SchemaGenerator) -> Option<Schema>,
+    /// Reads parameters of a query as the server does, and says what is wrong with them.
+    pub check_query: fn(Vec<(String, String)>) -> Result<(), Vec<Invalid>>,
+    /// Reads a body as the server does, and says what is wrong with it.
+    pub check_body: fn(&[u8]) -> Result<(), serde_json::Error>,
 }
 
 impl Operation {
@@ -283,6 +287,8 @@ impl Operation {
             body: takes_a_body.then_some(|g: &mut SchemaGenerator| g.subschema_for::<E::Body>()),
             content_type: E::Reply::CONTENT_TYPE,
             reply: E::Reply::schema,
+            check_query: |pairs| query::parse::<E::Query>(pairs).map(|_| ()),
+            check_body: |octets| serde_json::from_slice::<E::Body>(octets).map(|_| ()),
         }
     }
 
