@@ -3,6 +3,7 @@
 mod arrows;
 mod bad_input;
 mod broken_nginx;
+mod bulk;
 mod compatibility;
 mod crashes;
 mod documents;

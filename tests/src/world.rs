@@ -26,7 +26,7 @@ use certctl_model::{
     time::{Clock, Time},
 };
 use certctl_runtime::{serve, tasks::Tasks};
-use certctl_scheduler::{Scheduler, agents, crls, renewals, worker};
+use certctl_scheduler::{Scheduler, agents, bulk, crls, renewals, worker};
 use certctl_signer::Signer;
 use certctl_x509::{facts::CertificateFacts, keys::KeyPair};
 use clap::Parser;
@@ -220,6 +220,7 @@ impl World {
         let s = &self.scheduler;
         let mut moved = renewals::sweep(s.clone()).await.unwrap();
         moved += worker::drain(s.clone()).await.unwrap();
+        moved += bulk::round(s.clone()).await.unwrap();
         worker::reap(s.clone()).await.unwrap();
         let hosts = self.hosts.lock().unwrap().clone();
         for host in hosts.iter().filter(|host| !host.away.load(Ordering::Relaxed)) {

@@ -271,8 +271,19 @@ pub async fn list_where<T: Listed>(
     )
 }
 
+/// Adds the rows that a list with this filter has: tables and conditions, for a statement of the caller's own.
+pub fn matching<T: Listed>(sql: &mut QueryBuilder<Postgres>, filter: &T::Filter, now: Time) {
+    from::<T>(sql, now);
+    T::restrict(filter, &mut Where { sql, now });
+}
+
 fn select<T: Listed>(columns: &str, now: Time) -> QueryBuilder<Postgres> {
     let mut sql = QueryBuilder::new(format!("SELECT {columns} FROM "));
+    from::<T>(&mut sql, now);
+    sql
+}
+
+fn from<T: Listed>(sql: &mut QueryBuilder<Postgres>, now: Time) {
     for (n, part) in T::FROM.split("{now}").enumerate() {
         if n > 0 {
             sql.push_bind(now);
@@ -280,7 +291,6 @@ fn select<T: Listed>(columns: &str, now: Time) -> QueryBuilder<Postgres> {
         sql.push(part);
     }
     sql.push(" WHERE true");
-    sql
 }
 
 /// Fetches one by its id.

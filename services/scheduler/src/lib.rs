@@ -7,6 +7,7 @@
 //! | [`issuance`] | one running job: ask its issuer, check the answer, record it |
 //! | [`issuers`] | who can be asked for a certificate |
 //! | [`renewals`] | plans what is due |
+//! | [`bulk`] | does one thing to many certificates |
 //! | [`notices`] | warns of what ends |
 //! | [`crls`] | has revocation lists made before they are stale |
 //! | [`agents`] | notices silence |
@@ -21,6 +22,7 @@
 
 pub mod agents;
 pub mod bell;
+pub mod bulk;
 pub mod config;
 pub mod crls;
 pub mod issuance;

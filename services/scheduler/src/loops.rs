@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc};
 use certctl_runtime::periodic::Periodic;
 use certctl_store::wake::Channel;
 
-use crate::{Scheduler, agents, config::Config, crls, leader, notices, renewals, worker};
+use crate::{Scheduler, agents, bulk, config::Config, crls, leader, notices, renewals, worker};
 
 /// Every loop of the scheduler. Those behind the leader's gate are run by one scheduler of several: not because two
 /// would do harm, but because one is enough.
@@ -15,6 +15,7 @@ pub fn loops(config: &Config, scheduler: &Arc<Scheduler>) -> Vec<Periodic> {
         Periodic::new("jobs", config.job_processor_interval, on(scheduler, worker::round))
             .woken_by(wake(Channel::Jobs))
             .woken_by(scheduler.bell.subscribe()),
+        Periodic::new("bulk", config.job_processor_interval, on(scheduler, bulk::round)).woken_by(wake(Channel::Bulk)),
         Periodic::new("leader", leader::KEEP_EVERY, on(scheduler, leader::keep)),
         led(
             scheduler,

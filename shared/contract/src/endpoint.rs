@@ -236,6 +236,9 @@ impl JsonSchema for NoBody {
     }
 }
 
+/// The parameters of a query, decoded.
+pub type Pairs = Vec<(String, String)>;
+
 /// One operation as data.
 #[derive(Clone)]
 pub struct Operation {
@@ -264,7 +267,7 @@ pub struct Operation {
     /// Schema of the answer, when it is JSON.
     pub reply: fn(&mut SchemaGenerator) -> Option<Schema>,
     /// Reads parameters of a query as the server does, and says what is wrong with them.
-    pub check_query: fn(Vec<(String, String)>) -> Result<(), Vec<Invalid>>,
+    pub check_query: fn(Pairs) -> Result<(), Vec<Invalid>>,
     /// Reads a body as the server does, and says what is wrong with it.
     pub check_body: fn(&[u8]) -> Result<(), serde_json::Error>,
 }

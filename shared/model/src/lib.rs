@@ -15,6 +15,7 @@
 //! | [`connector`] | issuer and target types and their configurations |
 //! | [`notice`] | kinds and channels of notifications |
 //! | [`audit`] | who did what to which |
+//! | [`bulk`] | one thing done to many certificates |
 //! | [`secret`] | a text that is never shown |
 //!
 //! Not here: input and output of any kind, the time of day, the environment, JSON shapes of the API (they are in
@@ -22,6 +23,7 @@
 #![warn(missing_docs)]
 
 pub mod audit;
+pub mod bulk;
 pub mod certificate;
 pub mod connector;
 pub mod id;

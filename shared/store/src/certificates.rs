@@ -1,7 +1,7 @@
 //! Managed certificates: asking for issuance, recording what came, noting what failed.
 
 use certctl_model::{
-    id::{AgentId, CertificateId, IssuerId, JobId, TargetId, VersionId},
+    id::{AgentId, CertificateId, IssuerId, JobId, OwnerId, TargetId, TeamId, VersionId},
     job::{JobFacts, JobKind},
     key::KeyFacts,
     notice::NoticeKind,
@@ -97,7 +97,61 @@ pub async fn request_issuance(tx: &mut Tx, certificate: &Locked, kind: JobKind) 
     request_from(tx, certificate, kind, agents).await
 }
 
-/// The same for these agents.
+/// Renews a certificate now, or issues its first version: jobs for each agent with an enabled target. Returns them.
+///
+/// # Errors
+/// [`Error::Missing`]; [`Error::Conflict`] when it is revoked, archived or being renewed, or nobody could make a key.
+pub async fn renew(tx: &mut Tx, id: &CertificateId) -> Result<Vec<JobId>> {
+    let certificate = lock(tx, id).await?;
+    certificate.must_be_live()?;
+    let jobs = request_issuance(tx, &certificate, certificate.next_kind()).await?;
+    if jobs.is_empty() {
+        let open: Vec<String> = sqlx::query_scalar(
+            "SELECT id FROM jobs WHERE certificate_id = $1 AND type IN ('Issuance', 'Renewal')
+                AND status NOT IN ('Completed', 'Failed', 'Cancelled') ORDER BY id",
+        )
+        .bind(id)
+        .fetch_all(&mut **tx)
+        .await?;
+        return Err(Error::Conflict(match open.is_empty() {
+            true => format!("certificate {id} has no enabled target whose agent could make a key; give it target_ids"),
+            false => format!("certificate {id} is being renewed already by {}", open.join(", ")),
+        }));
+    }
+    let event = tx
+        .event("renewal_triggered", "certificate", id)
+        .with("common_name", &certificate.common_name);
+    tx.note(event);
+    Ok(jobs)
+}
+
+/// Gives a certificate to another owner, another team, or both.
+///
+/// # Errors
+/// [`Error::Missing`]; [`Error::Conflict`] when it is archived; [`Error::Reference`] when there is no such owner or team.
+pub async fn reassign(tx: &mut Tx, id: &CertificateId, owner: Option<&OwnerId>, team: Option<&TeamId>) -> Result<()> {
+    if lock(tx, id).await?.archived_at.is_some() {
+        return Err(Error::Conflict(format!("certificate {id} is archived")));
+    }
+    sqlx::query(
+        "UPDATE certificates SET owner_id = coalesce($2, owner_id), team_id = coalesce($3, team_id), updated_at = $4
+          WHERE id = $1",
+    )
+    .bind(id)
+    .bind(owner)
+    .bind(team)
+    .bind(tx.now())
+    .execute(&mut **tx)
+    .await?;
+    let event = tx
+        .event("certificate_updated", "certificate", id)
+        .with("owner_id", owner)
+        .with("team_id", team);
+    tx.note(event);
+    Ok(())
+}
+
+/// What [`request_issuance`] does, for these agents.
 pub(crate) async fn request_from(
     tx: &mut Tx,
     certificate: &Locked,

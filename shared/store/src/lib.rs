@@ -5,6 +5,7 @@
 //! | [`tx`] | the unit of work: changes and the audit events that tell of them |
 //! | [`jobs`] | insert, claim under a lease, lock in a state, apply a transition |
 //! | [`certificates`] | ask for issuance and deployment, record a version, note a failure |
+//! | [`bulk`] | one thing done to many certificates, each in a transaction of its own |
 //! | [`planning`] | dates, what is due, and jobs in line with targets and policy |
 //! | [`revocations`] | revoke; entries for a CRL; the status of a serial number |
 //! | [`ledger`] | what the signer is about to sign, and what it signed |
@@ -18,6 +19,7 @@
 #![warn(missing_docs)]
 
 pub mod agents;
+pub mod bulk;
 pub mod certificates;
 pub mod error;
 pub mod jobs;

@@ -67,6 +67,11 @@ impl Tx {
         self.actor.clone()
     }
 
+    /// From here on, acts for somebody else: a worker for the one who asked.
+    pub fn act_for(&mut self, actor: Actor) {
+        self.actor = actor;
+    }
+
     /// When.
     pub fn now(&self) -> Time {
         self.now

@@ -14,11 +14,13 @@ pub enum Channel {
     Outbox,
     /// Something was revoked.
     Revocations,
+    /// A bulk operation was asked for.
+    Bulk,
 }
 
 impl Channel {
     /// Every channel.
-    pub const ALL: [Channel; 3] = [Channel::Jobs, Channel::Outbox, Channel::Revocations];
+    pub const ALL: [Channel; 4] = [Channel::Jobs, Channel::Outbox, Channel::Revocations, Channel::Bulk];
 
     /// Its name in Postgres.
     pub const fn as_str(self) -> &'static str {
@@ -26,6 +28,7 @@ impl Channel {
             Channel::Jobs => "certctl_jobs",
             Channel::Outbox => "certctl_outbox",
             Channel::Revocations => "certctl_revocations",
+            Channel::Bulk => "certctl_bulk",
         }
     }
 }

@@ -541,27 +541,7 @@ fn triggered(status: &str, job_ids: Vec<JobId>) -> Triggered {
 async fn renew(cx: Cx, rq: Request<TriggerRenewal>) -> Result<Triggered, ApiError> {
     let id = rq.path.id;
     let mut tx = cx.begin().await?;
-    let certificate = store::lock(&mut tx, &id).await?;
-    certificate.must_be_live()?;
-    let jobs = store::request_issuance(&mut tx, &certificate, certificate.next_kind()).await?;
-    if jobs.is_empty() {
-        let open: Vec<String> = sqlx::query_scalar(
-            "SELECT id FROM jobs WHERE certificate_id = $1 AND type IN ('Issuance', 'Renewal')
-                AND status NOT IN ('Completed', 'Failed', 'Cancelled') ORDER BY id",
-        )
-        .bind(&id)
-        .fetch_all(&mut *tx)
-        .await?;
-        let detail = match open.is_empty() {
-            true => format!("certificate {id} has no enabled target whose agent could make a key; give it target_ids"),
-            false => format!("certificate {id} is being renewed already by {}", open.join(", ")),
-        };
-        return Err(ApiError::new(Kind::WrongState, detail));
-    }
-    let event = tx
-        .event("renewal_triggered", "certificate", &id)
-        .with("common_name", &certificate.common_name);
-    tx.note(event);
+    let jobs = store::renew(&mut tx, &id).await?;
     tx.commit().await?;
     certctl_runtime::failpoint::hold("api.renewal_triggered").await;
     Ok(triggered("renewal_triggered", jobs))

@@ -1,0 +1,125 @@
+//! Bulk operations: one thing done to many certificates, each in a transaction of its own.
+//!
+//! What is to be done to which certificates stands in rows before anything is done; a certificate's outcome is written
+//! in the transaction that does it. Whoever dies in between leaves certificates that wait, and somebody else goes on.
+
+use certctl_model::{
+    audit::{Actor, ActorType},
+    bulk::{BulkAction, BulkOutcome},
+    id::{BulkId, CertificateId, OwnerId, TeamId},
+    revocation::RevocationReason,
+    time::Time,
+};
+use sqlx::PgPool;
+
+use crate::{Tx, certificates, error::*, revocations};
+
+#[derive(sqlx::FromRow)]
+struct Item {
+    bulk_id: BulkId,
+    certificate_id: CertificateId,
+    action: BulkAction,
+    reason: Option<RevocationReason>,
+    owner_id: Option<OwnerId>,
+    team_id: Option<TeamId>,
+    dry_run: bool,
+    actor: String,
+    actor_type: ActorType,
+}
+
+/// Does the next certificate of an operation that is running, in the name of who asked for it. Returns whether there
+/// was one.
+///
+/// # Errors
+/// When the database cannot be asked; the certificate still waits then.
+pub async fn step(db: &PgPool, now: Time) -> Result<bool> {
+    let mut tx = Tx::begin(db, &Actor::system(), now).await?;
+    let item: Option<Item> = sqlx::query_as(
+        "SELECT i.bulk_id, i.certificate_id, b.action, b.reason, b.owner_id, b.team_id, b.dry_run, b.actor, b.actor_type
+           FROM bulk_items i JOIN bulk_operations b ON b.id = i.bulk_id
+          WHERE i.outcome = 'waiting'
+          ORDER BY i.bulk_id, i.certificate_id LIMIT 1 FOR UPDATE OF i SKIP LOCKED",
+    )
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(item) = item else { return Ok(false) };
+    tx.act_for(Actor {
+        kind: item.actor_type,
+        name: item.actor.clone(),
+    });
+    let refusal = match act(&mut tx, &item).await {
+        Ok(()) => None,
+        Err(error) if error.is_transient() => return Err(error),
+        Err(error) => Some(error.to_string()),
+    };
+    let outcome = match refusal {
+        None => BulkOutcome::Done,
+        Some(_) => BulkOutcome::Refused,
+    };
+    let settle = sqlx::query(
+        "UPDATE bulk_items SET outcome = $3, message = $4, finished_at = $5
+          WHERE bulk_id = $1 AND certificate_id = $2 AND outcome = 'waiting'",
+    )
+    .bind(&item.bulk_id)
+    .bind(&item.certificate_id)
+    .bind(outcome)
+    .bind(&refusal)
+    .bind(now);
+    if refusal.is_none() && !item.dry_run {
+        settle.execute(&mut *tx).await?;
+        tx.commit().await?;
+    } else {
+        // What was tried is undone first.
+        drop(tx);
+        settle.execute(db).await?;
+    }
+    Ok(true)
+}
+
+async fn act(tx: &mut Tx, item: &Item) -> Result<()> {
+    let id = &item.certificate_id;
+    match item.action {
+        BulkAction::Renew => certificates::renew(tx, id).await.map(|_| ()),
+        BulkAction::Revoke => {
+            let reason = item.reason.unwrap_or(RevocationReason::Unspecified);
+            revocations::revoke(tx, id, reason).await.map(|_| ())
+        }
+        BulkAction::Reassign => certificates::reassign(tx, id, item.owner_id.as_ref(), item.team_id.as_ref()).await,
+    }
+}
+
+/// Closes operations in which no certificate waits any more. Returns how many.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn close(db: &PgPool, now: Time) -> Result<u64> {
+    let mut tx = Tx::begin(db, &Actor::system(), now).await?;
+    let closed: Vec<(BulkId, i64, i64)> = sqlx::query_as(
+        "UPDATE bulk_operations b
+            SET status = 'Completed', finished_at = $1, done = n.done, refused = n.refused
+           FROM (SELECT o.id FROM bulk_operations o
+                  WHERE o.status = 'Running'
+                    AND NOT EXISTS (SELECT 1 FROM bulk_items i WHERE i.bulk_id = o.id AND i.outcome = 'waiting')
+                  ORDER BY o.id LIMIT 100 FOR UPDATE SKIP LOCKED) o
+          CROSS JOIN LATERAL (SELECT count(*) FILTER (WHERE i.outcome = 'done') AS done,
+                                     count(*) FILTER (WHERE i.outcome = 'refused') AS refused
+                                FROM bulk_items i WHERE i.bulk_id = o.id) n
+          WHERE b.id = o.id
+         RETURNING b.id, b.done, b.refused",
+    )
+    .bind(now)
+    .fetch_all(&mut *tx)
+    .await?;
+    if closed.is_empty() {
+        return Ok(0);
+    }
+    for (id, done, refused) in &closed {
+        let event = tx
+            .event("bulk_completed", "bulk_operation", id)
+            .with("done", done)
+            .with("refused", refused);
+        tx.note(event);
+    }
+    tx.commit().await?;
+    Ok(closed.len() as u64)
+}
