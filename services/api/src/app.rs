@@ -70,7 +70,7 @@ impl App {
         signer: Client,
         stop: CancellationToken,
     ) -> anyhow::Result<Arc<Self>> {
-        let (gate, started) = (Gate::new(config.auth()?), clock.now());
+        let (gate, started) = (Gate::new(config.auth()?)?, clock.now());
         Ok(Arc::new(Self {
             pool,
             signer,
@@ -218,7 +218,7 @@ where
     H: Fn(Cx, Request<E>) -> F,
     F: Future<Output = Result<E::Reply, ApiError>>,
 {
-    let principal = auth::authenticate(&app, E::ACCESS, &headers).await?;
+    let principal = auth::authenticate(&app, E::ACCESS, &E::METHOD, &headers).await?;
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     auth::authorise(&principal, E::ACCESS, texts.first().copied())?;
     let path =
@@ -238,6 +238,7 @@ where
     let actor = principal.actor();
     let reply = handler(Cx { app, principal, actor }, Request { path, query, body }).await?;
     let cache = reply.cache_control().and_then(|text| HeaderValue::try_from(text).ok());
+    let cookie = reply.set_cookie().and_then(|text| HeaderValue::try_from(text).ok());
     let octets = match fields.is_empty() {
         true => reply.encode(),
         false => prune(&reply.encode(), &fields),
@@ -247,6 +248,9 @@ where
     response.headers_mut().remove(header::CONTENT_TYPE);
     if let Some(cache) = cache {
         response.headers_mut().insert(header::CACHE_CONTROL, cache);
+    }
+    if let Some(cookie) = cookie {
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
     }
     if let Some(media) = E::Reply::CONTENT_TYPE {
         response

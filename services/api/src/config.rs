@@ -3,11 +3,18 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    str::FromStr,
+    time::Duration,
 };
 
+use anyhow::{Context, ensure};
+use certctl_contract::endpoint::Role;
 use certctl_model::secret::Secret;
 use certctl_runtime::config::{Settings, secret_from};
 use clap::{Args, Parser, ValueEnum};
+use url::Url;
+
+use crate::jwt::Place;
 
 /// The REST API of certctl.
 #[derive(Debug, Parser)]
@@ -33,25 +40,9 @@ pub struct Config {
     #[arg(long, env = "CERTCTL_OPS_LISTEN", default_value = "127.0.0.1:9080")]
     pub ops_listen: SocketAddr,
 
-    /// How clients authenticate. `none` lets everyone do everything.
-    #[arg(long, env = "CERTCTL_AUTH_TYPE", value_enum, default_value_t = AuthType::ApiKey)]
-    pub auth_type: AuthType,
-
-    /// The API key, with every permission.
-    #[arg(long, env = "CERTCTL_AUTH_SECRET", hide_env_values = true)]
-    auth_secret: Option<Secret>,
-
-    /// File that holds the API key.
-    #[arg(long, env = "CERTCTL_AUTH_SECRET_FILE")]
-    auth_secret_file: Option<PathBuf>,
-
-    /// Token with which agents may register themselves, and nothing else.
-    #[arg(long, env = "CERTCTL_BOOTSTRAP_TOKEN", hide_env_values = true)]
-    bootstrap_token: Option<Secret>,
-
-    /// File that holds the bootstrap token.
-    #[arg(long, env = "CERTCTL_BOOTSTRAP_TOKEN_FILE")]
-    bootstrap_token_file: Option<PathBuf>,
+    /// Who may come in.
+    #[command(flatten)]
+    pub access: AccessSettings,
 
     /// Unix socket of the signer.
     #[arg(long, env = "CERTCTL_SIGNER_SOCKET", default_value = "/run/certctl/signer.sock")]
@@ -80,54 +71,340 @@ pub struct Database {
     pub max_conns: u32,
 }
 
+/// Who may come in.
+#[derive(Debug, Args)]
+pub struct AccessSettings {
+    /// How clients authenticate: with the API key, with tokens of an identity provider, or not at all. Named keys, agents'
+    /// keys and the bootstrap token are taken with the first two. `none` lets everyone do everything.
+    #[arg(long, env = "CERTCTL_AUTH_TYPE", value_enum, default_value_t = AuthType::ApiKey)]
+    auth_type: AuthType,
+
+    /// Whether `none` is accepted on an address that other machines reach.
+    #[arg(long, env = "CERTCTL_AUTH_NONE_FORCE", default_value = "false",
+          value_parser = certctl_runtime::config::boolean, action = clap::ArgAction::Set)]
+    auth_none_force: bool,
+
+    /// The API key, with every permission; with `jwt`, the key of HS256, at least 32 octets.
+    #[arg(long, env = "CERTCTL_AUTH_SECRET", hide_env_values = true)]
+    auth_secret: Option<Secret>,
+
+    /// File that holds the API key.
+    #[arg(long, env = "CERTCTL_AUTH_SECRET_FILE")]
+    auth_secret_file: Option<PathBuf>,
+
+    /// Token with which agents may register themselves, and nothing else.
+    #[arg(long, env = "CERTCTL_BOOTSTRAP_TOKEN", hide_env_values = true)]
+    bootstrap_token: Option<Secret>,
+
+    /// File that holds the bootstrap token.
+    #[arg(long, env = "CERTCTL_BOOTSTRAP_TOKEN_FILE")]
+    bootstrap_token_file: Option<PathBuf>,
+
+    /// Where the keys of tokens are published, for RS256, ES256 and EdDSA; unless told, the issuer's discovery document
+    /// says it.
+    #[arg(long, env = "CERTCTL_JWT_JWKS_URL")]
+    jwt_jwks_url: Option<Url>,
+
+    /// Issuer of tokens (`iss`); needed unless tokens are signed with CERTCTL_AUTH_SECRET. CERTCTL_OIDC_ISSUER unless told.
+    #[arg(long, env = "CERTCTL_JWT_ISSUER")]
+    jwt_issuer: Option<String>,
+
+    /// Whom tokens must be for (`aud`); needed unless tokens are signed with CERTCTL_AUTH_SECRET.
+    #[arg(long, env = "CERTCTL_JWT_AUDIENCE")]
+    jwt_audience: Option<String>,
+
+    /// Claim that holds the role, or several; dots lead into objects, as in `realm_access.roles`.
+    #[arg(long, env = "CERTCTL_JWT_ROLE_CLAIM", default_value = "role")]
+    jwt_role_claim: String,
+
+    /// What the claim's values stand for, as `group=role,group=role`; unless told, they are roles themselves.
+    #[arg(long, env = "CERTCTL_JWT_ROLES", value_delimiter = ',')]
+    jwt_roles: Vec<RoleOf>,
+
+    /// Identity provider that people log in with. Login is off when unset.
+    #[arg(long, env = "CERTCTL_OIDC_ISSUER")]
+    oidc_issuer: Option<String>,
+
+    /// Our name at the identity provider.
+    #[arg(long, env = "CERTCTL_OIDC_CLIENT_ID")]
+    oidc_client_id: Option<String>,
+
+    /// Our secret at the identity provider, if it gave one.
+    #[arg(long, env = "CERTCTL_OIDC_CLIENT_SECRET", hide_env_values = true)]
+    oidc_client_secret: Option<Secret>,
+
+    /// File that holds our secret at the identity provider.
+    #[arg(long, env = "CERTCTL_OIDC_CLIENT_SECRET_FILE")]
+    oidc_client_secret_file: Option<PathBuf>,
+
+    /// Address of `/auth/callback` as browsers reach it.
+    #[arg(long, env = "CERTCTL_OIDC_REDIRECT_URL")]
+    oidc_redirect_url: Option<Url>,
+
+    /// What to ask the identity provider for, besides `openid`.
+    #[arg(long, env = "CERTCTL_OIDC_SCOPES", value_delimiter = ',', default_value = "profile")]
+    oidc_scopes: Vec<String>,
+
+    /// How long a session of a browser lasts without being used.
+    #[arg(long, env = "CERTCTL_SESSION_IDLE", default_value = "8h", value_parser = certctl_runtime::config::duration)]
+    session_idle: Duration,
+
+    /// How long a session of a browser lasts at most.
+    #[arg(long, env = "CERTCTL_SESSION_LIFETIME", default_value = "24h",
+          value_parser = certctl_runtime::config::duration)]
+    session_lifetime: Duration,
+}
+
 /// How clients authenticate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AuthType {
-    /// With the API key or an agent's own key as bearer token.
+    /// With the API key as bearer token.
     ApiKey,
+    /// With a JSON Web Token as bearer token.
+    Jwt,
     /// Not at all.
     None,
 }
 
-/// How clients authenticate, with what that needs.
-#[derive(Clone, Debug)]
-pub enum Auth {
-    /// With keys.
-    Keys {
-        /// The key of operators.
-        secret: Secret,
-        /// The token of agents that want to register.
-        bootstrap: Option<Secret>,
-    },
-    /// Not at all.
-    None,
+/// A word of an identity provider and the role it stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleOf {
+    /// The word.
+    pub group: String,
+    /// The role.
+    pub role: Role,
 }
 
-impl Config {
-    /// Reads the secrets.
-    ///
-    /// # Errors
-    /// When one is given twice, is empty or cannot be read, or the API key is missing.
-    pub fn auth(&self) -> anyhow::Result<Auth> {
-        match self.auth_type {
-            AuthType::None => Ok(Auth::None),
-            AuthType::ApiKey => {
-                let secret =
-                    secret_from(exposed(&self.auth_secret), self.auth_secret_file.clone())?.ok_or_else(|| {
-                        anyhow::anyhow!(
-                            "CERTCTL_AUTH_SECRET or CERTCTL_AUTH_SECRET_FILE is needed (or CERTCTL_AUTH_TYPE=none)"
-                        )
-                    })?;
-                let bootstrap = secret_from(exposed(&self.bootstrap_token), self.bootstrap_token_file.clone())?;
-                Ok(Auth::Keys {
-                    secret: Secret::new(secret),
-                    bootstrap: bootstrap.map(Secret::new),
-                })
-            }
+impl FromStr for RoleOf {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (group, role) = text.rsplit_once('=').ok_or("write group=role,group=role")?;
+        match role.trim().parse()? {
+            Role::Agent => Err("agents come with keys of their own".to_owned()),
+            role => Ok(Self {
+                group: group.trim().to_owned(),
+                role,
+            }),
         }
     }
 }
 
-fn exposed(secret: &Option<Secret>) -> Option<String> {
-    secret.as_ref().map(|secret| secret.expose().to_owned())
+/// How clients authenticate, with what that needs.
+#[derive(Debug)]
+pub struct Auth {
+    /// What is asked of a client.
+    pub entry: Entry,
+    /// The token of agents that want to register.
+    pub bootstrap: Option<Secret>,
+    /// How tokens are read.
+    pub tokens: TokenRules,
+    /// Login with an identity provider.
+    pub login: Option<Oidc>,
+    /// How long a session lasts without being used.
+    pub session_idle: Duration,
+    /// How long a session lasts at most.
+    pub session_lifetime: Duration,
+}
+
+/// What is asked of a client.
+#[derive(Clone, Debug)]
+pub enum Entry {
+    /// The shared key, or a named one.
+    Shared(Secret),
+    /// A token, or a named key.
+    Jwt(JwtSource),
+    /// Nothing.
+    None,
+}
+
+/// What tokens are verified with; it decides the algorithm.
+#[derive(Clone, Debug)]
+pub enum JwtSource {
+    /// HS256 with this secret.
+    Secret(Secret),
+    /// RS256, ES256 or EdDSA with published keys.
+    Published(Place),
+}
+
+/// How tokens are read.
+#[derive(Clone, Debug)]
+pub struct TokenRules {
+    /// Who must have made them.
+    pub issuer: Option<String>,
+    /// Whom they must be for.
+    pub audience: Option<String>,
+    /// Which claim holds the role.
+    pub role_claim: String,
+    /// What its values stand for; empty when they are roles themselves.
+    pub roles: Vec<RoleOf>,
+}
+
+/// Login with an identity provider.
+#[derive(Clone, Debug)]
+pub struct Oidc {
+    /// The provider.
+    pub issuer: String,
+    /// Our name there.
+    pub client_id: String,
+    /// Our secret there.
+    pub client_secret: Option<Secret>,
+    /// Where it sends browsers back to.
+    pub redirect_url: Url,
+    /// What to ask it for.
+    pub scopes: Vec<String>,
+}
+
+impl Config {
+    /// Reads the secrets and finds contradictions.
+    ///
+    /// # Errors
+    /// When one is given twice, is empty or cannot be read, or what is needed is missing.
+    pub fn auth(&self) -> anyhow::Result<Auth> {
+        let access = &self.access;
+        Ok(Auth {
+            entry: access.entry(self.server_host)?,
+            bootstrap: secret(&access.bootstrap_token, &access.bootstrap_token_file)?,
+            tokens: TokenRules {
+                issuer: access.issuer().cloned(),
+                audience: access.jwt_audience.clone(),
+                role_claim: access.jwt_role_claim.clone(),
+                roles: access.jwt_roles.clone(),
+            },
+            login: access.oidc()?,
+            session_idle: access.session_idle,
+            session_lifetime: access.session_lifetime,
+        })
+    }
+}
+
+/// RFC 7518 §3.2: the key of HS256 is at least as long as its digest.
+const LEAST_HS256: usize = 32;
+
+impl AccessSettings {
+    fn issuer(&self) -> Option<&String> {
+        self.jwt_issuer.as_ref().or(self.oidc_issuer.as_ref())
+    }
+
+    fn entry(&self, host: IpAddr) -> anyhow::Result<Entry> {
+        let secret = secret(&self.auth_secret, &self.auth_secret_file)?;
+        match self.auth_type {
+            AuthType::None => {
+                ensure!(
+                    host.is_loopback() || self.auth_none_force,
+                    "CERTCTL_AUTH_TYPE=none lets everyone who reaches {host} do everything; listen on 127.0.0.1, choose \
+                     another type, or say CERTCTL_AUTH_NONE_FORCE=true"
+                );
+                Ok(Entry::None)
+            }
+            AuthType::ApiKey => secret.map(Entry::Shared).context(
+                "CERTCTL_AUTH_SECRET or CERTCTL_AUTH_SECRET_FILE is needed (or CERTCTL_AUTH_TYPE=jwt, or =none)",
+            ),
+            AuthType::Jwt => Ok(Entry::Jwt(self.jwt(secret)?)),
+        }
+    }
+
+    fn jwt(&self, secret: Option<Secret>) -> anyhow::Result<JwtSource> {
+        if let Some(secret) = secret {
+            ensure!(
+                self.jwt_jwks_url.is_none(),
+                "tokens are verified with CERTCTL_AUTH_SECRET or with the keys of CERTCTL_JWT_JWKS_URL, not with both"
+            );
+            ensure!(
+                secret.expose().len() >= LEAST_HS256,
+                "CERTCTL_AUTH_SECRET has at least {LEAST_HS256} octets when it verifies tokens"
+            );
+            return Ok(JwtSource::Secret(secret));
+        }
+        let issuer = self.issuer().context(
+            "CERTCTL_AUTH_TYPE=jwt needs CERTCTL_AUTH_SECRET (HS256), or CERTCTL_JWT_ISSUER and CERTCTL_JWT_AUDIENCE",
+        )?;
+        ensure!(
+            self.jwt_audience.is_some(),
+            "CERTCTL_JWT_AUDIENCE is needed: tokens of {issuer} for others must not open this server"
+        );
+        Ok(JwtSource::Published(match &self.jwt_jwks_url {
+            Some(url) => Place::Keys(url.clone()),
+            None => Place::Discovery(issuer.clone()),
+        }))
+    }
+
+    fn oidc(&self) -> anyhow::Result<Option<Oidc>> {
+        let Some(issuer) = self.oidc_issuer.clone() else {
+            return Ok(None);
+        };
+        // An issuer alone may be meant for bearer tokens.
+        let Some(client_id) = self.oidc_client_id.clone() else {
+            return Ok(None);
+        };
+        Ok(Some(Oidc {
+            issuer,
+            client_id,
+            client_secret: secret(&self.oidc_client_secret, &self.oidc_client_secret_file)?,
+            redirect_url: self
+                .oidc_redirect_url
+                .clone()
+                .context("CERTCTL_OIDC_REDIRECT_URL is needed with CERTCTL_OIDC_CLIENT_ID")?,
+            scopes: self.oidc_scopes.clone(),
+        }))
+    }
+}
+
+fn secret(value: &Option<Secret>, file: &Option<PathBuf>) -> anyhow::Result<Option<Secret>> {
+    let exposed = value.as_ref().map(|secret| secret.expose().to_owned());
+    Ok(secret_from(exposed, file.clone())?.map(Secret::new))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(args: &str) -> Result<Entry, String> {
+        let config = Config::parse_from(["certctl-api"].into_iter().chain(args.split_whitespace()));
+        config
+            .auth()
+            .map(|auth| auth.entry)
+            .map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn contradictions_are_found_before_anything_starts() {
+        let long = "x".repeat(32);
+        for (args, refusal) in [
+            ("--auth-secret s", ""),
+            ("", "CERTCTL_AUTH_SECRET"),
+            ("--auth-type none", ""),
+            ("--auth-type none --server-host ::1", ""),
+            ("--auth-type none --server-host 0.0.0.0", "CERTCTL_AUTH_NONE_FORCE"),
+            ("--auth-type none --server-host 0.0.0.0 --auth-none-force true", ""),
+            ("--auth-type jwt", "CERTCTL_JWT_ISSUER"),
+            ("--auth-type jwt --auth-secret short", "32 octets"),
+            (&format!("--auth-type jwt --auth-secret {long}"), ""),
+            (
+                &format!("--auth-type jwt --auth-secret {long} --jwt-jwks-url https://i.test/k"),
+                "not with both",
+            ),
+            ("--auth-type jwt --jwt-issuer https://i.test", "CERTCTL_JWT_AUDIENCE"),
+            ("--auth-type jwt --jwt-jwks-url https://i.test/k", "CERTCTL_JWT_ISSUER"),
+            ("--auth-type jwt --jwt-issuer https://i.test --jwt-audience a", ""),
+            ("--auth-type jwt --oidc-issuer https://i.test --jwt-audience a", ""),
+            (
+                "--auth-secret s --oidc-issuer https://i.test --oidc-client-id c",
+                "CERTCTL_OIDC_REDIRECT_URL",
+            ),
+        ] {
+            match entry(args) {
+                Ok(_) => assert!(refusal.is_empty(), "{args}"),
+                Err(error) => assert!(!refusal.is_empty() && error.contains(refusal), "{args}: {error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn groups_stand_for_roles_but_not_for_agents() {
+        let read = |text: &str| text.parse::<RoleOf>().map(|of| (of.group, of.role));
+        assert_eq!(read("tls-admins=admin"), Ok(("tls-admins".to_owned(), Role::Admin)));
+        assert_eq!(read("cn=tls = viewer"), Ok(("cn=tls".to_owned(), Role::Viewer)));
+        assert!(read("admins").is_err() && read("admins=root").is_err() && read("hosts=agent").is_err());
+    }
 }

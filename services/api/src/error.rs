@@ -139,7 +139,8 @@ impl From<ClientError> for ApiError {
 
 /// The field a constraint speaks of: `teams_name_key` of `name`, `certificates_owner_id_fkey` of `owner_id`.
 fn field_of(constraint: &str) -> &str {
-    const TABLES: [&str; 9] = [
+    const TABLES: [&str; 10] = [
+        "api_keys_",
         "certificate_targets_",
         "renewal_policies_",
         "certificates_",

@@ -5,7 +5,9 @@
 //! | [`config`] | the variables |
 //! | [`app`] | what handlers share; how a row of the table becomes a route |
 //! | [`auth`] | who calls, and whether the row lets them |
-//! | [`jwt`], [`oidc`] | tokens of other issuers; login and sessions |
+//! | [`jwt`] | tokens of other issuers |
+//! | [`session`], [`oidc`] | sessions of browsers; login with an identity provider |
+//! | [`outbound`] | requests to identity providers |
 //! | [`limits`] | how much a party may ask |
 //! | [`idempotency`] | repeated POSTs are done once |
 //! | [`calls`] | every API call in the trail |
@@ -31,7 +33,9 @@ pub mod jwt;
 pub mod limits;
 pub mod listing;
 pub mod oidc;
+pub mod outbound;
 pub mod resources;
+pub mod session;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -50,6 +54,8 @@ use self::{
 
 /// How long the signer may take for one answer.
 const SIGNER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often uses of keys are written down and what has ended is removed.
+const KEEP_HOUSE_EVERY: Duration = Duration::from_secs(60);
 
 /// Opens what the service needs; connects to nothing yet.
 pub fn build(config: &Config, clock: Clock, stop: &Tasks) -> anyhow::Result<Arc<App>> {
@@ -64,7 +70,7 @@ pub fn build(config: &Config, clock: Clock, stop: &Tasks) -> anyhow::Result<Arc<
 /// The whole surface as a router.
 pub fn router(app: &Arc<App>) -> axum::Router {
     let routes = resources::mount(Routes::default());
-    access_log::wrap(edge::mount(routes.finish()).with_state(app.clone()), app)
+    access_log::wrap(oidc::mount(edge::mount(routes.finish())).with_state(app.clone()), app)
 }
 
 /// Serves until told to stop.
@@ -77,6 +83,15 @@ pub async fn run(config: &Config, app: Arc<App>, tasks: &Tasks) -> anyhow::Resul
     let stop = tasks.token();
     tasks.spawn("wakes", async move {
         tokio::select! { () = wakes.run(&pool) => {}, () = stop.cancelled() => {} }
+    });
+    let (keeper, stop) = (app.clone(), tasks.token());
+    tasks.spawn("access", async move {
+        while !stop.is_cancelled() {
+            tokio::select! { () = tokio::time::sleep(KEEP_HOUSE_EVERY) => {}, () = stop.cancelled() => {} }
+            if let Err(error) = auth::keep_house(&keeper).await {
+                tracing::warn!(?error, "uses of keys are not written down; trying again");
+            }
+        }
     });
     serve::serve(ops, serve::ops_router(ready), tasks).await;
     serve::serve(public, router(&app), tasks).await;

@@ -121,6 +121,11 @@ pub trait Reply: Sized + Send + 'static {
     fn cache_control(&self) -> Option<&str> {
         None
     }
+
+    /// Its `Set-Cookie`, when it has one.
+    fn set_cookie(&self) -> Option<&str> {
+        None
+    }
 }
 
 impl<T: Serialize + DeserializeOwned + JsonSchema + Send + 'static> Reply for T {

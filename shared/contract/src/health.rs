@@ -47,8 +47,11 @@ pub struct HealthReport {
 /// How clients authenticate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AuthMode {
-    /// `api-key` or `none`.
+    /// `api-key`, `jwt` or `none`.
     pub auth_type: String,
-    /// Whether a key is needed.
+    /// Whether a key or token is needed.
     pub required: bool,
+    /// Where a browser logs in with an identity provider; absent when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<String>,
 }

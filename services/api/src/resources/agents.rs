@@ -31,7 +31,7 @@ use sqlx::{Row, postgres::PgRow};
 use super::{certificates::newest_of_agent, profiles};
 use crate::{
     app::{Cx, Request, Routes},
-    auth::{Principal, sha256},
+    auth::{Way, random, sha256},
     error::ApiError,
     listing::{self, Column, Listed, Where, check_name},
 };
@@ -146,7 +146,7 @@ async fn register(cx: Cx, rq: Request<RegisterAgent>) -> Result<RegisteredAgent,
                 "is 32 to 128 printable ASCII characters from a random source",
             ));
         }
-        None => fresh_key()?,
+        None => hex::encode(random()?),
     };
     let hash = hex::encode(sha256(&api_key));
     let id = new.id.unwrap_or_else(|| AgentId::generate(cx.now()));
@@ -193,13 +193,6 @@ async fn register(cx: Cx, rq: Request<RegisterAgent>) -> Result<RegisteredAgent,
     tx.note(event);
     tx.commit().await?;
     Ok(RegisteredAgent { agent, api_key })
-}
-
-/// 256 random bits as text.
-fn fresh_key() -> Result<String, ApiError> {
-    let mut octets = [0u8; 32];
-    aws_lc_rs::rand::fill(&mut octets).map_err(|_| ApiError::internal("the random generator failed"))?;
-    Ok(hex::encode(octets))
 }
 
 async fn heartbeat(cx: Cx, rq: Request<AgentHeartbeat>) -> Result<Outcome, ApiError> {
@@ -460,9 +453,9 @@ async fn report(cx: Cx, rq: Request<AgentReportJobStatus>) -> Result<Outcome, Ap
     let mut tx = cx.begin().await?;
     let (facts, is) = jobs::lock_any(&mut tx, &id).await?;
     of_agent(&facts, &agent)?;
-    let by = match &cx.principal {
+    let by = match &cx.principal.way {
         // The shared key speaks for the agent in the path.
-        Principal::Operator => certctl_model::audit::Actor::agent(&agent),
+        Way::Shared => certctl_model::audit::Actor::agent(&agent),
         _ => tx.actor(),
     };
     if is == status {

@@ -6,8 +6,8 @@ use certctl_contract::health::*;
 
 use crate::{
     app::{Cx, Request, Routes},
-    auth::Gate,
     error::ApiError,
+    oidc,
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
@@ -42,13 +42,11 @@ async fn api_health(cx: Cx, _: Request<ApiHealth>) -> Result<HealthReport, ApiEr
 }
 
 async fn auth_info(cx: Cx, _: Request<AuthInfo>) -> Result<AuthMode, ApiError> {
-    let (auth_type, required) = match cx.app.gate {
-        Gate::Keys { .. } => ("api-key", true),
-        Gate::Open => ("none", false),
-    };
+    let gate = &cx.app.gate;
     Ok(AuthMode {
-        auth_type: auth_type.to_owned(),
-        required,
+        auth_type: gate.kind().to_owned(),
+        required: !gate.is_open(),
+        login: gate.login.as_ref().map(|_| oidc::LOGIN.to_owned()),
     })
 }
 
