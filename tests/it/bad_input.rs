@@ -45,6 +45,11 @@ async fn furnished(db: PgPool) -> (World, std::sync::Arc<Host>) {
         ),
         ("profiles", json!({ "id": "prof-1", "name": "one" })),
         ("renewal-policies", json!({ "id": "rp-1", "name": "one" })),
+        (
+            "policies",
+            json!({ "id": "rule-1", "name": "one", "type": "AllowedIssuers" }),
+        ),
+        ("agent-groups", json!({ "id": "ag-1", "name": "one" })),
     ] {
         w.post(&format!("/api/v1/{path}"), new).await.expect(201);
     }
@@ -94,7 +99,10 @@ fn body_of(operation: &str, host: &Host) -> Value {
         "register_agent" => json!({ "name": "new", "hostname": "new.example.net" }),
         "agent_submit_csr" => json!({ "csr_pem": requests::good("mc-waiting.example.net"), "job_id": "j-none" }),
         "agent_report_job_status" => json!({ "status": "Running" }),
-        "create_profile" | "create_renewal_policy" | "create_team" | "create_owner" => json!({ "name": "new" }),
+        "create_policy" => json!({ "name": "new", "type": "AllowedDomains" }),
+        "create_profile" | "create_renewal_policy" | "create_team" | "create_owner" | "create_agent_group" => {
+            json!({ "name": "new" })
+        }
         _ => json!({}),
     }
 }
@@ -103,7 +111,9 @@ fn body_of(operation: &str, host: &Host) -> Value {
 fn known(operation: &Operation, host: &Host) -> Vec<String> {
     let of = |name: &str| match (operation.tag, name) {
         ("certificates", _) | (_, "cert_id") => "mc-1",
-        ("agents", "id" | "agent_id") => host.id(),
+        ("agents", "id" | "agent_id") | ("agent_groups", "agent_id") => host.id(),
+        ("agent_groups", _) => "ag-1",
+        ("policies", _) => "rule-1",
         ("issuers" | "revocation", "id" | "issuer_id") => "iss-local",
         (_, "serial") => "01",
         ("targets", _) => "tgt-1",

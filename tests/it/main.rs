@@ -1,5 +1,6 @@
 //! Stories through the public surface, and checks of what we publish.
 
+mod approvals;
 mod arrows;
 mod bad_input;
 mod broken_nginx;
@@ -7,10 +8,13 @@ mod bulk;
 mod compatibility;
 mod crashes;
 mod documents;
+mod groups;
 mod linting;
 mod lists;
 mod main_job;
 mod notifications;
+mod notifications_api;
+mod policies;
 mod renewal;
 mod revocation;
 mod schema;

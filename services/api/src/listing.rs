@@ -7,12 +7,15 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use certctl_contract::{
     list::{List, Page, Sort, SortKey},
     problem::Kind,
-    query::{Invalid, Query},
+    query::{Invalid, Query, Several},
 };
 use certctl_model::time::Time;
 use certctl_store::{Error as StoreError, Tx};
 use serde::{Deserialize, Serialize};
-use sqlx::{Encode, PgPool, Postgres, QueryBuilder, Row, Type, postgres::PgRow};
+use sqlx::{
+    Encode, PgPool, Postgres, QueryBuilder, Row, Type,
+    postgres::{PgHasArrayType, PgRow},
+};
 
 use crate::{app::Cx, error::ApiError};
 
@@ -94,6 +97,16 @@ impl Where<'_> {
         T: Clone + Send + for<'q> Encode<'q, Postgres> + Type<Postgres> + 'static,
     {
         self.compare(expression, "=", value);
+    }
+
+    /// `expression` is one of the values, when there are any.
+    pub fn among<T>(&mut self, expression: &str, values: &Option<Several<T>>)
+    where
+        T: Clone + Send + PgHasArrayType + for<'q> Encode<'q, Postgres> + Type<Postgres> + 'static,
+    {
+        if let Some(Several(values)) = values {
+            self.with(&format!("{expression} = ANY("), values.clone(), ")");
+        }
     }
 
     /// `expression < value`, when there is a value.

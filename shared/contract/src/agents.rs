@@ -1,5 +1,7 @@
 //! Agents: registration, heartbeat, and the work they fetch and report.
 
+use std::collections::BTreeMap;
+
 use certctl_model::{
     connector::TargetType,
     id::{AgentId, CertificateId, JobId, TargetId, VersionId},
@@ -13,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
+    endpoint::NoContent,
     health::Outcome,
     list::{List, Page, blank},
     query::Id,
@@ -29,6 +32,10 @@ crate::resource! {
     POST "" RegisterAgent(body: NewAgent,) [Bootstrap] -> 201 RegisteredAgent;
     /// Fetch one agent.
     GET "/{id}" GetAgent(path: Id<AgentId>,) [Needs(View)] -> 200 Agent;
+    /// Change what an agent is called and labelled. Keys that are absent keep their value; the rest it says itself.
+    PUT "/{id}" UpdateAgent(path: Id<AgentId>, body: AgentChanges,) [Needs(Configure)] -> 200 Agent;
+    /// Delete an agent; its key opens nothing any more. Refused while targets or open jobs refer to it.
+    DELETE "/{id}" DeleteAgent(path: Id<AgentId>,) [Needs(Configure)] -> 204 NoContent;
     /// Record that an agent is alive.
     POST "/{id}/heartbeat" AgentHeartbeat(path: Id<AgentId>, body: Heartbeat,) [Agent] -> 200 Outcome;
     /// Fetch an agent's work: requests to make and versions to deploy. With `wait`, answers when there is some.
@@ -48,12 +55,20 @@ crate::query! {
     pub struct AgentFilter {
         /// Only agents of this status.
         status: AgentStatus,
+        /// Only the agent of this name.
+        name: String,
+        /// Only agents of this operating system, in any case.
+        os: String,
+        /// Only agents of this processor, in any case.
+        architecture: String,
+        /// Only agents of exactly this version.
+        version: String,
     }
 }
 
 crate::sort_keys! {
     /// How agents are sorted.
-    pub enum AgentSort { CreatedAt = "createdAt", Name = "name", LastHeartbeatAt = "lastHeartbeatAt" }
+    pub enum AgentSort { CreatedAt = "createdAt", Name = "name", LastHeartbeatAt = "lastHeartbeatAt", Version = "version" }
 }
 
 certctl_model::words! {
@@ -148,7 +163,7 @@ pub struct Agent {
     /// Target types it can deploy to.
     pub capabilities: Vec<String>,
     /// Free labels.
-    pub tags: std::collections::BTreeMap<String, String>,
+    pub tags: BTreeMap<String, String>,
 }
 
 /// An agent that wants in.
@@ -180,6 +195,18 @@ pub struct NewAgent {
     /// A key the agent made itself (32 to 128 printable characters of a random source); one is made when absent.
     #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
     pub api_key: Option<String>,
+}
+
+/// What to change of an agent.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct AgentChanges {
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub name: Option<String>,
+    /// Free labels, all of them: at most 64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<BTreeMap<String, String>>,
 }
 
 /// An agent that was let in.

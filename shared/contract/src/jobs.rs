@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     health::Outcome,
-    list::{List, Page},
-    query::Id,
+    list::{List, Page, blank},
+    query::{Id, Several},
 };
 
 crate::resource! {
@@ -25,19 +25,29 @@ crate::resource! {
     POST "/{id}/cancel" CancelJob(path: Id<JobId>,) [Needs(Operate)] -> 200 Outcome;
     /// Try a failed job again.
     POST "/{id}/retry" RetryJob(path: Id<JobId>,) [Needs(Operate)] -> 200 Outcome;
+    /// Let a job go on that waits for approval.
+    POST "/{id}/approve" ApproveJob(path: Id<JobId>, body: Decision,) [Needs(Approve)] -> 200 Outcome;
+    /// Call a job off that waits for approval.
+    POST "/{id}/reject" RejectJob(path: Id<JobId>, body: Decision,) [Needs(Approve)] -> 200 Outcome;
 }
 
 crate::query! {
     /// Which jobs.
     pub struct JobFilter {
-        /// Only jobs in this state.
-        status: JobStatus,
-        /// Only jobs of this type.
-        r#type: JobKind,
+        /// Only jobs in this state, or in one of these, separated by commas.
+        status: Several<JobStatus>,
+        /// Only jobs of this type, or of one of these, separated by commas.
+        r#type: Several<JobKind>,
         /// Only jobs for this certificate.
         certificate_id: CertificateId,
         /// Only jobs of this agent.
         agent_id: AgentId,
+        /// Only jobs for this target.
+        target_id: TargetId,
+        /// Only jobs created after this time.
+        created_after: Time,
+        /// Only jobs created before this time.
+        created_before: Time,
     }
 }
 
@@ -89,4 +99,12 @@ pub struct Job {
     pub completed_at: Option<Time>,
     /// When it was created.
     pub created_at: Time,
+}
+
+/// Why a job goes on, or does not.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Decision {
+    /// The reason, up to 4096 characters; kept in the trail.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }

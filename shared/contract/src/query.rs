@@ -95,6 +95,48 @@ pub fn take_one<T: FromStr<Err: Display>>(
         .ok()
 }
 
+/// Several words, separated by commas: a row fits that has one of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Several<T>(pub Vec<T>);
+
+impl<T: FromStr> FromStr for Several<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        text.split(',')
+            .map(|word| word.trim().parse())
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+impl<T: Display> Display for Several<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (n, word) in self.0.iter().enumerate() {
+            write!(f, "{}{word}", if n > 0 { "," } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Several<T> {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        format!("Several{}", T::schema_name()).into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let schema = T::json_schema(generator);
+        let words = schema.get("enum").and_then(|words| words.as_array());
+        let words: Vec<&str> = words.into_iter().flatten().filter_map(|word| word.as_str()).collect();
+        let word = format!("({})", words.join("|"));
+        schemars::json_schema!({ "type": "string", "pattern": format!("^{word}(,{word})*$") })
+    }
+}
+
 /// Parameters of a path, all present.
 pub trait PathParams: Sized + Send + 'static {
     /// Their declarations, in the order of the path.

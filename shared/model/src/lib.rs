@@ -8,7 +8,9 @@
 //! | [`serial`] | certificate serial numbers |
 //! | [`key`] | key algorithms and sizes |
 //! | [`certificate`] | the statuses of a managed certificate |
+//! | [`group`] | which agents belong together |
 //! | [`job`] | kinds, states and the edges between them |
+//! | [`policy`] | rules that certificates are held against |
 //! | [`profile`] | what may be issued |
 //! | [`renewal`] | when a certificate is due |
 //! | [`revocation`] | reason codes |
@@ -26,11 +28,13 @@ pub mod audit;
 pub mod bulk;
 pub mod certificate;
 pub mod connector;
+pub mod group;
 pub mod id;
 pub mod job;
 pub mod key;
 pub mod name;
 pub mod notice;
+pub mod policy;
 pub mod profile;
 pub mod renewal;
 pub mod revocation;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use certctl_contract::{
     agents::*,
+    endpoint::NoContent,
     health::Outcome,
     list::{Page, Sort},
     problem::Kind,
@@ -26,9 +27,12 @@ use certctl_store::{
 };
 use certctl_x509::csr::{self, CertificationRequest};
 use serde_json::Value;
-use sqlx::{Row, postgres::PgRow};
+use sqlx::{Row, postgres::PgRow, types::Json};
 
-use super::{certificates::newest_of_agent, profiles};
+use super::{
+    certificates::{check_tags, newest_of_agent},
+    profiles,
+};
 use crate::{
     app::{Cx, Request, Routes},
     auth::{Way, random, sha256},
@@ -40,6 +44,8 @@ pub(super) fn routes(r: Routes) -> Routes {
     r.on(list)
         .on(register)
         .on(get)
+        .on(update)
+        .on(delete)
         .on(heartbeat)
         .on(work)
         .on(submit_csr)
@@ -58,7 +64,7 @@ impl Listed for Agent {
 
     const KIND: &'static str = "agent";
     const COLUMNS: &'static str = "a.id, a.name, a.hostname, a.os, a.architecture, a.ip_address, a.version,
-        a.capabilities, a.last_heartbeat_at, a.registered_at, a.updated_at,
+        a.capabilities, a.tags, a.last_heartbeat_at, a.registered_at, a.updated_at,
         CASE WHEN a.offline_since IS NULL AND a.last_heartbeat_at IS NOT NULL THEN 'Online' ELSE 'Offline' END AS status";
     const FROM: &'static str = "agents a";
     const ID: &'static str = "a.id";
@@ -71,6 +77,7 @@ impl Listed for Agent {
         match key {
             AgentSort::CreatedAt => Column::time("a.registered_at"),
             AgentSort::Name => Column::text("a.name"),
+            AgentSort::Version => Column::text("a.version"),
             AgentSort::LastHeartbeatAt => Column::time("(coalesce(a.last_heartbeat_at, '-infinity'))"),
         }
     }
@@ -82,6 +89,13 @@ impl Listed for Agent {
             Some(AgentStatus::Degraded) => sql.and("false"),
             None => {}
         }
+        sql.eq("a.name", &f.name);
+        sql.eq("lower(a.os)", &f.os.as_deref().map(str::to_lowercase));
+        sql.eq(
+            "lower(a.architecture)",
+            &f.architecture.as_deref().map(str::to_lowercase),
+        );
+        sql.eq("a.version", &f.version);
     }
 
     fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
@@ -108,7 +122,7 @@ impl Listed for Agent {
             ip_address: row.try_get("ip_address")?,
             version: row.try_get("version")?,
             capabilities: row.try_get("capabilities")?,
-            tags: Default::default(),
+            tags: row.try_get::<Json<_>, _>("tags")?.0,
         })
     }
 }
@@ -193,6 +207,56 @@ async fn register(cx: Cx, rq: Request<RegisterAgent>) -> Result<RegisteredAgent,
     tx.note(event);
     tx.commit().await?;
     Ok(RegisteredAgent { agent, api_key })
+}
+
+async fn update(cx: Cx, rq: Request<UpdateAgent>) -> Result<Agent, ApiError> {
+    let (id, change) = (rq.path.id, rq.body);
+    change
+        .name
+        .as_deref()
+        .map_or(Ok(()), |name| check_name("name", name, 128))?;
+    let tags = change.tags.map(check_tags).transpose()?;
+    let mut tx = cx.begin().await?;
+    let now = tx.now();
+    sqlx::query(
+        "UPDATE agents SET name = coalesce($2, name), tags = coalesce($3, tags), updated_at = $4 WHERE id = $1",
+    )
+    .bind(&id)
+    .bind(&change.name)
+    .bind(tags.map(Json))
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    let updated = listing::get(&mut tx, now, id.as_str()).await?;
+    listing::commit(tx, "update_agent", "agent", id.as_str()).await?;
+    Ok(updated)
+}
+
+async fn delete(cx: Cx, rq: Request<DeleteAgent>) -> Result<NoContent, ApiError> {
+    let id = rq.path.id;
+    let mut tx = cx.begin().await?;
+    // From here on nobody gives it a job.
+    sqlx::query("SELECT 1 FROM agents WHERE id = $1 FOR UPDATE")
+        .bind(&id)
+        .execute(&mut *tx)
+        .await?;
+    let open: Option<JobId> = sqlx::query_scalar(
+        "SELECT id FROM jobs WHERE agent_id = $1 AND status NOT IN ('Completed', 'Failed', 'Cancelled') LIMIT 1",
+    )
+    .bind(&id)
+    .fetch_optional(&mut *tx)
+    .await?;
+    if let Some(job) = open {
+        let detail = format!("job {job} of agent {id} is open; cancel it first, or let it finish");
+        return Err(ApiError::new(Kind::Referenced, detail));
+    }
+    let done = sqlx::query("DELETE FROM agents WHERE id = $1")
+        .bind(&id)
+        .execute(&mut *tx)
+        .await;
+    listing::deleted(done, "agent", id.as_str())?;
+    listing::commit(tx, "delete_agent", "agent", id.as_str()).await?;
+    Ok(NoContent)
 }
 
 async fn heartbeat(cx: Cx, rq: Request<AgentHeartbeat>) -> Result<Outcome, ApiError> {

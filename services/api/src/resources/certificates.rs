@@ -315,7 +315,7 @@ fn check_environment(environment: &str) -> Result<(), ApiError> {
     }
 }
 
-fn check_tags(tags: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
+pub(super) fn check_tags(tags: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
     let fits = |text: &str, most| text.chars().count() <= most && !text.contains(char::is_control);
     match tags.len() <= 64
         && tags

@@ -2,17 +2,18 @@
 
 use certctl_contract::{
     health::Outcome,
-    jobs::{CancelJob, GetJob, Job, JobFilter, JobSort, ListJobs, RetryJob},
+    jobs::{ApproveJob, CancelJob, Decision, GetJob, Job, JobFilter, JobSort, ListJobs, RejectJob, RetryJob},
     list::{Page, Sort},
     problem::Kind,
 };
 use certctl_model::{
-    id::{CertificateId, JobId},
-    job::{Failed, JobFacts},
+    id::{AgentId, CertificateId, JobId},
+    job::{AwaitingApproval, Failed, JobFacts},
 };
 use certctl_store::{Error as StoreError, Tx, certificates, jobs};
 use sqlx::{FromRow, postgres::PgRow};
 
+use super::teams::check_text;
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
@@ -20,7 +21,7 @@ use crate::{
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
-    r.on(list).on(get).on(cancel).on(retry)
+    r.on(list).on(get).on(cancel).on(retry).on(approve).on(reject)
 }
 
 impl Listed for Job {
@@ -47,10 +48,13 @@ impl Listed for Job {
     }
 
     fn restrict(f: &JobFilter, sql: &mut Where<'_>) {
-        sql.eq("j.status", &f.status);
-        sql.eq("j.type", &f.r#type);
+        sql.among("j.status", &f.status);
+        sql.among("j.type", &f.r#type);
         sql.eq("j.certificate_id", &f.certificate_id);
         sql.eq("j.agent_id", &f.agent_id);
+        sql.eq("j.target_id", &f.target_id);
+        sql.after("j.created_at", &f.created_after);
+        sql.before("j.created_at", &f.created_before);
     }
 
     fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
@@ -77,13 +81,18 @@ async fn cancel(cx: Cx, rq: Request<CancelJob>) -> Result<Outcome, ApiError> {
 async fn retry(cx: Cx, rq: Request<RetryJob>) -> Result<Outcome, ApiError> {
     let id = rq.path.id;
     let mut tx = cx.begin().await?;
-    // The certificate first, as revoking and archiving do.
-    let certificate: Option<CertificateId> = sqlx::query_scalar("SELECT certificate_id FROM jobs WHERE id = $1")
-        .bind(&id)
-        .fetch_optional(&mut *tx)
-        .await?;
-    let certificate = certificate.ok_or_else(|| ApiError::missing("job", &id))?;
+    // The certificate first, as revoking and archiving do; then the agent, so that nobody deletes it meanwhile.
+    let found: Option<(CertificateId, Option<AgentId>)> =
+        sqlx::query_as("SELECT certificate_id, agent_id FROM jobs WHERE id = $1")
+            .bind(&id)
+            .fetch_optional(&mut *tx)
+            .await?;
+    let (certificate, agent) = found.ok_or_else(|| ApiError::missing("job", &id))?;
     certificates::lock(&mut tx, &certificate).await?.must_be_live()?;
+    sqlx::query("SELECT 1 FROM agents WHERE id = $1 FOR KEY SHARE")
+        .bind(&agent)
+        .execute(&mut *tx)
+        .await?;
     let failed = jobs::lock::<Failed>(&mut tx, &id).await?;
     must_still_be_wanted(&mut tx, &failed.facts).await?;
     let by = tx.actor();
@@ -93,6 +102,51 @@ async fn retry(cx: Cx, rq: Request<RetryJob>) -> Result<Outcome, ApiError> {
     };
     tx.commit().await?;
     Ok(Outcome::of("job_retried"))
+}
+
+async fn approve(cx: Cx, rq: Request<ApproveJob>) -> Result<Outcome, ApiError> {
+    let reason = reason(rq.body)?;
+    let mut tx = cx.begin().await?;
+    let waiting = jobs::lock::<AwaitingApproval>(&mut tx, &rq.path.id).await?;
+    certificates::lock(&mut tx, &waiting.facts.certificate)
+        .await?
+        .must_be_live()?;
+    let ready: bool = sqlx::query_scalar("SELECT csr_der IS NOT NULL FROM jobs WHERE id = $1")
+        .bind(&rq.path.id)
+        .fetch_one(&mut *tx)
+        .await?;
+    if !ready {
+        let detail = format!(
+            "job {} has no certification request yet that could be approved",
+            rq.path.id
+        );
+        return Err(ApiError::new(Kind::WrongState, detail));
+    }
+    let mut approved = waiting.approve(&tx.actor());
+    if let Some(reason) = &reason {
+        approved.event = approved.event.with("reason", reason);
+    }
+    jobs::apply(&mut tx, approved).await?;
+    tx.commit().await?;
+    Ok(Outcome::of("job_approved"))
+}
+
+async fn reject(cx: Cx, rq: Request<RejectJob>) -> Result<Outcome, ApiError> {
+    let reason = reason(rq.body)?;
+    let mut tx = cx.begin().await?;
+    let waiting = jobs::lock::<AwaitingApproval>(&mut tx, &rq.path.id).await?;
+    let by = tx.actor();
+    let reason = reason.unwrap_or_else(|| format!("rejected by {}", by.name));
+    jobs::apply(&mut tx, waiting.reject(&by, reason)).await?;
+    tx.commit().await?;
+    Ok(Outcome::of("job_rejected"))
+}
+
+fn reason(decision: Decision) -> Result<Option<String>, ApiError> {
+    match decision.reason {
+        Some(reason) => check_text("reason", &reason).map(|()| Some(reason)),
+        None => Ok(None),
+    }
 }
 
 fn superseded(id: &JobId) -> ApiError {

@@ -1,7 +1,211 @@
 //! Policy rules and their violations.
 
-use crate::app::Routes;
+use certctl_contract::{
+    endpoint::NoContent,
+    list::{Page, Sort},
+    policies::*,
+};
+use certctl_model::{
+    id::PolicyId,
+    policy::{PolicyType, Rule, Severity},
+};
+use serde_json::Value;
+use sqlx::{FromRow, postgres::PgRow};
+
+use crate::{
+    app::{Cx, Request, Routes},
+    error::ApiError,
+    listing::{self, Column, Listed, Where, check_name},
+};
 
 pub(super) fn routes(r: Routes) -> Routes {
-    r
+    r.on(list)
+        .on(create)
+        .on(get)
+        .on(update)
+        .on(delete)
+        .on(violations_of_one)
+        .on(violations)
+}
+
+impl Listed for PolicyRule {
+    type Filter = PolicyFilter;
+    type Sort = PolicySort;
+
+    const KIND: &'static str = "policy rule";
+    const COLUMNS: &'static str = "p.id, p.name, p.type, p.severity, p.config, p.enabled, p.created_at, p.updated_at";
+    const FROM: &'static str = "policy_rules p";
+    const ID: &'static str = "p.id";
+    const DEFAULT: Sort<PolicySort> = Sort {
+        key: PolicySort::CreatedAt,
+        descending: true,
+    };
+
+    fn column(key: PolicySort) -> Column {
+        match key {
+            PolicySort::CreatedAt => Column::time("p.created_at"),
+            PolicySort::Name => Column::text("p.name"),
+        }
+    }
+
+    fn restrict(f: &PolicyFilter, sql: &mut Where<'_>) {
+        sql.eq("p.type", &f.r#type);
+        sql.eq("p.severity", &f.severity);
+        sql.eq("p.enabled", &f.enabled);
+        sql.eq("p.name", &f.name);
+    }
+
+    fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Self::from_row(row)
+    }
+}
+
+impl Listed for PolicyViolation {
+    type Filter = ViolationFilter;
+    type Sort = ViolationSort;
+
+    const KIND: &'static str = "violation";
+    const COLUMNS: &'static str = "v.id, v.rule_id, v.certificate_id, v.message, v.severity, v.created_at, v.closed_at";
+    const FROM: &'static str = "policy_violations v";
+    const ID: &'static str = "v.id";
+    const DEFAULT: Sort<ViolationSort> = Sort {
+        key: ViolationSort::CreatedAt,
+        descending: true,
+    };
+
+    fn column(key: ViolationSort) -> Column {
+        match key {
+            ViolationSort::CreatedAt => Column::time("v.created_at"),
+        }
+    }
+
+    fn restrict(f: &ViolationFilter, sql: &mut Where<'_>) {
+        sql.eq("v.rule_id", &f.rule_id);
+        sql.eq("v.certificate_id", &f.certificate_id);
+        sql.eq("v.severity", &f.severity);
+        match f.open {
+            Some(true) => sql.and("v.closed_at IS NULL"),
+            Some(false) => sql.and("v.closed_at IS NOT NULL"),
+            None => {}
+        }
+        sql.after("v.created_at", &f.created_after);
+        sql.before("v.created_at", &f.created_before);
+    }
+
+    fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Self::from_row(row)
+    }
+}
+
+fn kind(text: &str) -> Result<PolicyType, ApiError> {
+    text.parse().map_err(|why: String| ApiError::invalid("type", why))
+}
+
+fn severity(text: &str) -> Result<Severity, ApiError> {
+    text.parse().map_err(|why: String| ApiError::invalid("severity", why))
+}
+
+/// The settings in their one form.
+fn settings(kind: PolicyType, config: &Value) -> Result<Value, ApiError> {
+    match Rule::read(kind, config) {
+        Ok(rule) => Ok(rule.to_value()),
+        Err(why) => Err(ApiError::invalid("config", why)),
+    }
+}
+
+async fn list(cx: Cx, rq: Request<ListPolicies>) -> Result<Page<PolicyRule>, ApiError> {
+    listing::list(&cx, rq.query).await
+}
+
+async fn get(cx: Cx, rq: Request<GetPolicy>) -> Result<PolicyRule, ApiError> {
+    listing::fetch(&cx, rq.path.id.as_str()).await
+}
+
+async fn create(cx: Cx, rq: Request<CreatePolicy>) -> Result<PolicyRule, ApiError> {
+    let new = rq.body;
+    check_name("name", &new.name, 255)?;
+    let kind = kind(&new.kind)?;
+    let severity = new.severity.as_deref().map_or(Ok(Severity::Warning), severity)?;
+    let config = settings(kind, &new.config)?;
+    let mut tx = cx.begin().await?;
+    let now = tx.now();
+    let id = new.id.unwrap_or_else(|| PolicyId::generate(now));
+    sqlx::query(
+        "INSERT INTO policy_rules (id, name, type, severity, config, enabled, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $7)",
+    )
+    .bind(&id)
+    .bind(&new.name)
+    .bind(kind)
+    .bind(severity)
+    .bind(&config)
+    .bind(new.enabled.unwrap_or(true))
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    let created = listing::get(&mut tx, now, id.as_str()).await?;
+    listing::commit(tx, "policy_rule_created", "policy", id.as_str()).await?;
+    Ok(created)
+}
+
+async fn update(cx: Cx, rq: Request<UpdatePolicy>) -> Result<PolicyRule, ApiError> {
+    let (id, change) = (rq.path.id, rq.body);
+    change
+        .name
+        .as_deref()
+        .map_or(Ok(()), |name| check_name("name", name, 255))?;
+    let severity = change.severity.as_deref().map(severity).transpose()?;
+    let mut tx = cx.begin().await?;
+    let now = tx.now();
+    // Locked, since settings are read under one type and written under another.
+    sqlx::query("SELECT 1 FROM policy_rules WHERE id = $1 FOR UPDATE")
+        .bind(&id)
+        .execute(&mut *tx)
+        .await?;
+    let before: PolicyRule = listing::get(&mut tx, now, id.as_str()).await?;
+    let kind = change.kind.as_deref().map_or(Ok(before.kind), kind)?;
+    let config = settings(kind, change.config.as_ref().unwrap_or(&before.config))?;
+    sqlx::query(
+        "UPDATE policy_rules
+            SET name = coalesce($2, name), type = $3, severity = coalesce($4, severity), config = $5,
+                enabled = coalesce($6, enabled), updated_at = $7
+          WHERE id = $1",
+    )
+    .bind(&id)
+    .bind(&change.name)
+    .bind(kind)
+    .bind(severity)
+    .bind(&config)
+    .bind(change.enabled)
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    let updated = listing::get(&mut tx, now, id.as_str()).await?;
+    listing::commit(tx, "policy_rule_updated", "policy", id.as_str()).await?;
+    Ok(updated)
+}
+
+async fn delete(cx: Cx, rq: Request<DeletePolicy>) -> Result<NoContent, ApiError> {
+    let id = rq.path.id;
+    let mut tx = cx.begin().await?;
+    let done = sqlx::query("DELETE FROM policy_rules WHERE id = $1")
+        .bind(&id)
+        .execute(&mut *tx)
+        .await;
+    listing::deleted(done, PolicyRule::KIND, id.as_str())?;
+    listing::commit(tx, "policy_rule_deleted", "policy", id.as_str()).await?;
+    Ok(NoContent)
+}
+
+async fn violations_of_one(cx: Cx, rq: Request<ListPolicyViolations>) -> Result<Page<PolicyViolation>, ApiError> {
+    let id = rq.path.id;
+    listing::fetch::<PolicyRule>(&cx, id.as_str()).await?;
+    listing::list_where(cx.pool(), cx.now(), rq.query, |sql| {
+        sql.eq("v.rule_id", &Some(id.clone()))
+    })
+    .await
+}
+
+async fn violations(cx: Cx, rq: Request<ListViolations>) -> Result<Page<PolicyViolation>, ApiError> {
+    listing::list(&cx, rq.query).await
 }

@@ -126,12 +126,17 @@ pub(super) fn keep_default(kind: &str, id: &str, default: &str) -> Result<(), Ap
     }
 }
 
-/// Checks a free text: lines are fine, other control characters are not.
+/// Checks a description.
 pub(super) fn check_description(text: &str) -> Result<(), ApiError> {
+    check_text("description", text)
+}
+
+/// Checks a free text: lines are fine, other control characters are not.
+pub(super) fn check_text(field: &str, text: &str) -> Result<(), ApiError> {
     let odd = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
     match text.chars().count() > 4096 || text.contains(odd) {
         true => Err(ApiError::invalid(
-            "description",
+            field,
             "has up to 4096 characters; of control characters only line ends and tabs",
         )),
         false => Ok(()),

@@ -1,0 +1,105 @@
+//! Notifications as operators see them.
+
+use certctl_tests::world::World;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+fn ids(page: &Value) -> Vec<&str> {
+    let rows = page["data"].as_array().unwrap().iter();
+    rows.map(|row| row["id"].as_str().unwrap()).collect()
+}
+
+async fn four(w: &World) {
+    w.certificate("mc-1", &[], Value::Null).await;
+    w.certificate("mc-2", &[], Value::Null).await;
+    w.sql(
+        "INSERT INTO notifications (id, type, certificate_id, channel, recipient, subject, message, dedup_key, status,
+                                    not_before, error, sent_at, read_at, created_at) VALUES
+           ('ne-1', 'Revocation', 'mc-1', 'Webhook', 'webhook', 's1', 'm1', 'k1', 'pending', '2027-01-15', NULL, NULL, NULL, '2027-01-01'),
+           ('ne-2', 'ExpirationWarning', 'mc-1', 'Email', 'a@example.net', 's2', 'm2', 'k2', 'failed', '2027-01-02', 'refused', NULL, NULL, '2027-01-02'),
+           ('ne-3', 'Revocation', 'mc-2', 'Email', 'a@example.net', 's3', 'm3', 'k3', 'sent', '2027-01-03', NULL, '2027-01-05', '2027-01-06', '2027-01-03'),
+           ('ne-4', 'RenewalSuccess', 'mc-2', 'Email', '', 's4', 'm4', 'k4', 'skipped', '2027-01-04', 'nobody', NULL, NULL, '2027-01-04')",
+    )
+    .await;
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn notifications_are_listed_filtered_and_fetched_by_their_id(db: PgPool) {
+    let w = World::new(db).await;
+    four(&w).await;
+    for (query, expected) in [
+        ("", &["ne-4", "ne-3", "ne-2", "ne-1"][..]),
+        ("sort=-sentAt&per_page=1", &["ne-3"]),
+        ("status=pending", &["ne-1"]),
+        ("status=failed", &["ne-2"]),
+        ("status=sent", &[]),
+        ("status=read", &["ne-3"]),
+        ("status=skipped", &["ne-4"]),
+        ("delivery=sent", &["ne-3"]),
+        ("type=Revocation", &["ne-3", "ne-1"]),
+        ("channel=email", &["ne-4", "ne-3", "ne-2"]),
+        ("certificate_id=mc-1", &["ne-2", "ne-1"]),
+        ("created_after=2027-01-02T00:00:00Z", &["ne-4", "ne-3"]),
+        ("created_before=2027-01-02T00:00:00Z", &["ne-1"]),
+    ] {
+        let page = w.get(&format!("/api/v1/notifications?{query}")).await.expect(200);
+        assert_eq!(ids(&page), expected, "{query}");
+        let total = if query.contains("per_page") { 4 } else { expected.len() };
+        assert_eq!(page["total"], json!(total), "{query}: all that match are counted");
+    }
+    for id in ["ne-1", "ne-2", "ne-3", "ne-4"] {
+        assert_eq!(
+            w.get(&format!("/api/v1/notifications/{id}")).await.expect(200)["id"],
+            id
+        );
+    }
+    assert_eq!(
+        w.get("/api/v1/notifications/ne-3").await.expect(200),
+        json!({ "id": "ne-3", "type": "Revocation", "certificate_id": "mc-2", "channel": "Email",
+                "recipient": "a@example.net", "subject": "s3", "message": "m3", "status": "read", "delivery": "sent",
+                "attempts": 0, "sent_at": "2027-01-05T00:00:00Z", "read_at": "2027-01-06T00:00:00Z",
+                "created_at": "2027-01-03T00:00:00Z" })
+    );
+    assert_eq!(w.get("/api/v1/notifications/none").await.problem().status, 404);
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn reading_touches_neither_the_delivery_nor_its_time(db: PgPool) {
+    let w = World::new(db).await;
+    four(&w).await;
+    let read = async |id: &str| w.post(&format!("/api/v1/notifications/{id}/read"), Value::Null).await;
+    let first = w.clock.now();
+    for id in ["ne-1", "ne-2", "ne-3"] {
+        assert_eq!(read(id).await.expect(200), json!({ "status": "marked_as_read" }));
+    }
+    let get = async |id: &str| w.get(&format!("/api/v1/notifications/{id}")).await.expect(200);
+    let pending = get("ne-1").await;
+    assert_eq!(
+        (
+            &pending["status"],
+            &pending["delivery"],
+            &pending["read_at"],
+            pending.get("sent_at")
+        ),
+        (&json!("read"), &json!("pending"), &json!(first), None)
+    );
+    assert_eq!(get("ne-2").await["delivery"], "failed");
+    assert_eq!(get("ne-3").await["sent_at"], "2027-01-05T00:00:00Z");
+    assert_eq!(
+        get("ne-3").await["read_at"],
+        "2027-01-06T00:00:00Z",
+        "it was read before"
+    );
+    // It is sent all the same.
+    w.settle().await;
+    let sent = get("ne-1").await;
+    assert_eq!((&sent["status"], &sent["delivery"]), (&json!("read"), &json!("sent")));
+    assert_eq!(w.news.lock().unwrap().len(), 1);
+    w.clock.advance(std::time::Duration::from_secs(60));
+    read("ne-1").await.expect(200);
+    assert_eq!(get("ne-1").await["read_at"], json!(first), "the first time counts");
+    assert_eq!(read("none").await.problem().status, 404);
+    let trail =
+        "SELECT string_agg(resource_id, ' ' ORDER BY sequence) FROM audit_events WHERE action = 'notification_read'";
+    assert_eq!(w.text(trail).await, "ne-1 ne-2");
+}
