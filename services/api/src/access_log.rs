@@ -14,7 +14,7 @@ use certctl_contract::problem::Kind;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
-use crate::{app::App, edge, error::ApiError};
+use crate::{app::App, calls::Call, edge, error::ApiError};
 
 /// The id of a request: a UUID of ours, whatever the client sent.
 #[derive(Clone, Debug)]
@@ -51,7 +51,9 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
     let id = RequestId(uuid::Uuid::new_v4().to_string());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
+    let call = Call::default();
     request.extensions_mut().insert(id.clone());
+    request.extensions_mut().insert(call.clone());
     let span = tracing::info_span!("request", request_id = %id.0);
     let mut response = match str::from_utf8(&edge::percent_decoded(&path)) {
         Ok(_) => next.run(request).instrument(span).await,

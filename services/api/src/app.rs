@@ -1,6 +1,6 @@
 //! What handlers share, and how a row of the table becomes a route.
 
-use std::{collections::HashSet, future::Future, sync::Arc, time::Duration};
+use std::{collections::HashSet, future::Future, sync::Arc};
 
 use axum::{
     Router,
@@ -10,11 +10,12 @@ use axum::{
     response::{IntoResponse, Response},
     routing::MethodFilter,
 };
+use bytes::Bytes;
 use certctl_client::Client;
 use certctl_contract::{
     catalogue,
-    endpoint::{Endpoint, NoBody, Reply},
-    problem::{Kind, Problem},
+    endpoint::{Endpoint, File, Media, NoBody, Reply},
+    problem::Problem,
     query::{self, Invalid, PathParams, Query},
 };
 use certctl_model::{
@@ -22,6 +23,7 @@ use certctl_model::{
     time::{Clock, Time},
 };
 use certctl_store::{Tx, wake::Wakes};
+use futures_util::{StreamExt, stream::BoxStream};
 use serde_json::Value;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -29,16 +31,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     access_log::RequestId,
     auth::{self, Gate, Principal},
+    body::Upload,
+    calls::Call,
     config::Config,
     error::ApiError,
 };
-
-/// Largest body of an ordinary request, in octets.
-const BODY_LIMIT: usize = 1 << 20;
-/// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long an answer may take; a long poll for work is the longest.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// What every handler can reach.
 pub struct App {
@@ -114,14 +111,25 @@ impl Cx {
     }
 }
 
-/// A request, parsed.
-pub struct Request<E: Endpoint> {
+/// A request, parsed. `B` is [`Upload`] where the handler reads the body itself.
+pub struct Request<E: Endpoint, B = <E as Endpoint>::Body> {
     /// What the path says.
     pub path: E::Path,
     /// What the query says.
     pub query: E::Query,
     /// What the body says.
-    pub body: E::Body,
+    pub body: B,
+}
+
+/// A file that is written while it is read: an answer of operations whose reply is a
+/// [`File`](certctl_contract::endpoint::File).
+pub struct Download {
+    /// Its media type, parameters included.
+    pub content_type: String,
+    /// Its name, ASCII without quotes.
+    pub name: String,
+    /// Its octets. An error breaks the answer off, so that nobody takes a part for the whole.
+    pub chunks: BoxStream<'static, Result<Bytes, ApiError>>,
 }
 
 /// Routes under construction.
@@ -133,16 +141,66 @@ pub struct Routes {
 
 impl Routes {
     /// Mounts the handler of an operation; which one is read off its argument.
-    pub fn on<E, H, F>(mut self, handler: H) -> Self
+    pub fn on<E, H, F>(self, handler: H) -> Self
     where
         E: Endpoint,
         H: Fn(Cx, Request<E>) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Result<E::Reply, ApiError>> + Send,
+        F: Future<Output = Result<E::Reply, ApiError>> + Send + 'static,
+    {
+        self.mount::<E, _, _>(move |cx, rq| {
+            let handler = handler.clone();
+            async move {
+                let Request { path, query, body } = rq;
+                let fields = query.fields().to_vec();
+                let body = read_json::<E>(body).await?;
+                respond::<E>(handler(cx, Request { path, query, body }).await?, &fields)
+            }
+        })
+    }
+
+    /// Mounts a handler that reads the body itself, while it arrives.
+    pub fn on_upload<E, H, F>(self, handler: H) -> Self
+    where
+        E: Endpoint,
+        H: Fn(Cx, Request<E, Upload>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<E::Reply, ApiError>> + Send + 'static,
+    {
+        self.mount::<E, _, _>(move |cx, rq| {
+            let answer = handler(cx, rq);
+            async move { respond::<E>(answer.await?, &[]) }
+        })
+    }
+
+    /// Mounts a handler whose answer is a file that is written while it is read.
+    pub fn on_download<E, M, H, F>(self, handler: H) -> Self
+    where
+        E: Endpoint<Reply = File<M>>,
+        M: Media,
+        H: Fn(Cx, Request<E>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<Download, ApiError>> + Send + 'static,
+    {
+        self.mount::<E, _, _>(move |cx, rq| {
+            let handler = handler.clone();
+            async move {
+                let Request { path, query, body } = rq;
+                let body = read_json::<E>(body).await?;
+                let file = handler(cx, Request { path, query, body }).await?;
+                stream::<E>(file)
+            }
+        })
+    }
+
+    fn mount<E, H, F>(mut self, handler: H) -> Self
+    where
+        E: Endpoint,
+        H: Fn(Cx, Request<E, Upload>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<Response, ApiError>> + Send,
     {
         assert!(self.mounted.insert(E::NAME), "{} is mounted twice", E::NAME);
         let filter = MethodFilter::try_from(E::METHOD).expect("methods of the table are ordinary ones");
         let route = move |State(app): State<Arc<App>>,
                           id: axum::Extension<RequestId>,
+                          call: axum::Extension<Call>,
                           params: RawPathParams,
                           RawQuery(query): RawQuery,
                           headers: HeaderMap,
@@ -150,11 +208,15 @@ impl Routes {
             let handler = handler.clone();
             async move {
                 let began = std::time::Instant::now();
-                let texts: Vec<String> = params.iter().map(|(_, text)| text.to_owned()).collect();
-                let answer = tokio::time::timeout(
-                    ANSWER_TIMEOUT,
-                    answer::<E, H, F>(app, handler, texts, query, headers, body),
-                );
+                call.of(E::NAME);
+                let asked = Asked {
+                    params: params.iter().map(|(_, text)| text.to_owned()).collect(),
+                    query,
+                    headers,
+                    body,
+                    call: call.0,
+                };
+                let answer = tokio::time::timeout(E::CLASS.answer_timeout(), answer::<E, H, F>(app, handler, asked));
                 let response = match answer.await {
                     Ok(Ok(response)) => response,
                     Ok(Err(error)) => error.into_problem(&id.0).into_response(),
@@ -205,25 +267,29 @@ fn positional(path: &str) -> String {
     path.split('/').map(part).collect::<Vec<_>>().join("/")
 }
 
-async fn answer<E, H, F>(
-    app: Arc<App>,
-    handler: H,
-    texts: Vec<String>,
+/// A request, not yet parsed.
+struct Asked {
+    params: Vec<String>,
     query: Option<String>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Response, ApiError>
+    call: Call,
+}
+
+async fn answer<E, H, F>(app: Arc<App>, handler: H, asked: Asked) -> Result<Response, ApiError>
 where
     E: Endpoint,
-    H: Fn(Cx, Request<E>) -> F,
-    F: Future<Output = Result<E::Reply, ApiError>>,
+    H: Fn(Cx, Request<E, Upload>) -> F,
+    F: Future<Output = Result<Response, ApiError>>,
 {
-    let principal = auth::authenticate(&app, E::ACCESS, &E::METHOD, &headers).await?;
-    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let principal = auth::authenticate(&app, E::ACCESS, &E::METHOD, &asked.headers).await?;
+    let actor = principal.actor();
+    asked.call.by(&actor);
+    let texts: Vec<&str> = asked.params.iter().map(String::as_str).collect();
     auth::authorise(&principal, E::ACCESS, texts.first().copied())?;
     let path =
         E::Path::parse(&texts).map_err(|invalid| ApiError::malformed("the path cannot be read", vec![invalid]))?;
-    let pairs = serde_urlencoded::from_str(query.as_deref().unwrap_or(""))
+    let pairs = serde_urlencoded::from_str(asked.query.as_deref().unwrap_or(""))
         .map_err(|_| ApiError::malformed("the query is not percent-encoded UTF-8", vec![]))?;
     let pairs: Vec<(String, String)> = pairs;
     if let Some((name, _)) = pairs.iter().find(|(_, value)| value.contains('\0')) {
@@ -232,57 +298,69 @@ where
     }
     let query: E::Query =
         query::parse(pairs).map_err(|invalid| ApiError::malformed("the query cannot be read", invalid))?;
-    let fields = query.fields().to_vec();
-    check_fields::<E>(&fields)?;
-    let body = read_body::<E>(&headers, body).await?;
-    let actor = principal.actor();
-    let reply = handler(Cx { app, principal, actor }, Request { path, query, body }).await?;
-    let cache = reply.cache_control().and_then(|text| HeaderValue::try_from(text).ok());
-    let cookie = reply.set_cookie().and_then(|text| HeaderValue::try_from(text).ok());
+    check_fields::<E>(query.fields())?;
+    let body = Upload::new(asked.body, E::CLASS, &asked.headers, asked.call);
+    handler(Cx { app, principal, actor }, Request { path, query, body }).await
+}
+
+/// The answer of a whole reply.
+fn respond<E: Endpoint>(reply: E::Reply, fields: &[String]) -> Result<Response, ApiError> {
     let octets = match fields.is_empty() {
         true => reply.encode(),
-        false => prune(&reply.encode(), &fields),
+        false => prune(&reply.encode(), fields),
     };
-    let status = StatusCode::from_u16(E::STATUS).expect("status codes of the table are constants");
-    let mut response = (status, octets).into_response();
-    response.headers_mut().remove(header::CONTENT_TYPE);
-    if let Some(cache) = cache {
-        response.headers_mut().insert(header::CACHE_CONTROL, cache);
+    let mut response = headed::<E>(reply.content_type(), reply.file_name(), octets)?;
+    if let Some(cache) = reply.cache_control() {
+        response.headers_mut().insert(header::CACHE_CONTROL, value(cache)?);
     }
-    if let Some(cookie) = cookie {
-        response.headers_mut().insert(header::SET_COOKIE, cookie);
-    }
-    if let Some(media) = E::Reply::CONTENT_TYPE {
-        response
-            .headers_mut()
-            .insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    if let Some(cookie) = reply.set_cookie() {
+        response.headers_mut().insert(header::SET_COOKIE, value(cookie)?);
     }
     Ok(response)
 }
 
-async fn read_body<E: Endpoint>(headers: &HeaderMap, body: Body) -> Result<E::Body, ApiError> {
-    let too_large = || ApiError::new(Kind::TooLarge, format!("the body is larger than {BODY_LIMIT} octets"));
-    let declared = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
-    if declared.is_some_and(|n| n > BODY_LIMIT) {
-        return Err(too_large());
+/// The answer of a file that is written while it is read.
+fn stream<E: Endpoint>(file: Download) -> Result<Response, ApiError> {
+    let end = tokio::time::Instant::now() + E::CLASS.stream_timeout();
+    let chunks = file.chunks.map(move |chunk| {
+        let chunk = match tokio::time::Instant::now() < end {
+            true => chunk,
+            false => Err(ApiError::unavailable("the file took too long")),
+        };
+        chunk.map_err(|error| {
+            // The head has gone; breaking off is all that can be said.
+            tracing::warn!(error = ?error, "a file breaks off");
+            std::io::Error::other("the file breaks off")
+        })
+    });
+    let mut response = headed::<E>(Some(&file.content_type), Some(&file.name), Body::from_stream(chunks))?;
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+fn headed<E: Endpoint>(media: Option<&str>, file: Option<&str>, body: impl Into<Body>) -> Result<Response, ApiError> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = StatusCode::from_u16(E::STATUS).expect("status codes of the table are constants");
+    let headers = response.headers_mut();
+    if let Some(media) = media {
+        headers.insert(header::CONTENT_TYPE, value(media)?);
     }
-    let octets = match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, BODY_LIMIT)).await {
-        Ok(Ok(octets)) => octets,
-        Ok(Err(error)) => {
-            use std::error::Error;
-            let limited = error
-                .source()
-                .is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
-            return Err(if limited {
-                too_large()
-            } else {
-                ApiError::malformed("the body broke off", vec![])
-            });
-        }
-        Err(_) => return Err(ApiError::malformed("the body did not arrive in time", vec![])),
-    };
+    if let Some(name) = file {
+        let disposition = format!("attachment; filename=\"{name}\"");
+        headers.insert(header::CONTENT_DISPOSITION, value(&disposition)?);
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    }
+    Ok(response)
+}
+
+fn value(text: &str) -> Result<HeaderValue, ApiError> {
+    HeaderValue::try_from(text).map_err(|_| ApiError::internal(format!("no header can hold {text:?}")))
+}
+
+async fn read_json<E: Endpoint>(body: Upload) -> Result<E::Body, ApiError> {
+    let octets = body.whole().await?;
     let text = octets.trim_ascii();
     let json = if text.is_empty() || text == b"null" {
         b"{}"

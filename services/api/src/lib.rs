@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`config`] | the variables |
 //! | [`app`] | what handlers share; how a row of the table becomes a route |
+//! | [`body`] | bodies of requests: how much, and how fast |
 //! | [`auth`] | who calls, and whether the row lets them |
 //! | [`jwt`] | tokens of other issuers |
 //! | [`session`], [`oidc`] | sessions of browsers; login with an identity provider |
@@ -23,6 +24,7 @@
 pub mod access_log;
 pub mod app;
 pub mod auth;
+pub mod body;
 pub mod calls;
 pub mod config;
 pub mod edge;

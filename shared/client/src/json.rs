@@ -102,7 +102,12 @@ fn text(name: &str, value: &Value) -> Result<Option<String>, ClientError> {
 }
 
 fn reply(answer: Answer) -> Result<JsonReply, ClientError> {
+    // A file is kept as it is, even one that holds JSON.
     let body = match media_type(&answer.content_type) {
+        _ if answer.file_name.is_some() => Body::Bytes {
+            content_type: answer.content_type,
+            bytes: answer.octets,
+        },
         _ if answer.octets.is_empty() => Body::Empty,
         "application/json" => Body::Json(
             serde_json::from_slice(&answer.octets)

@@ -24,8 +24,8 @@ use certctl_contract::{
     query::{PathParams, Query},
 };
 use http::{
-    HeaderValue, Method, StatusCode,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION},
+    HeaderName, HeaderValue, Method, StatusCode,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, LOCATION},
 };
 use url::Url;
 
@@ -135,10 +135,47 @@ fn base_url(text: &str) -> Result<Url, ClientError> {
     Ok(url)
 }
 
+/// A file that is arriving.
+#[derive(Debug)]
+pub struct Download {
+    /// Its media type.
+    pub content_type: String,
+    /// The name that the server proposes.
+    pub file_name: Option<String>,
+    client: Client,
+    response: reqwest::Response,
+}
+
+impl Download {
+    /// The next octets, or nothing at the end.
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`] when the file breaks off.
+    pub async fn chunk(&mut self) -> Result<Option<Vec<u8>>, ClientError> {
+        let chunk = self.response.chunk().await.map_err(|e| self.client.unreachable(e))?;
+        Ok(chunk.map(Vec::from))
+    }
+}
+
+fn text_of(response: &reqwest::Response, name: HeaderName) -> String {
+    let text = response.headers().get(name).and_then(|v| v.to_str().ok());
+    text.unwrap_or_default().to_owned()
+}
+
+/// The `filename` of a `Content-Disposition` (RFC 6266 §4.1), without what could lead out of a directory.
+fn file_name(response: &reqwest::Response) -> Option<String> {
+    let disposition = text_of(response, CONTENT_DISPOSITION);
+    let (_, name) = disposition.split_once("filename=\"")?;
+    let (name, _) = name.split_once('"')?;
+    let harmless = !name.starts_with('.') && !name.contains(['/', '\\']) && !name.is_empty();
+    harmless.then(|| name.to_owned())
+}
+
 /// An answer with a status of success.
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) content_type: String,
+    pub(crate) file_name: Option<String>,
     pub(crate) octets: Vec<u8>,
 }
 
@@ -181,6 +218,29 @@ impl Client {
         self.typed::<E>(&path, &query, &body, Some(timeout)).await
     }
 
+    /// Calls an operation whose answer is a file, and hands the file out as it arrives, however large it is. `timeout`
+    /// is for all of it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn download<E: Endpoint>(
+        &self,
+        path: E::Path,
+        query: E::Query,
+        timeout: Duration,
+    ) -> Result<Download, ClientError> {
+        let mut pairs = Vec::new();
+        query.pairs(&mut pairs);
+        let url = self.url(&E::path(), &path.texts(), &pairs)?;
+        let response = self.ask(E::METHOD, url, None, Some(timeout)).await?;
+        Ok(Download {
+            content_type: text_of(&response, CONTENT_TYPE),
+            file_name: file_name(&response),
+            client: self.clone(),
+            response,
+        })
+    }
+
     pub(crate) async fn typed<E: Endpoint>(
         &self,
         path: &E::Path,
@@ -194,7 +254,7 @@ impl Client {
         let body = (TypeId::of::<E::Body>() != TypeId::of::<NoBody>())
             .then(|| serde_json::to_vec(body).expect("representations are plain data"));
         let answer = self.send(E::METHOD, url, body, timeout).await?;
-        E::Reply::decode(&answer.octets)
+        E::Reply::receive(answer.octets, &answer.content_type, answer.file_name.as_deref())
             .map_err(|e| ClientError::BadReply(format!("the answer to {} cannot be read: {e}", E::NAME)))
     }
 
@@ -234,6 +294,22 @@ impl Client {
         body: Option<Vec<u8>>,
         timeout: Option<Duration>,
     ) -> Result<Answer, ClientError> {
+        let response = self.ask(method, url, body, timeout).await?;
+        Ok(Answer {
+            status: response.status(),
+            content_type: text_of(&response, CONTENT_TYPE),
+            file_name: file_name(&response),
+            octets: self.read(response).await?,
+        })
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        url: Url,
+        body: Option<Vec<u8>>,
+        timeout: Option<Duration>,
+    ) -> Result<reqwest::Response, ClientError> {
         let mut request = self.http.request(method, url);
         if let Some(body) = body {
             request = request.header(CONTENT_TYPE, "application/json").body(body);
@@ -242,25 +318,22 @@ impl Client {
             request = request.timeout(timeout);
         }
         let response = request.send().await.map_err(|e| self.unreachable(e))?;
+        self.succeeded(response).await
+    }
+
+    /// Turns what is no success into an error.
+    async fn succeeded(&self, response: reqwest::Response) -> Result<reqwest::Response, ClientError> {
         let status = response.status();
-        let header = |name| {
-            let text = response.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok());
-            text.unwrap_or_default().to_owned()
-        };
-        let (content_type, location) = (header(CONTENT_TYPE), header(LOCATION));
-        let octets = self.read(response).await?;
         if status.is_success() {
-            return Ok(Answer {
-                status,
-                content_type,
-                octets,
-            });
+            return Ok(response);
         }
         if status.as_u16() < 400 {
+            let location = text_of(&response, LOCATION);
             return Err(ClientError::BadReply(format!(
                 "the server answered {status} {location}, which is no answer of certctl; is the address right?"
             )));
         }
+        let octets = self.read(response).await?;
         let text = String::from_utf8_lossy(&octets);
         Err(ClientError::Problem(Box::new(error::problem(
             status,

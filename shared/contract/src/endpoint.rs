@@ -1,5 +1,7 @@
 //! What an operation is, and the table that declares a resource's.
 
+use std::{marker::PhantomData, time::Duration};
+
 use http::Method;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
@@ -71,6 +73,53 @@ impl Role {
     }
 }
 
+/// How much a request may send, and how long it may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Small bodies and quick answers; a long poll for work is the longest.
+    Ordinary,
+    /// Many certificates in one body.
+    Import,
+    /// A large report, read while it arrives.
+    Upload,
+    /// A large answer, written while it is read.
+    Export,
+}
+
+impl Class {
+    /// Largest body, in octets.
+    pub const fn body_limit(self) -> u64 {
+        match self {
+            Class::Ordinary | Class::Export => 1 << 20,
+            Class::Import => 16 << 20,
+            Class::Upload => 64 << 20,
+        }
+    }
+
+    /// How long the body may take to arrive.
+    pub const fn body_timeout(self) -> Duration {
+        Duration::from_secs(match self {
+            Class::Ordinary | Class::Export => 30,
+            Class::Import => 120,
+            Class::Upload => 600,
+        })
+    }
+
+    /// How long everything may take until the head of the answer.
+    pub const fn answer_timeout(self) -> Duration {
+        Duration::from_secs(match self {
+            Class::Ordinary | Class::Export => 90,
+            Class::Import => 240,
+            Class::Upload => 900,
+        })
+    }
+
+    /// How long the body of a streamed answer may take.
+    pub const fn stream_timeout(self) -> Duration {
+        Duration::from_secs(3600)
+    }
+}
+
 /// One operation as a type.
 pub trait Endpoint: Send + Sync + 'static {
     /// The name of the row, in camel case.
@@ -85,6 +134,8 @@ pub trait Endpoint: Send + Sync + 'static {
     const STATUS: u16;
     /// Who may call it.
     const ACCESS: Access;
+    /// How much it may send, and how long it may take.
+    const CLASS: Class;
     /// Parameters in the path.
     type Path: PathParams;
     /// Parameters in the query.
@@ -102,8 +153,8 @@ pub trait Endpoint: Send + Sync + 'static {
 
 /// What an operation answers with.
 pub trait Reply: Sized + Send + 'static {
-    /// Its media type; none for an empty body.
-    const CONTENT_TYPE: Option<&'static str>;
+    /// The media types it can have; none for an empty body.
+    const CONTENT_TYPES: &'static [&'static str];
 
     /// Its JSON Schema, when it is JSON.
     fn schema(generator: &mut SchemaGenerator) -> Option<Schema>;
@@ -126,10 +177,28 @@ pub trait Reply: Sized + Send + 'static {
     fn set_cookie(&self) -> Option<&str> {
         None
     }
+
+    /// Its media type.
+    fn content_type(&self) -> Option<&str> {
+        Self::CONTENT_TYPES.first().copied()
+    }
+
+    /// Its file name, when it is a file.
+    fn file_name(&self) -> Option<&str> {
+        None
+    }
+
+    /// Reads the octets, knowing the media type and the file name that came with them.
+    ///
+    /// # Errors
+    /// When they are not such an answer.
+    fn receive(octets: Vec<u8>, _content_type: &str, _file_name: Option<&str>) -> Result<Self, serde_json::Error> {
+        Self::decode(&octets)
+    }
 }
 
 impl<T: Serialize + DeserializeOwned + JsonSchema + Send + 'static> Reply for T {
-    const CONTENT_TYPE: Option<&'static str> = Some("application/json");
+    const CONTENT_TYPES: &'static [&'static str] = &["application/json"];
 
     fn schema(generator: &mut SchemaGenerator) -> Option<Schema> {
         Some(generator.subschema_for::<T>())
@@ -149,7 +218,7 @@ impl<T: Serialize + DeserializeOwned + JsonSchema + Send + 'static> Reply for T 
 pub struct NoContent;
 
 impl Reply for NoContent {
-    const CONTENT_TYPE: Option<&'static str> = None;
+    const CONTENT_TYPES: &'static [&'static str] = &[];
 
     fn schema(_: &mut SchemaGenerator) -> Option<Schema> {
         None
@@ -185,7 +254,7 @@ pub struct OcspDer {
 macro_rules! der {
     ($name:ident, $media:literal) => {
         impl Reply for $name {
-            const CONTENT_TYPE: Option<&'static str> = Some($media);
+            const CONTENT_TYPES: &'static [&'static str] = &[$media];
 
             fn schema(_: &mut SchemaGenerator) -> Option<Schema> {
                 None
@@ -210,6 +279,81 @@ macro_rules! der {
 }
 der!(CrlDer, "application/pkix-crl");
 der!(OcspDer, "application/ocsp-response");
+
+/// The media types of a kind of [`File`].
+pub trait Media: Send + Sync + 'static {
+    /// All of them, the usual one first.
+    const TYPES: &'static [&'static str];
+}
+
+/// A file: octets with a media type and a name of their own. Declared as `File<Pem>` in the table, where `Pem` is a
+/// [`Media`]. A handler answers with a whole one, or streams it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct File<M> {
+    /// Its media type, parameters included.
+    pub content_type: String,
+    /// Its name, ASCII without quotes.
+    pub name: String,
+    /// What is in it.
+    pub octets: Vec<u8>,
+    media: PhantomData<fn() -> M>,
+}
+
+impl<M> std::fmt::Debug for File<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "File({}, {}, {} octets)",
+            self.content_type,
+            self.name,
+            self.octets.len()
+        )
+    }
+}
+
+impl<M: Media> File<M> {
+    /// A file of this media type and name.
+    pub fn new(content_type: impl Into<String>, name: impl Into<String>, octets: Vec<u8>) -> Self {
+        Self {
+            content_type: content_type.into(),
+            name: name.into(),
+            octets,
+            media: PhantomData,
+        }
+    }
+}
+
+impl<M: Media> Reply for File<M> {
+    const CONTENT_TYPES: &'static [&'static str] = M::TYPES;
+
+    fn schema(_: &mut SchemaGenerator) -> Option<Schema> {
+        None
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        self.octets.clone()
+    }
+
+    fn decode(octets: &[u8]) -> Result<Self, serde_json::Error> {
+        Self::receive(octets.to_vec(), M::TYPES.first().copied().unwrap_or_default(), None)
+    }
+
+    fn cache_control(&self) -> Option<&str> {
+        Some("no-store")
+    }
+
+    fn content_type(&self) -> Option<&str> {
+        Some(&self.content_type)
+    }
+
+    fn file_name(&self) -> Option<&str> {
+        Some(&self.name)
+    }
+
+    fn receive(octets: Vec<u8>, content_type: &str, file_name: Option<&str>) -> Result<Self, serde_json::Error> {
+        Ok(Self::new(content_type, file_name.unwrap_or_default(), octets))
+    }
+}
 
 /// A request without a body; whatever is sent is ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -267,8 +411,10 @@ pub struct Operation {
     pub query_params: fn() -> Vec<Param>,
     /// Schema of the request's body; none when it takes none.
     pub body: Option<fn(&mut SchemaGenerator) -> Schema>,
-    /// Media type of the answer.
-    pub content_type: Option<&'static str>,
+    /// How much it may send, and how long it may take.
+    pub class: Class,
+    /// Media types of the answer.
+    pub content_types: &'static [&'static str],
     /// Schema of the answer, when it is JSON.
     pub reply: fn(&mut SchemaGenerator) -> Option<Schema>,
     /// Reads parameters of a query as the server does, and says what is wrong with them.
@@ -293,7 +439,8 @@ impl Operation {
             path_params: E::Path::params,
             query_params: E::Query::params,
             body: takes_a_body.then_some(|g: &mut SchemaGenerator| g.subschema_for::<E::Body>()),
-            content_type: E::Reply::CONTENT_TYPE,
+            class: E::CLASS,
+            content_types: E::Reply::CONTENT_TYPES,
             reply: E::Reply::schema,
             check_query: |pairs| query::parse::<E::Query>(pairs).map(|_| ()),
             check_body: |octets| serde_json::from_slice::<E::Body>(octets).map(|_| ()),
@@ -336,12 +483,15 @@ pub fn snake(camel: &str) -> String {
 ///     GET "/{id}" GetTeam(path: Id<TeamId>,) [Needs(View)] -> 200 Team;
 /// }
 /// ```
+///
+/// A row whose requests or answers are large names its [`Class`] after its access: `[Agent; Upload]`.
 #[macro_export]
 macro_rules! resource {
     ($tag:ident $base:literal; $(
         $(#[doc = $doc:literal])+
         $method:ident $rest:literal $name:ident
-        ($(path: $path:ty,)? $(query: $query:ty,)? $(body: $body:ty,)?) [$access:ident $(($permission:ident))?] -> $status:literal $reply:ty;
+        ($(path: $path:ty,)? $(query: $query:ty,)? $(body: $body:ty,)?) [$access:ident $(($permission:ident))? $(; $class:ident)?]
+        -> $status:literal $reply:ty;
     )+) => {
         $(
             $(#[doc = $doc])+
@@ -356,6 +506,7 @@ macro_rules! resource {
                 const STATUS: u16 = $status;
                 const ACCESS: $crate::endpoint::Access =
                     $crate::endpoint::Access::$access $(($crate::endpoint::Permission::$permission))?;
+                const CLASS: $crate::endpoint::Class = $crate::resource!(@class $($class)?);
                 type Path = $crate::resource!(@or $crate::query::NoParams $(, $path)?);
                 type Query = $crate::resource!(@or $crate::query::NoParams $(, $query)?);
                 type Body = $crate::resource!(@or $crate::endpoint::NoBody $(, $body)?);
@@ -371,6 +522,8 @@ macro_rules! resource {
             )),+]
         }
     };
+    (@class) => { $crate::endpoint::Class::Ordinary };
+    (@class $class:ident) => { $crate::endpoint::Class::$class };
     (@or $default:ty) => { $default };
     (@or $default:ty, $given:ty) => { $given };
 }

@@ -51,12 +51,12 @@ fn describe(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
         parameters.extend(list.iter().map(|p| parameter(p, place, generator)));
     }
     let mut success = json!({ "description": operation.summary() });
-    if let Some(media) = operation.content_type {
+    for media in operation.content_types {
         let schema = match (operation.reply)(generator) {
             Some(schema) => json!({ "schema": schema }),
             None => json!({}),
         };
-        success["content"] = json!({ media: schema });
+        success["content"][media] = schema;
     }
     let mut described = json!({
         "operationId": operation.id(),

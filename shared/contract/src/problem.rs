@@ -47,6 +47,8 @@ kinds! {
     NotFound = "not-found" 404 "Not Found",
     /// The path does not know the method.
     MethodNotAllowed = "method-not-allowed" 405 "Method Not Allowed",
+    /// The body comes too slowly.
+    TooSlow = "too-slow" 408 "Request Timeout",
     /// The thing is in a state that does not allow it.
     WrongState = "wrong-state" 409 "Conflict",
     /// The name or id is in use.
