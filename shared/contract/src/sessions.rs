@@ -47,7 +47,7 @@ pub struct Begun {
 }
 
 impl Reply for Begun {
-    const CONTENT_TYPE: Option<&'static str> = Some("application/json");
+    const CONTENT_TYPES: &'static [&'static str] = &["application/json"];
 
     fn schema(generator: &mut SchemaGenerator) -> Option<Schema> {
         Some(generator.subschema_for::<Party>())
@@ -81,7 +81,7 @@ pub struct Ended {
 }
 
 impl Reply for Ended {
-    const CONTENT_TYPE: Option<&'static str> = NoContent::CONTENT_TYPE;
+    const CONTENT_TYPES: &'static [&'static str] = NoContent::CONTENT_TYPES;
 
     fn schema(generator: &mut SchemaGenerator) -> Option<Schema> {
         NoContent::schema(generator)
