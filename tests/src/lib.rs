@@ -3,6 +3,7 @@
 //! | module | what it gives |
 //! |---|---|
 //! | [`stage`] | the real binaries on this machine, one platform at a time, with short intervals |
+//! | [`idp`] | an identity provider with keys of its own, good and bad |
 //! | [`receivers`] | a webhook and a mail server that remember what they were told |
 //! | [`requests`] | certification requests, good and bad |
 //! | [`world`] | all of certctl in one process, with a clock that the story sets |
@@ -21,6 +22,7 @@ use anyhow::Context;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
+pub mod idp;
 pub mod receivers;
 pub mod requests;
 pub mod stage;

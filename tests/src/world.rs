@@ -15,6 +15,7 @@ use std::{
 
 use axum::{Json, Router, extract::State, http::StatusCode, routing::post};
 use certctl_agent::{Agent, Enrolled};
+use certctl_api::app::App;
 use certctl_client::Client;
 use certctl_contract::{
     problem::Problem,
@@ -35,6 +36,8 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, ConnectOptions, PgPool};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+
+use crate::idp::Idp;
 
 /// The key of operators in every world.
 pub const KEY: &str = "the-key-of-operators-in-the-tests";
@@ -59,6 +62,8 @@ pub struct World {
     pub signer: Client,
     /// What the webhook received.
     pub news: Arc<Mutex<Vec<Value>>>,
+    /// What the handlers of the API share.
+    pub app: Arc<App>,
     scheduler: Arc<Scheduler>,
     notifier: Arc<certctl_notifier::Notifier>,
     hosts: Mutex<Vec<Arc<Host>>>,
@@ -154,12 +159,42 @@ impl World {
             url,
             signer,
             news,
+            app,
             scheduler,
             notifier,
             hosts: Mutex::default(),
             tasks,
             dir,
         }
+    }
+
+    /// Starts another API over the same database, which authenticates as these arguments say: where it is, and what its
+    /// handlers share.
+    pub async fn api(&self, auth: &[&str]) -> (String, Arc<App>) {
+        let database = self.db.connect_options().to_url_lossy().to_string();
+        let socket = self.dir.path().join("signer.sock");
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let args = [
+            "certctl-api",
+            "--database-url",
+            &database,
+            "--database-max-conns",
+            "4",
+            "--bootstrap-token",
+            BOOTSTRAP,
+            "--signer-socket",
+            socket.to_str().unwrap(),
+        ];
+        let config = certctl_api::config::Config::parse_from(args.iter().chain(auth));
+        let app = certctl_api::build(&config, self.clock.clone(), &self.tasks).unwrap();
+        serve::serve(listener, certctl_api::router(&app), &self.tasks).await;
+        (url, app)
+    }
+
+    /// Starts an identity provider.
+    pub async fn idp(&self) -> Idp {
+        Idp::start(&self.tasks).await
     }
 
     /// Starts an agent of this name on a host of its own.
@@ -249,12 +284,14 @@ impl World {
         if let Some(key) = key {
             request = request.bearer_auth(key);
         }
-        let response = request
-            .send()
-            .await
-            .unwrap_or_else(|why| panic!("{method} {path}: {why}"));
+        self.ask(&format!("{method} {path}"), request).await
+    }
+
+    /// Sends a request of the test's own making.
+    pub async fn ask(&self, what: &str, request: reqwest::RequestBuilder) -> Answer {
+        let response = request.send().await.unwrap_or_else(|why| panic!("{what}: {why}"));
         Answer {
-            what: format!("{method} {path}"),
+            what: what.to_owned(),
             status: response.status().as_u16(),
             headers: response.headers().clone(),
             octets: response.bytes().await.unwrap().to_vec(),
