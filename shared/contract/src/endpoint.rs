@@ -457,6 +457,11 @@ impl Operation {
         format!("{}{}", self.base, self.rest)
     }
 
+    /// Whether its answer is JSON that can be read as a whole.
+    pub fn answers_with_json(&self) -> bool {
+        self.content_types == ["application/json"]
+    }
+
     /// The first line of the description, without its full stop.
     pub fn summary(&self) -> &'static str {
         self.doc.lines().next().unwrap_or("").trim().trim_end_matches('.')

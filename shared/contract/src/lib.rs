@@ -8,6 +8,7 @@
 //! | [`list`] | filter, sort, pages and sparse fields of every list |
 //! | [`problem`] | the error document (RFC 9457) |
 //! | [`openapi`], [`tools`] | the table read as OpenAPI 3.1 and as tool descriptions |
+//! | [`example`] | examples, read off schemas |
 //! | the others | one resource each: its rows, then its shapes |
 //! | [`signer`] | the signer's own surface, not part of the public catalogue |
 //!
@@ -22,6 +23,7 @@ pub mod bulk;
 pub mod certificates;
 pub mod discovery;
 pub mod endpoint;
+pub mod example;
 pub mod health;
 pub mod issuers;
 pub mod jobs;

@@ -98,7 +98,7 @@ fn text_schema(_: &mut SchemaGenerator) -> Schema {
 }
 
 fn size_schema(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "integer", "minimum": 1, "maximum": 500, "default": 50 })
+    json_schema!({ "type": "integer", "minimum": 1, "maximum": u32::MAX, "default": 50 })
 }
 
 fn sort_schema<S: SortKey>(_: &mut SchemaGenerator) -> Schema {
@@ -115,7 +115,7 @@ impl<F: Query, S: SortKey> Query for List<F, S> {
             Param {
                 name: "page",
                 doc: "Page number, from 1.",
-                schema: |_| json_schema!({ "type": "integer", "minimum": 1, "default": 1 }),
+                schema: |_| json_schema!({ "type": "integer", "minimum": 1, "maximum": u32::MAX, "default": 1 }),
             },
             Param {
                 name: "per_page",
@@ -129,7 +129,7 @@ impl<F: Query, S: SortKey> Query for List<F, S> {
             },
             Param {
                 name: "page_size",
-                doc: "Rows on a page when paging by cursor.",
+                doc: "Rows on a page when paging by cursor; more than 500 counts as 500.",
                 schema: size_schema,
             },
             Param {
@@ -273,7 +273,7 @@ impl<T: ToString> Serialize for Clearable<T> {
     }
 }
 
-impl<T> JsonSchema for Clearable<T> {
+impl<T: JsonSchema> JsonSchema for Clearable<T> {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "Clearable".into()
     }
@@ -282,8 +282,8 @@ impl<T> JsonSchema for Clearable<T> {
         true
     }
 
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "maxLength": 128 })
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [generator.subschema_for::<T>(), { "const": "" }] })
     }
 }
 

@@ -28,6 +28,11 @@ macro_rules! kinds {
                 match self { $(Kind::$variant => $status),+ }
             }
 
+            /// What it means.
+            pub const fn doc(self) -> &'static str {
+                match self { $(Kind::$variant => concat!($($doc),+).trim_ascii()),+ }
+            }
+
             /// The reason phrase of the status.
             pub const fn title(self) -> &'static str {
                 match self { $(Kind::$variant => $title),+ }

@@ -4,7 +4,7 @@ use http::Method;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use crate::endpoint::{Access, Operation};
+use crate::endpoint::{Access, Operation, Permission};
 
 /// An operation as a tool.
 #[derive(Clone, Debug)]
@@ -19,6 +19,8 @@ pub struct Tool {
     pub read_only: bool,
     /// Whether it takes something away for good.
     pub destructive: bool,
+    /// Whether doing it twice leaves what doing it once leaves.
+    pub idempotent: bool,
 }
 
 /// Reads an operation as a tool.
@@ -43,22 +45,10 @@ pub fn tool(operation: &Operation) -> Tool {
     }
     if let Some(body) = operation.body {
         let schema = body(&mut generator).to_value();
-        for (name, property) in schema
-            .get("properties")
-            .and_then(Value::as_object)
-            .into_iter()
-            .flatten()
-        {
-            properties.entry(name.clone()).or_insert_with(|| property.clone());
+        for (name, property) in properties_of(&schema) {
+            properties.entry(name).or_insert(property);
         }
-        required.extend(
-            schema
-                .get("required")
-                .and_then(Value::as_array)
-                .into_iter()
-                .flatten()
-                .cloned(),
-        );
+        required.extend(schema["required"].as_array().into_iter().flatten().cloned());
     }
     let input = json!({
         "type": "object", "properties": properties, "required": required, "additionalProperties": false
@@ -72,8 +62,24 @@ pub fn tool(operation: &Operation) -> Tool {
         input,
         read_only: operation.method == Method::GET,
         destructive: operation.method == Method::DELETE
-            || operation.access == Access::Needs(crate::endpoint::Permission::Revoke),
+            || operation.access == Access::Needs(Permission::Revoke)
+            || ENDING.contains(&operation.name),
+        idempotent: matches!(operation.method, Method::GET | Method::PUT | Method::DELETE)
+            || operation.access == Access::Needs(Permission::Revoke),
     }
+}
+
+/// POSTs that end something which nothing brings back.
+const ENDING: &[&str] = &["CancelJob", "RejectJob"];
+
+/// The keys of an object; of all its forms when it has several.
+fn properties_of(schema: &Value) -> Vec<(String, Value)> {
+    let own = schema["properties"].as_object().into_iter().flatten();
+    let own = own.map(|(name, property)| (name.clone(), property.clone()));
+    let forms = ["anyOf", "oneOf", "allOf"]
+        .into_iter()
+        .flat_map(|several| schema[several].as_array());
+    own.chain(forms.flatten().flat_map(properties_of)).collect()
 }
 
 fn documented(mut schema: Value, doc: &str) -> Value {
