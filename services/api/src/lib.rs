@@ -17,6 +17,7 @@
 //! | [`error`] | what went wrong, in the caller's words; the one place that knows status codes |
 //! | [`access_log`] | request ids, one span and one line per request |
 //! | [`resources`] | one file per resource: SQL and handlers |
+//! | [`docs_page`] | the document of the API and a page that shows it |
 //! | [`edge`] | the public CRL, OCSP and CA routes that relying parties fetch |
 //!
 //! Not here: CA keys, signatures, protocols of issuers.
@@ -27,6 +28,7 @@ pub mod auth;
 pub mod body;
 pub mod calls;
 pub mod config;
+pub mod docs_page;
 pub mod edge;
 pub mod error;
 pub mod headers;
@@ -72,7 +74,8 @@ pub fn build(config: &Config, clock: Clock, stop: &Tasks) -> anyhow::Result<Arc<
 /// The whole surface as a router.
 pub fn router(app: &Arc<App>) -> axum::Router {
     let routes = resources::mount(Routes::default());
-    access_log::wrap(oidc::mount(edge::mount(routes.finish())).with_state(app.clone()), app)
+    let router = docs_page::mount(oidc::mount(edge::mount(routes.finish())));
+    access_log::wrap(router.with_state(app.clone()), app)
 }
 
 /// Serves until told to stop.
