@@ -1,9 +1,12 @@
 //! Calling an operation by its row of the catalogue: JSON in, JSON out. The command line and the tools use it.
 
-use certctl_contract::{endpoint::Operation, tools};
+use certctl_contract::{
+    endpoint::{Class, Operation},
+    tools,
+};
 use serde_json::{Map, Value};
 
-use crate::{Answer, Client, ClientError};
+use crate::{Answer, Client, ClientError, Download};
 
 /// An answer, undecoded.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +43,26 @@ impl Client {
         let url = self.url(&operation.path(), &parts.path, &parts.query)?;
         let answer = self.send(operation.method.clone(), url, parts.body, None).await?;
         reply(answer)
+    }
+}
+
+impl Client {
+    /// Calls an operation as [`Client::call_json`] does, and hands its answer out as it arrives, however large it is.
+    ///
+    /// # Errors
+    /// As [`Client::call_json`].
+    pub async fn download_json(
+        &self,
+        operation: &Operation,
+        input: Map<String, Value>,
+    ) -> Result<Download, ClientError> {
+        let parts = Parts::split(operation, input)?;
+        let url = self.url(&operation.path(), &parts.path, &parts.query)?;
+        let timeout = Class::Export.stream_timeout();
+        let response = self
+            .ask(operation.method.clone(), url, parts.body, Some(timeout))
+            .await?;
+        Ok(self.arriving(response))
     }
 }
 

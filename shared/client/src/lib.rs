@@ -45,6 +45,7 @@ pub struct Client {
     http: reqwest::Client,
     base: Url,
     token: Arc<Secret>,
+    idempotency_key: Option<HeaderValue>,
 }
 
 /// Settings of a [`Client`].
@@ -115,6 +116,7 @@ impl ClientBuilder {
             http: http.build().map_err(|e| ClientError::BadInput(error::chain(&e)))?,
             base,
             token: Arc::new(self.token),
+            idempotency_key: None,
         })
     }
 }
@@ -191,6 +193,20 @@ impl Client {
         }
     }
 
+    /// The same client, which sends this `Idempotency-Key` with every POST: a call that is repeated with the same body
+    /// is done once.
+    ///
+    /// # Errors
+    /// [`ClientError::BadInput`] when a header cannot carry the key.
+    pub fn with_idempotency_key(&self, key: &str) -> Result<Self, ClientError> {
+        let key = HeaderValue::from_str(key)
+            .map_err(|_| ClientError::BadInput("an idempotency key is printable ASCII".into()))?;
+        Ok(Self {
+            idempotency_key: Some(key),
+            ..self.clone()
+        })
+    }
+
     /// Calls an operation.
     ///
     /// # Errors
@@ -232,13 +248,16 @@ impl Client {
         let mut pairs = Vec::new();
         query.pairs(&mut pairs);
         let url = self.url(&E::path(), &path.texts(), &pairs)?;
-        let response = self.ask(E::METHOD, url, None, Some(timeout)).await?;
-        Ok(Download {
+        Ok(self.arriving(self.ask(E::METHOD, url, None, Some(timeout)).await?))
+    }
+
+    pub(crate) fn arriving(&self, response: reqwest::Response) -> Download {
+        Download {
             content_type: text_of(&response, CONTENT_TYPE),
             file_name: file_name(&response),
             client: self.clone(),
             response,
-        })
+        }
     }
 
     pub(crate) async fn typed<E: Endpoint>(
@@ -303,14 +322,18 @@ impl Client {
         })
     }
 
-    async fn ask(
+    pub(crate) async fn ask(
         &self,
         method: Method,
         url: Url,
         body: Option<Vec<u8>>,
         timeout: Option<Duration>,
     ) -> Result<reqwest::Response, ClientError> {
+        let key = self.idempotency_key.as_ref().filter(|_| method == Method::POST);
         let mut request = self.http.request(method, url);
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
         if let Some(body) = body {
             request = request.header(CONTENT_TYPE, "application/json").body(body);
         }
