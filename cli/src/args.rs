@@ -1,58 +1,38 @@
-//! What can be typed.
+//! What can be typed. Commands of operations come from the contract's table.
 
-use std::{marker::PhantomData, path::PathBuf};
+use std::path::PathBuf;
 
 use certctl_client::Secret;
-use certctl_contract::{
-    agents::ListAgents,
-    certificates::ListCertificates,
-    endpoint::{Endpoint, Operation},
-    jobs::ListJobs,
-    tools,
+use clap::{Arg, ArgAction, ArgMatches, Command, builder::PossibleValuesParser, value_parser};
+use clap_complete::Shell;
+
+use crate::{
+    inputs,
+    table::{self, NOUNS, Row},
 };
-use clap::{Arg, ArgMatches, Command as ClapCommand, FromArgMatches, Parser, Subcommand, ValueEnum};
-use serde_json::{Map, Value};
 
-/// Lists, renews and revokes the certificates that certctl manages.
-#[derive(Debug, Parser)]
-#[command(
-    name = "certctl-cli",
-    version,
-    after_help = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 server unreachable."
-)]
-pub(crate) struct Args {
-    /// Address of the certctl API.
-    #[arg(
-        long,
-        global = true,
-        help_heading = "Global options",
-        env = "CERTCTL_SERVER_URL",
-        default_value = "http://localhost:8443",
-        value_name = "URL"
-    )]
-    pub(crate) server: String,
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  refused by the server, or failed
+  2  wrong usage; nothing was sent
+  3  the server cannot be reached
+  4  done in part: some of several things failed";
 
-    /// API key.
-    #[arg(
-        long,
-        global = true,
-        help_heading = "Global options",
-        env = "CERTCTL_API_KEY",
-        hide_env_values = true,
-        value_name = "KEY"
-    )]
-    pub(crate) api_key: Option<Secret>,
-
-    /// How to show the answer: lists are tables and single things JSON unless this says otherwise.
-    #[arg(long, global = true, help_heading = "Global options", value_enum)]
-    pub(crate) format: Option<Format>,
-
-    #[command(subcommand)]
-    pub(crate) command: Command,
-}
+/// Joined names that are shown in `--help`; all others work too.
+const SHOWN: &[&str] = &[
+    "list-certs",
+    "get-cert",
+    "renew-cert",
+    "revoke-cert",
+    "list-agents",
+    "list-jobs",
+    "health",
+    "metrics",
+];
 
 /// How to show an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     /// For people.
     Table,
@@ -60,238 +40,307 @@ pub(crate) enum Format {
     Json,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    #[command(flatten)]
-    Do(Action),
-
-    /// Certificates: list, get, renew, revoke.
-    #[command(subcommand, visible_alias = "certificates")]
-    Certs(Certs),
-
-    /// Agents: list, get.
-    #[command(subcommand)]
-    Agents(Agents),
-
-    /// Jobs: list, get, cancel, retry.
-    #[command(subcommand)]
-    Jobs(Jobs),
+/// What goes with every command.
+#[derive(Clone, Debug)]
+pub(crate) struct Globals {
+    pub(crate) server: String,
+    pub(crate) api_key: Secret,
+    pub(crate) format: Option<Format>,
+    pub(crate) output: Option<PathBuf>,
+    pub(crate) idempotency_key: Option<String>,
+    pub(crate) color: Option<bool>,
 }
 
-/// The commands by their full names.
-#[derive(Debug, Subcommand)]
+/// What was typed.
 pub(crate) enum Action {
-    /// List certificates.
-    ListCerts(Filter<ListCertificates>),
-    /// Show a certificate.
-    GetCert(Which),
-    /// Renew a certificate now.
-    RenewCert(Renew),
-    /// Revoke a certificate.
-    RevokeCert(Revoke),
-    /// List agents.
-    ListAgents(Filter<ListAgents>),
-    /// List jobs.
-    ListJobs(Filter<ListJobs>),
-    /// Ask whether the server is alive.
-    Health,
-    /// Show the server's figures.
-    Metrics,
-    /// Ask whether the server is alive, and summarise the inventory.
+    Operation(Box<Row>, ArgMatches),
     Status,
-    /// Register the certificates of PEM files; CA certificates are skipped.
-    Import(Import),
-    /// Call any operation of the API.
-    Call(Call),
-    /// Print the version.
+    Import(ArgMatches),
+    Call(ArgMatches),
+    Completions(Shell),
+    Man(Option<PathBuf>),
     Version,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum Certs {
-    /// List certificates.
-    List(Filter<ListCertificates>),
-    /// Show a certificate.
-    Get(Which),
-    /// Renew a certificate now.
-    Renew(Renew),
-    /// Revoke a certificate.
-    Revoke(Revoke),
+/// The whole command line.
+pub(crate) fn command() -> Command {
+    spelled(|_| true)
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum Agents {
-    /// List agents.
-    List(Filter<ListAgents>),
-    /// Show an agent.
-    Get(Which),
+/// What is shown of it: each operation once, but for a few that have two names. For completions and manual pages.
+pub(crate) fn shown() -> Command {
+    spelled(|hidden| !hidden)
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum Jobs {
-    /// List jobs.
-    List(Filter<ListJobs>),
-    /// Show a job.
-    Get(Which),
-    /// Cancel a job that is not finished and not being done.
-    Cancel(Which),
-    /// Try a failed job again.
-    Retry(Which),
-}
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct Which {
-    /// Its id.
-    pub(crate) id: String,
-}
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct Renew {
-    /// The certificate's id.
-    pub(crate) id: String,
-
-    /// Wait until the new version is deployed.
-    #[arg(long)]
-    pub(crate) wait: bool,
-
-    /// How many seconds to wait at most.
-    #[arg(long, default_value_t = 300, requires = "wait", value_name = "SECONDS")]
-    pub(crate) timeout: u64,
-}
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct Revoke {
-    /// The certificate's id.
-    pub(crate) id: String,
-
-    /// Why: unspecified, keyCompromise, superseded or another reason of RFC 5280 §5.3.1.
-    #[arg(long, default_value = "unspecified")]
-    pub(crate) reason: String,
-}
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct Import {
-    /// PEM files, each with one or more certificates.
-    #[arg(required = true, value_name = "FILE")]
-    pub(crate) files: Vec<PathBuf>,
-}
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct Call {
-    /// Which, as `call --list` names it.
-    #[arg(required_unless_present = "list")]
-    pub(crate) operation: Option<String>,
-
-    /// Its parameters and the keys of its body in one object: the JSON itself, @FILE, or - for standard input.
-    #[arg(long, value_name = "JSON")]
-    pub(crate) json: Option<String>,
-
-    /// List the operations.
-    #[arg(long, conflicts_with_all = ["operation", "json"])]
-    pub(crate) list: bool,
-}
-
-/// The query of a list, a flag for each parameter that the table declares.
-#[derive(Clone, Debug)]
-pub(crate) struct Filter<E> {
-    pub(crate) query: Map<String, Value>,
-    endpoint: PhantomData<E>,
-}
-
-impl<E: Endpoint> clap::Args for Filter<E> {
-    fn augment_args(command: ClapCommand) -> ClapCommand {
-        let operation = Operation::of::<E>("", "");
-        let schema = tools::tool(&operation).input;
-        (operation.query_params)().into_iter().fold(command, |command, param| {
-            let words = schema["properties"][param.name]["enum"].as_array();
-            let words: Vec<&str> = words.into_iter().flatten().filter_map(Value::as_str).collect();
-            let help = match words.is_empty() {
-                true => param.doc.to_owned(),
-                false => format!("{} One of {}.", param.doc, words.join(", ")),
-            };
-            let mut arg = Arg::new(param.name)
-                .long(param.name.replace('_', "-"))
-                .value_name("VALUE")
-                .allow_hyphen_values(param.name == "sort")
-                .help(help);
-            if let Some(short) = param.name.strip_suffix("_id") {
-                arg = arg.visible_alias(short);
-            }
-            command.arg(arg)
-        })
-    }
-
-    fn augment_args_for_update(command: ClapCommand) -> ClapCommand {
-        Self::augment_args(command)
-    }
-}
-
-impl<E: Endpoint> FromArgMatches for Filter<E> {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given =
-            |name: &'static str| Some((name.to_owned(), Value::from(matches.get_one::<String>(name)?.as_str())));
-        let params = (Operation::of::<E>("", "").query_params)();
-        Ok(Self {
-            query: params.into_iter().filter_map(|param| given(param.name)).collect(),
-            endpoint: PhantomData,
-        })
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
-
-impl Command {
-    /// The same command by its full name; what has none is a call.
-    pub(crate) fn into_action(self) -> Action {
-        let call = |operation: &str, which: Which| {
-            Action::Call(Call {
-                operation: Some(operation.to_owned()),
-                json: Some(serde_json::json!({ "id": which.id }).to_string()),
-                list: false,
-            })
-        };
-        match self {
-            Self::Do(action) => action,
-            Self::Certs(Certs::List(filter)) => Action::ListCerts(filter),
-            Self::Certs(Certs::Get(which)) => Action::GetCert(which),
-            Self::Certs(Certs::Renew(renew)) => Action::RenewCert(renew),
-            Self::Certs(Certs::Revoke(revoke)) => Action::RevokeCert(revoke),
-            Self::Agents(Agents::List(filter)) => Action::ListAgents(filter),
-            Self::Agents(Agents::Get(which)) => call("get_agent", which),
-            Self::Jobs(Jobs::List(filter)) => Action::ListJobs(filter),
-            Self::Jobs(Jobs::Get(which)) => call("get_job", which),
-            Self::Jobs(Jobs::Cancel(which)) => call("cancel_job", which),
-            Self::Jobs(Jobs::Retry(which)) => call("retry_job", which),
+fn spelled(included: fn(bool) -> bool) -> Command {
+    let mut command = Command::new("certctl-cli")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(
+            "Requests, renews, deploys and revokes the certificates that certctl manages, and all else its API can do",
+        )
+        .after_help(EXIT_CODES)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .args(globals());
+    let mut done = vec![];
+    for noun in NOUNS {
+        if !done.contains(&noun.name) {
+            done.push(noun.name);
+            let group = Command::new(noun.name).about(noun.about).visible_aliases(noun.aliases);
+            command = command.subcommand(
+                group
+                    .subcommand_required(true)
+                    .arg_required_else_help(true)
+                    .defer(verbs),
+            );
         }
+    }
+    for row in table::rows() {
+        let mut names = row.joined().into_iter();
+        let name = names.next().expect("an operation has a name");
+        let hidden = !SHOWN.contains(&name.as_str());
+        if !included(hidden) {
+            continue;
+        }
+        let joined = Command::new(name)
+            .aliases(names)
+            .about(row.operation.summary())
+            .hide(hidden);
+        command = command.subcommand(joined.defer(|command| match table::by_name(command.get_name()) {
+            Some(row) => described(command, &row),
+            None => command,
+        }));
+    }
+    command.subcommands([
+        Command::new("status").about("Ask whether the server is alive, and summarise the inventory"),
+        import(),
+        call(),
+        Command::new("completions")
+            .about("Print completions for a shell")
+            .arg(Arg::new("shell").required(true).value_parser(value_parser!(Shell))),
+        Command::new("man")
+            .about("Write the manual pages: one for each command into a directory, or the main one to standard output")
+            .arg(
+                Arg::new("directory")
+                    .value_name("DIRECTORY")
+                    .value_parser(value_parser!(PathBuf)),
+            ),
+        Command::new("version").about("Print the version"),
+    ])
+}
+
+fn globals() -> Vec<Arg> {
+    let global = |name: &'static str| Arg::new(name).global(true).help_heading("Global options");
+    vec![
+        global("server")
+            .long("server")
+            .value_name("URL")
+            .env("CERTCTL_SERVER_URL")
+            .default_value("http://localhost:8443")
+            .help("Address of the certctl API"),
+        global("api_key")
+            .long("api-key")
+            .value_name("KEY")
+            .env("CERTCTL_API_KEY")
+            .hide_env_values(true)
+            .help("API key"),
+        global("format")
+            .long("format")
+            .value_name("FORMAT")
+            .value_parser(PossibleValuesParser::new(["table", "json"]))
+            .help("How to show the answer: lists are tables and single things JSON unless this says otherwise"),
+        global("output")
+            .long("output")
+            .short('o')
+            .value_name("FILE")
+            .value_parser(value_parser!(PathBuf))
+            .help("Write what the server answers to this file, as it came"),
+        global("idempotency_key")
+            .long("idempotency-key")
+            .value_name("KEY")
+            .help("Name this call: repeated with the same name and inputs it is done once"),
+        global("color")
+            .long("color")
+            .value_name("WHEN")
+            .value_parser(PossibleValuesParser::new(["auto", "always", "never"]))
+            .default_value("auto")
+            .help("Whether tables are coloured; auto: on a terminal, unless NO_COLOR is set"),
+        global("no_color")
+            .long("no-color")
+            .env("NO_COLOR")
+            .hide(true)
+            .hide_env(true)
+            .num_args(0..=1)
+            .default_missing_value("1"),
+    ]
+}
+
+/// The verbs under a noun.
+fn verbs(mut noun: Command) -> Command {
+    let name = noun.get_name().to_owned();
+    for row in table::rows().into_iter().filter(|row| row.noun == name) {
+        let mut command = Command::new(row.verb.clone()).about(row.operation.summary());
+        if row.verb == "archive" {
+            command = command.visible_alias("delete");
+        }
+        noun = noun.subcommand(described(command, &row));
+    }
+    match name.as_str() {
+        "certs" => noun.subcommand(import()),
+        _ => noun,
+    }
+}
+
+/// The arguments of an operation, and what this program adds to it.
+fn described(command: Command, row: &Row) -> Command {
+    let long: Vec<&str> = row.operation.doc.lines().map(str::trim).collect();
+    let command = command.long_about(
+        long.join("\n")
+            .replace("\n\n", "\u{0}")
+            .replace('\n', " ")
+            .replace('\u{0}', "\n\n"),
+    );
+    let mut command = inputs::describe(command, &row.operation);
+    let has = |command: &Command, name: &str| command.get_arguments().any(|arg| arg.get_id() == name);
+    if row.is_list() {
+        let all = Arg::new("all").long("all").action(ArgAction::SetTrue);
+        command = command.arg(all.help("Every page: walks the list to its end and writes rows as they come"));
+    }
+    if row.operation.answers_with_json() && !has(&command, "fields") {
+        let fields = Arg::new("fields").long("fields").value_name("KEYS");
+        command = command.arg(fields.help("Keys to show of the answer, separated by commas"));
+    }
+    if row.is_watchable() {
+        let watch = Arg::new("watch").long("watch").action(ArgAction::SetTrue);
+        let interval = Arg::new("interval")
+            .long("interval")
+            .value_name("SECONDS")
+            .value_parser(value_parser!(u64).range(1..));
+        command = command
+            .arg(watch.help("Look again until all that is shown has ended; fails when any of it failed"))
+            .arg(
+                interval
+                    .default_value("2")
+                    .requires("watch")
+                    .help("How often to look, with --watch"),
+            );
+    }
+    if row.operation.id() == "trigger_renewal" {
+        let wait = Arg::new("wait").long("wait").action(ArgAction::SetTrue);
+        let timeout = Arg::new("timeout")
+            .long("timeout")
+            .value_name("SECONDS")
+            .value_parser(value_parser!(u64));
+        command = command.arg(wait.help("Wait until the new version is deployed")).arg(
+            timeout
+                .default_value("300")
+                .requires("wait")
+                .help("How many seconds to wait at most"),
+        );
+    }
+    command
+}
+
+fn import() -> Command {
+    let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).value_name("TEXT").help(help);
+    Command::new("import")
+        .about("Take over certificates that others issued, from PEM files")
+        .long_about(
+            "Take over certificates that others issued, from PEM files.\n\nFiles are sent in batches, each certificate \
+             with the CA certificates of the files that lead from it. A certificate that is there already is reported \
+             as a duplicate and is no error: an import that broke off is finished by running it again. Private keys \
+             stay where they are.",
+        )
+        .arg(
+            Arg::new("files")
+                .required(true)
+                .num_args(1..)
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help("PEM files, each with any number of certificates"),
+        )
+        .args([
+            flag("owner", "Id of the owner they get").visible_alias("owner-id"),
+            flag("team", "Id of the team they get").visible_alias("team-id"),
+            flag("issuer", "Id of the issuer that is to renew them").visible_alias("issuer-id"),
+            flag("renewal-policy", "Id of the renewal policy they get").visible_alias("renewal-policy-id"),
+            flag("environment", "The environment they get; imported when absent"),
+        ])
+}
+
+fn call() -> Command {
+    Command::new("call")
+        .about("Call any operation of the API by its name")
+        .args([
+        Arg::new("operation")
+            .required_unless_present("list")
+            .help("Which, as `call --list` names it"),
+        Arg::new("json").long("json").value_name("JSON").help(
+            "Its parameters and the keys of its body in one object: the JSON itself, @FILE, or - for standard input",
+        ),
+        Arg::new("list")
+            .long("list")
+            .action(ArgAction::SetTrue)
+            .conflicts_with_all(["operation", "json"])
+            .help("List the operations"),
+    ])
+}
+
+/// Reads what was typed.
+pub(crate) fn read(matches: ArgMatches) -> (Globals, Action) {
+    let text = |name: &str| matches.get_one::<String>(name).cloned();
+    let color = match text("color").as_deref() {
+        Some("always") => Some(true),
+        Some("never") => Some(false),
+        _ if text("no_color").is_some_and(|set| !set.is_empty()) => Some(false),
+        _ => None,
+    };
+    let globals = Globals {
+        server: text("server").unwrap_or_default(),
+        api_key: Secret::new(text("api_key").unwrap_or_default()),
+        // An operation may have a format of its own, with words of its own.
+        format: match text("format").as_deref() {
+            Some("table") => Some(Format::Table),
+            Some("json") => Some(Format::Json),
+            _ => None,
+        },
+        output: matches.get_one::<PathBuf>("output").cloned(),
+        idempotency_key: text("idempotency_key"),
+        color,
+    };
+    (globals, action(&matches))
+}
+
+fn action(matches: &ArgMatches) -> Action {
+    let (name, inner) = matches.subcommand().expect("a command is required");
+    match name {
+        "status" => Action::Status,
+        "version" => Action::Version,
+        "import" => Action::Import(inner.clone()),
+        "call" => Action::Call(inner.clone()),
+        "completions" => Action::Completions(*inner.get_one("shell").expect("it is required")),
+        "man" => Action::Man(inner.get_one("directory").cloned()),
+        name => match (table::by_name(name), inner.subcommand()) {
+            (Some(row), None) => Action::Operation(Box::new(row), inner.clone()),
+            (_, Some(("import", deepest))) if name == "certs" => Action::Import(deepest.clone()),
+            (_, Some((verb, deepest))) => {
+                let row = table::by_verb(name, verb).expect("verbs come from the table");
+                Action::Operation(Box::new(row), deepest.clone())
+            }
+            (None, None) => unreachable!("a noun needs a verb"),
+        },
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Args::command().debug_assert();
-    }
-
-    #[test]
-    fn a_list_has_a_flag_for_each_parameter_of_the_table() {
-        let line =
-            "certctl-cli list-jobs --status Failed --type Renewal --certificate mc-1 --per-page 5 --sort -createdAt";
-        let args = Args::try_parse_from(line.split(' ')).unwrap();
-        let Action::ListJobs(filter) = args.command.into_action() else {
-            panic!("another command");
-        };
-        let query = serde_json::json!({
-            "per_page": "5", "sort": "-createdAt", "status": "Failed", "type": "Renewal", "certificate_id": "mc-1",
-        });
-        assert_eq!(Value::Object(filter.query), query);
+        let mut command = command();
+        command.build();
+        command.debug_assert();
     }
 
     #[test]
@@ -301,12 +350,41 @@ mod tests {
             "certctl-cli certs list --server http://a --format json",
             "certctl-cli list-certs --format=json --server=http://a",
         ] {
-            let args = Args::try_parse_from(line.split(' ')).unwrap();
+            let (globals, action) = read(command().try_get_matches_from(line.split(' ')).unwrap());
             assert_eq!(
-                (args.format, args.server.as_str()),
+                (globals.format, globals.server.as_str()),
                 (Some(Format::Json), "http://a"),
                 "{line}"
             );
+            assert!(matches!(action, Action::Operation(row, _) if row.operation.id() == "list_certificates"));
+        }
+    }
+
+    #[test]
+    fn every_operation_is_reached_in_both_spellings() {
+        for row in table::rows() {
+            let id = row.operation.id();
+            let path: Vec<String> = (row.operation.path_params)()
+                .iter()
+                .map(|p| format!("{}-1", p.name))
+                .collect();
+            let json = row.operation.body.map(|_| "--json={}".to_owned());
+            let more: Vec<String> = path.into_iter().chain(json).collect();
+            let nouns = vec![row.noun.to_owned(), row.verb.clone()];
+            for words in row.joined().into_iter().map(|name| vec![name]).chain([nouns]) {
+                let line = ["certctl-cli".to_owned()]
+                    .into_iter()
+                    .chain(words.clone())
+                    .chain(more.clone());
+                let matches = command()
+                    .try_get_matches_from(line)
+                    .unwrap_or_else(|e| panic!("{words:?}: {e}"));
+                let (_, action) = read(matches);
+                assert!(
+                    matches!(action, Action::Operation(found, _) if found.operation.id() == id),
+                    "{words:?}"
+                );
+            }
         }
     }
 }

@@ -1,197 +1,319 @@
 //! What each command asks the server and shows.
 
 use std::{
-    fs,
-    io::{self, IsTerminal, Read},
+    fs::File,
+    io::{self, IsTerminal, Write},
+    path::{Path, PathBuf},
 };
 
 use certctl_client::{Body, Client};
-use certctl_contract::{
-    catalogue,
-    certificates::{GetCertificate, RevokeCertificate},
-    endpoint::{Endpoint, Operation},
-    health::{ApiHealth, Health},
-    metrics::{DashboardSummary, Metrics},
-};
+use certctl_contract::{catalogue, endpoint::Operation, health::ApiHealth};
+use clap::ArgMatches;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    args::{Action, Call, Command, Filter, Format},
+    args::{self, Action, Format, Globals},
     failure::Failure,
-    import,
-    output::{self, Columns},
-    renew,
+    import, inputs, lists,
+    output::{self, Style},
+    pages, renew, table,
+    table::Row,
+    watch,
 };
 
-const CERTIFICATES: Columns = &[
-    ("ID", "id"),
-    ("COMMON NAME", "common_name"),
-    ("STATUS", "status"),
-    ("EXPIRES", "expires_at"),
-    ("ISSUER", "issuer_id"),
-];
-const AGENTS: Columns = &[
-    ("ID", "id"),
-    ("HOST", "hostname"),
-    ("STATUS", "status"),
-    ("OS", "os"),
-    ("ARCH", "architecture"),
-    ("ADDRESS", "ip_address"),
-    ("LAST HEARTBEAT", "last_heartbeat_at"),
-];
-const JOBS: Columns = &[
-    ("ID", "id"),
-    ("TYPE", "type"),
-    ("CERTIFICATE", "certificate_id"),
-    ("STATUS", "status"),
-    ("ATTEMPTS", "attempts"),
-    ("CREATED", "created_at"),
-    ("LAST ERROR", "last_error"),
-];
-const OPERATIONS: Columns = &[
+const OPERATIONS: output::Columns = &[
     ("OPERATION", "operation"),
     ("METHOD", "method"),
     ("PATH", "path"),
     ("SUMMARY", "summary"),
 ];
 
+/// Whom to ask, and how to show what they say.
+pub(crate) struct Session {
+    pub(crate) client: Client,
+    pub(crate) format: Option<Format>,
+    pub(crate) output: Option<PathBuf>,
+    pub(crate) style: Style,
+}
+
+impl Session {
+    /// Checks the settings; connects to nothing yet.
+    pub(crate) fn new(globals: Globals) -> Result<Self, Failure> {
+        let client = Client::builder(&globals.server)
+            .token(globals.api_key)
+            .user_agent(concat!("certctl-cli/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        let client = match &globals.idempotency_key {
+            Some(key) => client.with_idempotency_key(key)?,
+            None => client,
+        };
+        Ok(Self {
+            client,
+            format: globals.format,
+            output: globals.output,
+            style: Style::new(globals.color),
+        })
+    }
+
+    /// How lists and what was done are shown.
+    pub(crate) fn lists_as(&self) -> Format {
+        self.format.unwrap_or(Format::Table)
+    }
+
+    fn things_as(&self) -> Format {
+        self.format.unwrap_or(Format::Json)
+    }
+
+    /// Calls an operation whose answer is JSON.
+    pub(crate) async fn ask(&self, operation: &Operation, input: Map<String, Value>) -> Result<Value, Failure> {
+        match self.client.call_json(operation, input).await?.body {
+            Body::Json(value) => Ok(value),
+            Body::Empty | Body::Bytes { .. } => Err(Failure::Failed(format!(
+                "the server's answer to {} is not JSON; is the address right?",
+                operation.id()
+            ))),
+        }
+    }
+}
+
 /// Does what was typed.
-pub(crate) async fn run(client: &Client, command: Command, format: Option<Format>) -> Result<(), Failure> {
-    let lists_as = format.unwrap_or(Format::Table);
-    let things_as = format.unwrap_or(Format::Json);
-    match command.into_action() {
-        Action::ListCerts(filter) => list(client, filter, CERTIFICATES, lists_as).await,
-        Action::ListAgents(filter) => list(client, filter, AGENTS, lists_as).await,
-        Action::ListJobs(filter) => list(client, filter, JOBS, lists_as).await,
-        Action::GetCert(which) => show(
-            &ask::<GetCertificate>(client, json!({ "id": which.id })).await?,
-            things_as,
-        ),
-        Action::Metrics => show(&ask::<Metrics>(client, json!({})).await?, things_as),
-        Action::RenewCert(renew) => renew::run(client, renew, lists_as).await,
-        Action::RevokeCert(revoke) => {
-            let input = json!({ "id": revoke.id, "reason": revoke.reason });
-            let answer = ask::<RevokeCertificate>(client, input).await?;
-            tell(
-                &answer,
-                &format!("{} is revoked ({})", revoke.id, revoke.reason),
-                lists_as,
-            )
-        }
-        Action::Health => {
-            let answer = ask::<Health>(client, json!({})).await?;
-            tell(&answer, answer["status"].as_str().unwrap_or("?"), lists_as)
-        }
-        Action::Status => {
-            let health = ask::<ApiHealth>(client, json!({})).await?;
-            let summary = ask::<DashboardSummary>(client, json!({})).await?;
-            show(&json!({ "health": health, "summary": summary }), lists_as)
-        }
-        Action::Import(files) => import::run(client, &files.files, lists_as).await,
-        Action::Call(call) if call.list => operations(lists_as),
-        Action::Call(call) => any(client, call, things_as).await,
-        Action::Version => Ok(output::line(concat!("certctl-cli ", env!("CARGO_PKG_VERSION")))?),
+pub(crate) async fn run(globals: Globals, action: Action) -> Result<(), Failure> {
+    match action {
+        Action::Version => return Ok(output::line(concat!("certctl-cli ", env!("CARGO_PKG_VERSION")))?),
+        Action::Completions(shell) => return pages::completions(shell, &mut args::shown()),
+        Action::Man(directory) => return pages::man(args::shown(), directory.as_deref()),
+        Action::Call(matches) if matches.get_flag("list") => return operations(globals.format),
+        _ => {}
+    }
+    let session = Session::new(globals)?;
+    match action {
+        Action::Operation(row, matches) => operation(&session, &row, &matches).await,
+        Action::Status => status(&session).await,
+        Action::Import(matches) => import::run(&session, &matches).await,
+        Action::Call(matches) => call(&session, &matches).await,
+        Action::Version | Action::Completions(_) | Action::Man(_) => unreachable!("they need no server"),
     }
 }
 
-/// Calls an operation whose answer is JSON.
-async fn ask<E: Endpoint>(client: &Client, input: Value) -> Result<Value, Failure> {
-    let Value::Object(input) = input else {
-        unreachable!("inputs are written as objects")
+async fn operation(session: &Session, row: &Row, matches: &ArgMatches) -> Result<(), Failure> {
+    let operation = &row.operation;
+    let input = inputs::read(operation, matches)?;
+    let flag = |name: &str| {
+        matches
+            .try_get_one::<bool>(name)
+            .ok()
+            .flatten()
+            .copied()
+            .unwrap_or(false)
     };
-    match client.call_json(&Operation::of::<E>("", ""), input).await?.body {
-        Body::Json(value) => Ok(value),
-        Body::Empty | Body::Bytes { .. } => Err(Failure::Failed(format!(
-            "the server's answer to {} is not JSON; is the address right?",
-            E::NAME
-        ))),
+    let number = |name: &str| {
+        matches
+            .try_get_one::<u64>(name)
+            .ok()
+            .flatten()
+            .copied()
+            .unwrap_or_default()
+    };
+    // Not a parameter of the operation, or `inputs` would have read it.
+    let fields = match input.contains_key("fields") {
+        true => None,
+        false => matches.try_get_one::<String>("fields").ok().flatten().cloned(),
+    };
+    if flag("wait") {
+        return renew::run(session, input, number("timeout")).await;
     }
-}
-
-async fn list<E: Endpoint>(
-    client: &Client,
-    filter: Filter<E>,
-    columns: Columns,
-    format: Format,
-) -> Result<(), Failure> {
-    let page = ask::<E>(client, Value::Object(filter.query)).await?;
-    if format == Format::Json {
-        return Ok(output::json(&page)?);
+    if flag("watch") {
+        return watch::run(session, operation, input, number("interval")).await;
     }
-    let rows = page["data"].as_array().map(Vec::as_slice).unwrap_or_default();
-    output::rows(rows, columns)?;
-    output::line(&format!("{} of {}", rows.len(), page["total"]))?;
-    if let Some(cursor) = page["next_cursor"].as_str() {
-        output::line(&format!("more: --cursor {cursor}"))?;
+    if row.is_list() && flag("all") {
+        return lists::walk(session, operation, input).await;
     }
-    Ok(())
-}
-
-/// Shows one thing.
-pub(crate) fn show(value: &Value, format: Format) -> Result<(), Failure> {
-    match format {
-        Format::Json => output::json(value)?,
-        Format::Table => output::keys(value)?,
+    if session.output.is_some() || is_file(operation) {
+        return pass_on(session, operation, input).await;
     }
-    Ok(())
-}
-
-/// Says what was done, or shows the server's answer.
-pub(crate) fn tell(answer: &Value, sentence: &str, format: Format) -> Result<(), Failure> {
-    match format {
-        Format::Json => output::json(answer)?,
-        Format::Table => output::line(sentence)?,
+    if row.is_list() {
+        return lists::page(session, operation, input).await;
     }
-    Ok(())
-}
-
-fn operations(format: Format) -> Result<(), Failure> {
-    let row = |o: &Operation| json!({ "operation": o.id(), "method": o.method.as_str(), "path": o.path(), "summary": o.summary() });
-    let rows: Vec<Value> = catalogue().iter().map(row).collect();
-    match format {
-        Format::Json => output::json(&Value::Array(rows))?,
-        Format::Table => output::rows(&rows, OPERATIONS)?,
-    }
-    Ok(())
-}
-
-async fn any(client: &Client, call: Call, format: Format) -> Result<(), Failure> {
-    let name = call.operation.unwrap_or_default().replace('-', "_");
-    let id = name.strip_prefix("certctl_").unwrap_or(&name);
-    let operation = catalogue().into_iter().find(|o| o.id() == id).ok_or_else(|| {
-        Failure::Usage(format!(
-            "there is no operation {name}; `certctl-cli call --list` lists them"
-        ))
-    })?;
-    let input = input(call.json.as_deref())?;
-    match client.call_json(&operation, input).await?.body {
-        Body::Json(value) => show(&value, format),
+    let id = (operation.path_params)()
+        .first()
+        .and_then(|param| input.get(param.name).cloned());
+    match session.client.call_json(operation, input).await?.body {
+        Body::Json(value) => show(session, operation, id.as_ref(), prune(value, fields.as_deref())),
         Body::Empty => Ok(()),
-        Body::Bytes { content_type, bytes } if io::stdout().is_terminal() => {
-            let note = "redirect standard output to have them";
-            Ok(output::line(&format!(
-                "{} octets of {content_type}; {note}",
-                bytes.len()
-            ))?)
-        }
         Body::Bytes { bytes, .. } => Ok(output::write(&bytes)?),
     }
 }
 
-/// Reads the JSON itself, `@file`, or `-`.
-fn input(given: Option<&str>) -> Result<Map<String, Value>, Failure> {
-    let text = match given {
-        None => return Ok(Map::new()),
-        Some("-") => {
-            let mut text = String::new();
-            let read = io::stdin().read_to_string(&mut text);
-            read.map_err(|e| Failure::Usage(format!("standard input: {e}")))?;
-            text
+/// Shows an answer: what was done is a word on a line, unless JSON is asked for; anything else is JSON, unless a table is.
+fn show(session: &Session, operation: &Operation, id: Option<&Value>, value: Value) -> Result<(), Failure> {
+    let done = value["status"]
+        .as_str()
+        .filter(|_| value.get("id").is_none() && is_word(operation));
+    match (session.format, done) {
+        (None | Some(Format::Table), Some(word)) => {
+            let of = id
+                .and_then(Value::as_str)
+                .map(|id| format!("{id}: "))
+                .unwrap_or_default();
+            let jobs: Vec<&str> = value["job_ids"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
+            let jobs = if jobs.is_empty() || id.is_none() {
+                String::new()
+            } else {
+                format!(" ({})", jobs.join(", "))
+            };
+            Ok(output::line(&format!("{of}{word}{jobs}"))?)
         }
-        Some(given) => match given.strip_prefix('@') {
-            Some(path) => fs::read_to_string(path).map_err(|e| Failure::Usage(format!("{path}: {e}")))?,
-            None => given.to_owned(),
-        },
+        _ => thing(session, &value),
+    }
+}
+
+/// Whether an operation answers with what became of it, rather than with a thing.
+fn is_word(operation: &Operation) -> bool {
+    operation.method.as_str() == "POST" || operation.tag == "health"
+}
+
+fn thing(session: &Session, value: &Value) -> Result<(), Failure> {
+    match (session.things_as(), value.as_array()) {
+        (Format::Json, _) => output::json(value)?,
+        (Format::Table, Some(rows)) => {
+            let columns = output::columns_of(rows);
+            output::rows(rows, &columns, session.style)?;
+        }
+        (Format::Table, None) => output::keys(value, session.style)?,
+    }
+    Ok(())
+}
+
+/// Whether an operation answers with something that is passed on as it comes.
+fn is_file(operation: &Operation) -> bool {
+    !operation.answers_with_json() && !operation.content_types.is_empty()
+}
+
+/// Keeps these keys of a thing, or of each of several.
+fn prune(value: Value, fields: Option<&str>) -> Value {
+    let Some(fields) = fields else {
+        return value;
     };
-    serde_json::from_str(&text).map_err(|e| Failure::Usage(format!("--json: an object is needed: {e}")))
+    let wanted: Vec<&str> = fields.split(',').map(str::trim).collect();
+    match value {
+        Value::Object(map) => Value::Object(
+            map.into_iter()
+                .filter(|(key, _)| wanted.contains(&key.as_str()))
+                .collect(),
+        ),
+        Value::Array(items) => items.into_iter().map(|item| prune(item, Some(fields))).collect(),
+        other => other,
+    }
+}
+
+/// Passes an answer on as it comes, to standard output or to a file.
+async fn pass_on(session: &Session, operation: &Operation, input: Map<String, Value>) -> Result<(), Failure> {
+    let mut stream = session.client.download_json(operation, input).await?;
+    let media = stream.content_type.split(';').next().unwrap_or_default().to_owned();
+    let is_text =
+        media.starts_with("text/") || media.ends_with("json") || media.ends_with("pem-file") || media.contains("pem-");
+    let Some(path) = &session.output else {
+        if io::stdout().is_terminal() && !is_text && !media.is_empty() {
+            let said = format!("the answer is {media}; redirect standard output or give --output to have it");
+            return Ok(output::line(&said)?);
+        }
+        while let Some(piece) = stream.chunk().await? {
+            output::write(&piece)?;
+        }
+        return Ok(());
+    };
+    let failed = |e: io::Error| Failure::Failed(format!("{}: {e}", path.display()));
+    // A file that is there is replaced when all has come, and not before.
+    let beside = beside(path);
+    let mut file = File::create(&beside).map_err(failed)?;
+    let written = async {
+        while let Some(piece) = stream.chunk().await? {
+            file.write_all(&piece).map_err(failed)?;
+        }
+        file.sync_all().map_err(failed)?;
+        std::fs::rename(&beside, path).map_err(failed)
+    };
+    let written = written.await;
+    if written.is_err() {
+        // What is half is no answer; if it cannot be removed, the error says where it is.
+        let _ = std::fs::remove_file(&beside);
+    }
+    written
+}
+
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".part-{}", std::process::id()));
+    path.with_file_name(name)
+}
+
+async fn status(session: &Session) -> Result<(), Failure> {
+    let health = session.ask(&Operation::of::<ApiHealth>("", ""), Map::new()).await?;
+    let summary = catalogue().into_iter().find(|o| o.id() == "dashboard_summary");
+    let summary = summary.expect("the inventory can be summarised");
+    let summary = session.ask(&summary, Map::new()).await?;
+    let both = json!({ "health": health, "summary": summary });
+    match session.lists_as() {
+        Format::Json => output::json(&both)?,
+        Format::Table => output::keys(&both, session.style)?,
+    }
+    Ok(())
+}
+
+fn operations(format: Option<Format>) -> Result<(), Failure> {
+    let row = |o: &Operation| json!({ "operation": o.id(), "method": o.method.as_str(), "path": o.path(), "summary": o.summary() });
+    let rows: Vec<Value> = catalogue().iter().map(row).collect();
+    match format {
+        Some(Format::Json) => output::json(&Value::Array(rows))?,
+        _ => output::rows(&rows, &output::owned(OPERATIONS), Style::new(None))?,
+    }
+    Ok(())
+}
+
+async fn call(session: &Session, matches: &ArgMatches) -> Result<(), Failure> {
+    let name = matches
+        .get_one::<String>("operation")
+        .cloned()
+        .unwrap_or_default()
+        .replace('-', "_");
+    let id = name.strip_prefix("certctl_").unwrap_or(&name);
+    let row = table::rows()
+        .into_iter()
+        .find(|row| row.operation.id() == id)
+        .ok_or_else(|| {
+            Failure::Usage(format!(
+                "there is no operation {name}; `certctl-cli call --list` lists them"
+            ))
+        })?;
+    let input = inputs::object(matches.get_one::<String>("json").map(String::as_str))?;
+    if session.output.is_some() || is_file(&row.operation) {
+        return pass_on(session, &row.operation, input).await;
+    }
+    match session.client.call_json(&row.operation, input).await?.body {
+        Body::Json(value) => thing(session, &value),
+        Body::Empty => Ok(()),
+        Body::Bytes { bytes, .. } => Ok(output::write(&bytes)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_kept_of_things_and_of_each_of_several() {
+        for (value, expected) in [
+            (json!({ "a": 1, "b": 2, "c": 3 }), json!({ "a": 1, "c": 3 })),
+            (json!([{ "a": 1, "b": 2 }]), json!([{ "a": 1 }])),
+            (json!("x"), json!("x")),
+        ] {
+            assert_eq!(prune(value, Some("a, c")), expected);
+        }
+        assert_eq!(prune(json!({ "a": 1 }), None), json!({ "a": 1 }));
+    }
 }

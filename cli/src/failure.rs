@@ -15,6 +15,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// Something else went wrong.
     Failed(String),
+    /// Some of several things went wrong.
+    Partly(String),
     /// Standard output was closed: the reader has enough.
     Closed,
 }
@@ -36,7 +38,7 @@ impl Failure {
                 }
             }
             Self::Client(error) => output::note(&format!("error: {error}")),
-            Self::Usage(text) | Self::Failed(text) => output::note(&format!("error: {text}")),
+            Self::Usage(text) | Self::Failed(text) | Self::Partly(text) => output::note(&format!("error: {text}")),
             Self::Closed => {}
         }
     }
@@ -47,6 +49,7 @@ impl Failure {
             Self::Failed(_) | Self::Client(ClientError::Problem(_) | ClientError::BadReply(_)) => 1,
             Self::Usage(_) | Self::Client(ClientError::BadInput(_)) => 2,
             Self::Client(ClientError::Unreachable(_)) => 3,
+            Self::Partly(_) => 4,
         })
     }
 }

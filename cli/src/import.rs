@@ -1,161 +1,421 @@
-//! Registering the certificates of PEM files.
+//! Taking over the certificates of PEM files: read as a stream, sent in batches.
 
 use std::{
-    collections::HashSet,
-    fs,
-    net::{Ipv4Addr, Ipv6Addr},
+    collections::{HashMap, HashSet},
+    fs::File,
+    io::{self, BufRead, BufReader, Read},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use certctl_client::{Client, ClientError};
-use certctl_contract::{certificates::CreateCertificate, endpoint::Operation};
-use indicatif::ProgressBar;
-use serde_json::{Value, json};
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use certctl_client::{Body, ClientError, retry::Backoff};
+use certctl_contract::{catalogue, endpoint::Operation};
+use clap::ArgMatches;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value, json};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{args::Format, commands, failure::Failure, output};
+use crate::{args::Format, commands::Session, failure::Failure, output};
 
-/// A bundle of all the CAs there are has a few hundred KiB.
-const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
+/// Certificates in one request.
+const BATCH: usize = 500;
+/// Text in one request, which the server takes up to four times.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// A certificate in PEM has a few KiB.
+const MAX_BLOCK_BYTES: usize = 256 * 1024;
+/// CA certificates that are kept to go with what they signed; there are a few hundred public ones.
+const MAX_AUTHORITIES: usize = 10_000;
+/// How often a batch is sent to a server that is away; sending it twice creates nothing twice.
+const TRIES: u32 = 6;
 
-/// A certificate in a file.
-#[derive(Debug, PartialEq)]
-enum Found {
-    /// One to register.
-    Leaf { common_name: String, sans: Vec<String> },
-    /// A CA certificate: it is not ours to manage.
-    Ca,
-}
-
+/// What became of the certificates.
 #[derive(Default)]
 struct Tally {
     created: usize,
-    skipped: usize,
-    failed: usize,
+    duplicates: usize,
+    rejected: usize,
+    authorities: usize,
+    keys: usize,
 }
 
-/// Registers every certificate of the files that is not a CA's.
+/// A certificate of a file.
+struct Certificate {
+    pem: String,
+    subject: Vec<u8>,
+    issuer: Vec<u8>,
+    is_ca: bool,
+    place: String,
+}
+
+/// Sends every certificate of the files that is not a CA's.
 ///
-/// What fails is said and counted; the rest goes on, unless the server is gone.
-pub(crate) async fn run(client: &Client, files: &[PathBuf], format: Format) -> Result<(), Failure> {
-    let mut tally = Tally::default();
-    let mut leaves = Vec::new();
-    let mut seen = HashSet::new();
+/// What cannot be taken over is said and counted; the rest goes on, unless the server is gone.
+pub(crate) async fn run(session: &Session, matches: &ArgMatches) -> Result<(), Failure> {
+    let files: Vec<&PathBuf> = matches.get_many("files").into_iter().flatten().collect();
+    let operation = catalogue()
+        .into_iter()
+        .find(|o| o.path() == "/api/v1/certificates/import");
+    let operation = operation.ok_or_else(|| Failure::Failed("this program knows no import of certificates".into()))?;
+    let mut wishes = Map::new();
+    for (flag, key) in [
+        ("owner", "owner_id"),
+        ("team", "team_id"),
+        ("issuer", "issuer_id"),
+        ("renewal-policy", "renewal_policy_id"),
+        ("environment", "environment"),
+    ] {
+        if let Some(text) = matches.get_one::<String>(flag) {
+            wishes.insert(key.to_owned(), json!(text));
+        }
+    }
+    let (authorities, leaves, mut tally) = survey(&files);
+    // Drawn on standard error, and only when that is a terminal.
+    let bar = ProgressBar::new(leaves).with_style(
+        ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta}").expect("the template is a constant"),
+    );
+    let mut sender = Sender {
+        session,
+        operation,
+        wishes,
+        authorities,
+        bar,
+    };
+    let sent = sender.all(&files, &mut tally).await;
+    sender.bar.finish_and_clear();
+    let Tally {
+        created,
+        duplicates,
+        rejected,
+        authorities,
+        keys,
+    } = tally;
+    let counts = json!({
+        "created": created, "duplicates": duplicates, "rejected": rejected, "authorities": authorities, "keys": keys,
+    });
+    match session.lists_as() {
+        Format::Json => output::json(&counts)?,
+        Format::Table => output::line(&format!(
+            "{created} created, {duplicates} there already, {rejected} not taken over; left out: {authorities} CA \
+             certificates, {keys} private keys"
+        ))?,
+    }
+    sent.inspect_err(|_| output::note("not all was sent; the same command goes on where this ended"))?;
+    match rejected {
+        0 => Ok(()),
+        n if created + duplicates > 0 => Err(Failure::Partly(format!("{n} not taken over"))),
+        n => Err(Failure::Failed(format!("{n} not taken over"))),
+    }
+}
+
+/// Reads the files once: collects the CA certificates, counts the others, and says what cannot be read.
+fn survey(files: &[&PathBuf]) -> (Authorities, u64, Tally) {
+    let (mut authorities, mut leaves, mut tally) = (Authorities::default(), 0, Tally::default());
     for file in files {
-        for found in read(file) {
-            match found {
-                Ok((_, Found::Ca)) => tally.skipped += 1,
-                Ok((der, Found::Leaf { common_name, sans })) => match seen.insert(der) {
-                    true => leaves.push((common_name, sans)),
-                    false => tally.skipped += 1,
-                },
-                Err(why) => {
-                    tally.failed += 1;
-                    output::note(&format!("{}: {why}", file.display()));
+        let before = leaves;
+        let (mut found, mut bad) = (0, 0);
+        read(file, |item| {
+            found += 1;
+            match item {
+                Item::Certificate(ca) if ca.is_ca => {
+                    tally.authorities += 1;
+                    authorities.add(*ca);
+                }
+                Item::Certificate(_) => leaves += 1,
+                Item::Key => tally.keys += 1,
+                Item::Bad(why) => {
+                    bad += 1;
+                    output::note(&why);
+                }
+            }
+            Ok::<_, std::convert::Infallible>(())
+        })
+        .unwrap_or_else(|never| match never {});
+        if found == 0 && leaves == before {
+            bad += 1;
+            output::note(&format!("{}: has no certificate in PEM", file.display()));
+        }
+        tally.rejected += bad;
+    }
+    (authorities, leaves, tally)
+}
+
+/// CA certificates by their subject.
+#[derive(Default)]
+struct Authorities {
+    all: Vec<Certificate>,
+    by_subject: HashMap<Vec<u8>, Vec<usize>>,
+    known: HashSet<String>,
+}
+
+impl Authorities {
+    fn add(&mut self, ca: Certificate) {
+        if self.all.len() < MAX_AUTHORITIES && self.known.insert(ca.pem.clone()) {
+            self.by_subject
+                .entry(ca.subject.clone())
+                .or_default()
+                .push(self.all.len());
+            self.all.push(ca);
+        }
+    }
+
+    /// Those that lead from these certificates to their roots.
+    fn above(&self, leaves: &[Certificate]) -> Vec<&Certificate> {
+        let mut wanted: Vec<&[u8]> = leaves.iter().map(|leaf| leaf.issuer.as_slice()).collect();
+        let (mut found, mut chosen) = (vec![], HashSet::new());
+        while let Some(subject) = wanted.pop() {
+            for n in self.by_subject.get(subject).into_iter().flatten() {
+                if chosen.insert(*n) {
+                    found.push(&self.all[*n]);
+                    wanted.push(&self.all[*n].issuer);
                 }
             }
         }
+        found
     }
-    // Drawn on standard error, and only when that is a terminal.
-    let bar = ProgressBar::new(leaves.len() as u64);
-    for (common_name, sans) in leaves {
-        match register(client, &common_name, sans).await {
-            Ok(()) => tally.created += 1,
-            Err(error @ ClientError::Unreachable(_)) => {
-                bar.abandon();
-                output::note(&format!(
-                    "stopped at {common_name} after {} were created",
-                    tally.created
-                ));
-                return Err(error.into());
+}
+
+struct Sender<'a> {
+    session: &'a Session,
+    operation: Operation,
+    wishes: Map<String, Value>,
+    authorities: Authorities,
+    bar: ProgressBar,
+}
+
+impl Sender<'_> {
+    async fn all(&mut self, files: &[&PathBuf], tally: &mut Tally) -> Result<(), Failure> {
+        for file in files {
+            let mut blocks = match Blocks::open(file) {
+                Ok(blocks) => blocks,
+                // Said and counted when the files were surveyed.
+                Err(_) => continue,
+            };
+            let (mut batch, mut size) = (vec![], 0);
+            while let Some(item) = blocks.next() {
+                let Item::Certificate(leaf) = item else {
+                    continue;
+                };
+                if leaf.is_ca {
+                    continue;
+                }
+                size += leaf.pem.len();
+                batch.push(*leaf);
+                if batch.len() >= BATCH || size >= BATCH_BYTES {
+                    self.send(&batch, tally).await?;
+                    batch.clear();
+                    size = 0;
+                }
             }
-            Err(error) => {
-                tally.failed += 1;
-                bar.suspend(|| output::note(&format!("{common_name}: {error}")));
+            if !batch.is_empty() {
+                self.send(&batch, tally).await?;
             }
         }
-        bar.inc(1);
+        Ok(())
     }
-    bar.finish_and_clear();
-    let Tally {
-        created,
-        skipped,
-        failed,
-    } = tally;
-    commands::tell(
-        &json!({ "created": created, "skipped": skipped, "failed": failed }),
-        &format!("{created} created, {skipped} skipped (CA certificates and repetitions), {failed} failed"),
-        format,
-    )?;
-    match failed {
-        0 => Ok(()),
-        _ => Err(Failure::Failed(format!("{failed} not imported"))),
+
+    async fn send(&self, batch: &[Certificate], tally: &mut Tally) -> Result<(), Failure> {
+        let all = batch.iter().chain(self.authorities.above(batch));
+        let mut input = self.wishes.clone();
+        input.insert("pem".into(), all.map(|c| c.pem.as_str()).collect::<String>().into());
+        let answer = self.answer(input).await?;
+        for (n, leaf) in batch.iter().enumerate() {
+            let item = &answer["data"][n];
+            match item["outcome"].as_str() {
+                Some("created") => tally.created += 1,
+                Some("duplicate") => tally.duplicates += 1,
+                // A certificate of an authority that does not say so.
+                Some("chain") => tally.authorities += 1,
+                _ => {
+                    tally.rejected += 1;
+                    let why = item["reason"].as_str().unwrap_or("the server gave no reason");
+                    self.bar.suspend(|| output::note(&format!("{}: {why}", leaf.place)));
+                }
+            }
+        }
+        self.bar.inc(batch.len() as u64);
+        Ok(())
+    }
+
+    async fn answer(&self, input: Map<String, Value>) -> Result<Value, Failure> {
+        let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+        for left in (0..TRIES).rev() {
+            match self.session.client.call_json(&self.operation, input.clone()).await {
+                Ok(reply) => match reply.body {
+                    Body::Json(answer) => return Ok(answer),
+                    _ => break,
+                },
+                // Nobody is there at all: whoever typed this should know at once.
+                Err(error @ ClientError::Unreachable(_)) if self.bar.position() == 0 => return Err(error.into()),
+                Err(error) if error.is_retryable() && left > 0 => tokio::time::sleep(backoff.next()).await,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Failure::Failed(
+            "the server's answer is not JSON; is the address right?".into(),
+        ))
     }
 }
 
-async fn register(client: &Client, common_name: &str, sans: Vec<String>) -> Result<(), ClientError> {
-    let input = json!({ "common_name": common_name, "sans": sans, "environment": "imported" });
-    let Value::Object(input) = input else {
-        unreachable!("the literal above is an object")
+/// What stands in a file.
+enum Item {
+    Certificate(Box<Certificate>),
+    /// A private key: it is not sent.
+    Key,
+    /// Something that cannot be read, and why.
+    Bad(String),
+}
+
+/// Hands out what a file holds, one by one.
+fn read<E>(file: &Path, mut each: impl FnMut(Item) -> Result<(), E>) -> Result<(), E> {
+    match Blocks::open(file) {
+        Ok(mut blocks) => {
+            while let Some(item) = blocks.next() {
+                each(item)?;
+            }
+            Ok(())
+        }
+        Err(why) => each(Item::Bad(format!("{}: {why}", file.display()))),
+    }
+}
+
+/// The PEM blocks of a file, one in memory at a time.
+struct Blocks<R> {
+    reader: R,
+    name: String,
+    line: usize,
+}
+
+impl Blocks<BufReader<File>> {
+    fn open(file: &Path) -> io::Result<Self> {
+        let reader = BufReader::with_capacity(1 << 16, File::open(file)?);
+        Ok(Self {
+            reader,
+            name: file.display().to_string(),
+            line: 0,
+        })
+    }
+}
+
+impl<R: BufRead> Blocks<R> {
+    fn next(&mut self) -> Option<Item> {
+        loop {
+            let line = match self.line() {
+                Ok(Some(line)) => line,
+                Ok(None) => return None,
+                Err(why) => return self.end(why),
+            };
+            let Some(tag) = line
+                .trim()
+                .strip_prefix("-----BEGIN ")
+                .and_then(|rest| rest.strip_suffix("-----"))
+            else {
+                continue;
+            };
+            let place = format!("{} line {}", self.name, self.line);
+            let text = match self.block(&line) {
+                Ok(Some(text)) => text,
+                Ok(None) => return Some(Item::Bad(format!("{place}: the block does not end"))),
+                Err(why) => return self.end(why),
+            };
+            match tag {
+                "CERTIFICATE" | "X509 CERTIFICATE" => return Some(certificate(&text, place)),
+                _ if tag.ends_with("PRIVATE KEY") => return Some(Item::Key),
+                _ => {}
+            }
+        }
+    }
+
+    /// The rest of a block after its first line; none when it does not end.
+    fn block(&mut self, first: &str) -> io::Result<Option<String>> {
+        let mut text = format!("{}\n", first.trim());
+        while let Some(line) = self.line()? {
+            text.push_str(line.trim());
+            text.push('\n');
+            if line.trim().starts_with("-----END ") {
+                return Ok(Some(text));
+            }
+            if text.len() > MAX_BLOCK_BYTES {
+                return Ok(None);
+            }
+        }
+        Ok(None)
+    }
+
+    /// A line; what is too long for one comes in pieces.
+    fn line(&mut self) -> io::Result<Option<String>> {
+        let mut octets = Vec::new();
+        let mut limited = (&mut self.reader).take(MAX_BLOCK_BYTES as u64);
+        self.line += 1;
+        match limited.read_until(b'\n', &mut octets)? {
+            0 => Ok(None),
+            _ => Ok(Some(String::from_utf8_lossy(&octets).into_owned())),
+        }
+    }
+
+    fn end(&mut self, why: io::Error) -> Option<Item> {
+        let said = format!("{}: {why}", self.name);
+        // A directory fails at every line: once is enough.
+        (self.line == 1).then(|| Item::Bad(said))
+    }
+}
+
+fn certificate(text: &str, place: String) -> Item {
+    let block = match pem::parse(text) {
+        Ok(block) => block,
+        Err(why) => return Item::Bad(format!("{place}: is not PEM: {why}")),
     };
-    let create = Operation::of::<CreateCertificate>("", "");
-    client.call_json(&create, input).await.map(drop)
-}
-
-/// The certificates of a file with their DER, or what is wrong with them or with the file.
-fn read(file: &Path) -> Vec<Result<(Vec<u8>, Found), String>> {
-    let blocks = match blocks(file) {
-        Ok(blocks) => blocks,
-        Err(why) => return vec![Err(why)],
-    };
-    if blocks.is_empty() {
-        return vec![Err("has no certificate in PEM".to_owned())];
+    match X509Certificate::from_der(block.contents()) {
+        Ok((_, parsed)) => Item::Certificate(Box::new(Certificate {
+            subject: parsed.subject().as_raw().to_vec(),
+            issuer: parsed.issuer().as_raw().to_vec(),
+            is_ca: parsed.is_ca(),
+            pem: text.to_owned(),
+            place,
+        })),
+        Err(why) => Item::Bad(format!("{place}: holds a certificate that cannot be read: {why}")),
     }
-    blocks
-        .into_iter()
-        .map(|der| inspect(&der).map(|found| (der, found)))
-        .collect()
 }
 
-fn blocks(file: &Path) -> Result<Vec<Vec<u8>>, String> {
-    let size = fs::metadata(file).map_err(|e| e.to_string())?.len();
-    if size > MAX_FILE_BYTES {
-        return Err(format!("is larger than {} MiB", MAX_FILE_BYTES / 1024 / 1024));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn items(text: &str) -> Vec<String> {
+        let mut blocks = Blocks {
+            reader: text.as_bytes(),
+            name: "x.pem".into(),
+            line: 0,
+        };
+        let mut said = vec![];
+        while let Some(item) = blocks.next() {
+            said.push(match item {
+                Item::Certificate(certificate) => certificate.place.clone(),
+                Item::Key => "key".to_owned(),
+                Item::Bad(why) => why,
+            });
+        }
+        said
     }
-    let octets = fs::read(file).map_err(|e| e.to_string())?;
-    let blocks = pem::parse_many(octets).map_err(|e| format!("is not PEM: {e}"))?;
-    let certificates = blocks
-        .into_iter()
-        .filter(|b| matches!(b.tag(), "CERTIFICATE" | "X509 CERTIFICATE"));
-    Ok(certificates.map(pem::Pem::into_contents).collect())
-}
 
-fn inspect(der: &[u8]) -> Result<Found, String> {
-    let (_, certificate) =
-        X509Certificate::from_der(der).map_err(|e| format!("holds a certificate that cannot be read: {e}"))?;
-    if certificate.is_ca() {
-        return Ok(Found::Ca);
-    }
-    let sans: Vec<String> = match certificate.subject_alternative_name() {
-        Ok(Some(names)) => names.value.general_names.iter().filter_map(name).collect(),
-        _ => vec![],
-    };
-    let common_name = certificate.subject().iter_common_name().next();
-    let common_name = common_name.and_then(|cn| cn.as_str().ok()).map(str::to_owned);
-    let common_name = common_name
-        .or_else(|| sans.first().cloned())
-        .ok_or("holds a certificate without any name")?;
-    Ok(Found::Leaf { common_name, sans })
-}
-
-/// A name of a kind that certificates are requested for.
-fn name(name: &GeneralName) -> Option<String> {
-    match name {
-        GeneralName::DNSName(text) | GeneralName::RFC822Name(text) | GeneralName::URI(text) => Some((*text).to_owned()),
-        GeneralName::IPAddress(octets) => <[u8; 4]>::try_from(*octets)
-            .map(|four| Ipv4Addr::from(four).to_string())
-            .or_else(|_| <[u8; 16]>::try_from(*octets).map(|sixteen| Ipv6Addr::from(sixteen).to_string()))
-            .ok(),
-        _ => None,
+    #[test]
+    fn blocks_are_read_one_by_one_and_keys_are_told_apart() {
+        let good = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).unwrap();
+        let (pem, key) = (good.cert.pem(), good.signing_key.serialize_pem());
+        let lines = pem.lines().count();
+        let text = format!(
+            "subject=/CN=a.test\n{pem}{key}-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n{pem}"
+        );
+        let said = items(&text.replace('\n', "\r\n"));
+        assert_eq!(said.len(), 4, "{said:?}");
+        assert_eq!((said[0].as_str(), said[1].as_str()), ("x.pem line 2", "key"));
+        assert!(said[2].contains("cannot be read"), "{said:?}");
+        assert!(said[3].starts_with("x.pem line") && lines > 3);
+        assert_eq!(
+            items("-----BEGIN CERTIFICATE-----\nMAA="),
+            ["x.pem line 1: the block does not end"]
+        );
+        assert_eq!(items("hello"), Vec::<String>::new());
+        let endless = format!("-----BEGIN CERTIFICATE-----\n{}", "A".repeat(MAX_BLOCK_BYTES * 3));
+        assert!(items(&endless)[0].contains("does not end"));
     }
 }

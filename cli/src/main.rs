@@ -2,44 +2,42 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`args`] | what can be typed; filters of lists come from the contract's table |
+//! | [`args`] | what can be typed |
+//! | [`table`] | the contract's table as commands: nouns, verbs, joined names |
+//! | [`inputs`] | the inputs of an operation as arguments and flags |
 //! | [`commands`] | what each command asks the server and shows |
+//! | [`lists`] | one page, or all of them |
+//! | [`watch`] | looking again until it has ended |
 //! | [`renew`] | renewing, and waiting until it is done |
-//! | [`import`] | registering the certificates of PEM files |
+//! | [`import`] | taking over the certificates of PEM files |
+//! | [`pages`] | completions and manual pages |
 //! | [`output`] | tables, JSON, and a standard output that may be closed |
 //! | [`failure`] | what went wrong, as messages and exit codes |
 //!
-//! Not here: operations of its own; whatever the server can do is reached with `call`.
+//! Not here: operations of its own; whatever the server can do is in the table.
 
 mod args;
 mod commands;
 mod failure;
 mod import;
+mod inputs;
+mod lists;
 mod output;
+mod pages;
 mod renew;
+mod table;
+mod watch;
 
 use std::process::ExitCode;
 
-use certctl_client::Client;
-use clap::Parser;
-
-use crate::{args::Args, failure::Failure};
-
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    match run(Args::parse()).await {
+    let (globals, action) = args::read(args::command().get_matches());
+    match commands::run(globals, action).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             failure.report();
             failure.exit_code()
         }
     }
-}
-
-async fn run(args: Args) -> Result<(), Failure> {
-    let client = Client::builder(&args.server)
-        .token(args.api_key.unwrap_or_default())
-        .user_agent(concat!("certctl-cli/", env!("CARGO_PKG_VERSION")))
-        .build()?;
-    commands::run(&client, args.command, args.format).await
 }

@@ -10,43 +10,45 @@ use certctl_contract::{
     list::{List, Sort},
     query::{Id, NoParams},
 };
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    args::{Format, Renew},
-    commands,
-    failure::Failure,
-    output,
-};
+use crate::{args::Format, commands::Session, failure::Failure, output};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Triggers a renewal and, when asked, waits for its jobs.
-pub(crate) async fn run(client: &Client, renew: Renew, format: Format) -> Result<(), Failure> {
-    let deadline = Instant::now() + Duration::from_secs(renew.timeout);
-    let id = renew
-        .id
-        .parse()
-        .map_err(|e| Failure::Usage(format!("{}: {e}", renew.id)))?;
-    let triggered = client.call::<TriggerRenewal>(Id { id }, NoParams, NoBody).await?;
-    if !renew.wait {
-        let jobs: Vec<String> = triggered.job_ids.iter().map(ToString::to_string).collect();
-        let sentence = format!("renewal of {} begun: {}", renew.id, jobs.join(", "));
-        return commands::tell(&json!(triggered), &sentence, format);
-    }
-    let jobs = wait(client, &renew, &triggered, deadline).await?;
-    match format {
+/// Triggers a renewal and waits for its jobs, at most so many seconds.
+pub(crate) async fn run(session: &Session, input: Map<String, Value>, seconds: u64) -> Result<(), Failure> {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    let name = input["id"].as_str().unwrap_or_default();
+    let id = name.parse().map_err(|e| Failure::Usage(format!("{name}: {e}")))?;
+    let triggered = session
+        .client
+        .call::<TriggerRenewal>(Id { id }, NoParams, NoBody)
+        .await?;
+    let jobs = wait(&session.client, name, &triggered, deadline).await?.ok_or_else(|| {
+        Failure::Failed(format!(
+            "the renewal of {name} is not done after {seconds} s; it goes on: see `certctl-cli jobs list --certificate {name}`"
+        ))
+    })?;
+    match session.lists_as() {
         Format::Json => output::json(&json!({ "status": "renewed", "jobs": jobs }))?,
-        Format::Table => output::line(&format!("{} is renewed: {} jobs completed", renew.id, jobs.len()))?,
+        Format::Table => output::line(&format!("{name} is renewed: {} jobs completed", jobs.len()))?,
     }
     Ok(())
 }
 
-/// Waits until the jobs of the renewal, and the deployments that follow them, are finished.
-async fn wait(client: &Client, renew: &Renew, triggered: &Triggered, deadline: Instant) -> Result<Vec<Job>, Failure> {
+/// Waits until the jobs of the renewal, and the deployments that follow them, are finished; none when time is up.
+async fn wait(
+    client: &Client,
+    name: &str,
+    triggered: &Triggered,
+    deadline: Instant,
+) -> Result<Option<Vec<Job>>, Failure> {
     let Some(first) = &triggered.job_id else {
-        return Err(Failure::Failed("the server named no job to wait for".into()));
+        return Err(Failure::Failed(format!(
+            "the server named no job of {name} to wait for"
+        )));
     };
     let first = client
         .call::<GetJob>(Id { id: first.clone() }, NoParams, NoBody)
@@ -62,17 +64,14 @@ async fn wait(client: &Client, renew: &Renew, triggered: &Triggered, deadline: I
                     )));
                 }
                 if !jobs.is_empty() && jobs.iter().all(|j| j.status.is_terminal()) {
-                    return Ok(jobs);
+                    return Ok(Some(jobs));
                 }
             }
             Err(error) if error.is_retryable() => {}
             Err(error) => return Err(error.into()),
         }
         if Instant::now() + POLL_INTERVAL > deadline {
-            return Err(Failure::Failed(format!(
-                "the renewal of {} is not done after {} s; it goes on: see `certctl-cli list-jobs --certificate {}`",
-                renew.id, renew.timeout, renew.id
-            )));
+            return Ok(None);
         }
         sleep(POLL_INTERVAL).await;
     }

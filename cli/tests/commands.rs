@@ -278,61 +278,202 @@ async fn waiting_for_a_renewal_ends_with_its_last_job() {
 }
 
 #[tokio::test]
-async fn import_registers_leaves_and_counts_the_rest() {
-    let leaf = |names: &[&str], is_ca: bool| {
-        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-        let mut params = rcgen::CertificateParams::new(names.clone()).unwrap();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(rcgen::DnType::CommonName, names[0].clone());
-        if is_ca {
-            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        }
-        params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
-    };
-    let folder = tempfile::tempdir().unwrap();
-    let put = |name: &str, content: String| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, content).unwrap();
-        path.display().to_string()
-    };
-    let one = leaf(&["a.test", "b.test", "10.0.0.1"], false);
-    let good = put("good.pem", format!("{one}{}{one}", leaf(&["Root"], true)));
+async fn every_resource_has_its_verbs_and_flags_become_bodies() {
     let asked = Asked::default();
     against(inventory(asked.clone()), async |server| {
-        let output = cli(&server, &format!("import {good}")).await;
+        for (line, request, body) in [
+            (
+                "teams list --per-page 2 --sort name",
+                "GET /api/v1/teams?per_page=2&sort=name",
+                Value::Null,
+            ),
+            ("team get t-1", "GET /api/v1/teams/t-1", Value::Null),
+            (
+                "teams create --name web",
+                "POST /api/v1/teams",
+                json!({ "name": "web" }),
+            ),
+            ("create-team --name web", "POST /api/v1/teams", json!({ "name": "web" })),
+            (
+                "teams update t-1 --description x",
+                "PUT /api/v1/teams/t-1",
+                json!({ "description": "x" }),
+            ),
+            ("teams delete t-1", "DELETE /api/v1/teams/t-1", Value::Null),
+            ("certs delete mc-1", "DELETE /api/v1/certificates/mc-1", Value::Null),
+            (
+                "certs versions mc-1",
+                "GET /api/v1/certificates/mc-1/versions",
+                Value::Null,
+            ),
+            (
+                "certs deploy mc-1 --target tgt-1",
+                "POST /api/v1/certificates/mc-1/deploy",
+                json!({ "target_id": "tgt-1" }),
+            ),
+            (
+                "certs create --common-name a.test --sans a.test,b.test --tags tier=low",
+                "POST /api/v1/certificates",
+                json!({ "common_name": "a.test", "sans": ["a.test", "b.test"], "tags": { "tier": "low" } }),
+            ),
+            (
+                "issuers test iss-local",
+                "POST /api/v1/issuers/iss-local/test",
+                Value::Null,
+            ),
+            ("jobs retry j-1", "POST /api/v1/jobs/j-1/retry", Value::Null),
+            (
+                "audit list --actor x --fields id,action",
+                "GET /api/v1/audit?fields=id%2Caction&actor=x",
+                Value::Null,
+            ),
+            ("stats summary", "GET /api/v1/stats/summary", Value::Null),
+            (
+                "certs list --page 1 --per-page 50 --status Active",
+                "GET /api/v1/certificates?page=1&per_page=50&status=Active",
+                Value::Null,
+            ),
+        ] {
+            let output = cli(&server, line).await;
+            assert_eq!(output.status.code(), Some(0), "{line}: {}", text(&output.stderr));
+            assert_eq!(asked.lock().unwrap().pop(), Some((request.to_owned(), body)), "{line}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_whole_list_is_walked_and_what_was_done_is_one_line() {
+    let page = async |uri: axum::http::Uri| {
+        let query = uri.query().unwrap_or_default().to_owned();
+        let row = |n: u32| json!({ "id": format!("t-{n}"), "name": format!("team {n}") });
+        Json(match query.contains("cursor=next") {
+            false => json!({ "data": [row(1), row(2)], "total": 3, "page_size": 2, "next_cursor": "next" }),
+            true => json!({ "data": [row(3)], "total": 3, "page_size": 2 }),
+        })
+    };
+    let app = Router::new().route("/api/v1/teams", get(page)).route(
+        "/api/v1/jobs/j-1/cancel",
+        axum::routing::post(async || Json(json!({ "status": "job_cancelled" }))),
+    );
+    against(app, async |server| {
+        let output = cli(&server, "teams list --all --per-page 2").await;
+        let table = text(&output.stdout);
+        let lines: Vec<Vec<&str>> = table.lines().map(|l| l.split_whitespace().collect()).collect();
+        assert_eq!(lines[0], ["ID", "NAME"], "{table}");
+        assert_eq!(lines[3], ["t-3", "team", "3"], "{table}");
+        assert_eq!(lines[4], ["3", "in", "all"], "{table}");
+        let json: Value = serde_json::from_slice(&cli(&server, "teams list --all --format json").await.stdout).unwrap();
+        assert_eq!((json["data"].as_array().unwrap().len(), &json["total"]), (3, &json!(3)));
+        assert_eq!(
+            text(&cli(&server, "jobs cancel j-1").await.stdout),
+            "j-1: job_cancelled\n"
+        );
+        let json: Value = serde_json::from_slice(&cli(&server, "jobs cancel j-1 --format json").await.stdout).unwrap();
+        assert_eq!(json, json!({ "status": "job_cancelled" }));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn watching_ends_with_the_job_and_its_end_is_the_exit_code() {
+    for (last, code) in [("Completed", 0), ("Failed", 1), ("Cancelled", 1)] {
+        let looks = Arc::new(Mutex::new(0));
+        let job = async move || {
+            let mut looks = looks.lock().unwrap();
+            *looks += 1;
+            Json(json!({ "id": "j-1", "status": if *looks > 1 { last } else { "Running" } }))
+        };
+        against(Router::new().route("/api/v1/jobs/j-1", get(job)), async |server| {
+            let output = cli(&server, "jobs get j-1 --watch --interval 1 --fields status").await;
+            assert_eq!(output.status.code(), Some(code), "{}", text(&output.stderr));
+            let said = text(&output.stdout);
+            assert!(said.contains("Running") && said.contains(last), "{said}");
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn answers_go_to_a_file_whole_or_not_at_all_and_calls_can_be_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("crl.der").display().to_string();
+    let keys = Arc::new(Mutex::new(vec![]));
+    let seen = keys.clone();
+    let app = Router::new()
+        .route(
+            "/api/v1/crl/iss-local",
+            get(async || ([("content-type", "application/pkix-crl")], vec![0x30u8, 0x00])),
+        )
+        .route(
+            "/api/v1/teams",
+            axum::routing::post(async move |request: Request| {
+                let key = request
+                    .headers()
+                    .get("idempotency-key")
+                    .map(|v| v.to_str().unwrap().to_owned());
+                seen.lock().unwrap().push(key);
+                (StatusCode::CREATED, Json(json!({ "id": "t-1" })))
+            }),
+        );
+    against(app, async |server| {
+        let output = cli(&server, &format!("revocation get-der-crl iss-local --output {file}")).await;
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
         assert_eq!(
-            text(&output.stdout),
-            "1 created, 2 skipped (CA certificates and repetitions), 0 failed\n"
+            (std::fs::read(&file).unwrap(), output.stdout),
+            (vec![0x30, 0x00], vec![])
         );
-        let body = json!({
-            "common_name": "a.test", "sans": ["a.test", "b.test", "10.0.0.1"], "environment": "imported",
-        });
-        assert_eq!(*asked.lock().unwrap(), [("POST /api/v1/certificates".to_owned(), body)]);
-    })
-    .await;
-
-    let bad = put(
-        "bad.pem",
-        "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n".into(),
-    );
-    let none = put("none.pem", "hello".into());
-    let refuse = Router::new().fallback(async || StatusCode::FORBIDDEN);
-    against(refuse, async |server| {
-        let output = cli(
-            &server,
-            &format!("import {good} {bad} {none} /nonexistent --format json"),
-        )
-        .await;
+        let output = cli(&server, &format!("revocation get-der-crl iss-none -o {file}")).await;
         assert_eq!(output.status.code(), Some(1));
-        let tally: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(tally, json!({ "created": 0, "skipped": 2, "failed": 4 }));
+        assert_eq!(std::fs::read(&file).unwrap(), [0x30, 0x00]);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        cli(&server, "teams create --name a --idempotency-key once").await;
+        cli(&server, "teams create --name a").await;
     })
     .await;
-    assert_eq!(
-        cli("http://127.0.0.1:1", &format!("import {good}")).await.status.code(),
-        Some(3)
-    );
+    assert_eq!(*keys.lock().unwrap(), [Some("once".to_owned()), None]);
+}
+
+#[tokio::test]
+async fn completions_and_manual_pages_are_made_for_every_command_that_is_shown() {
+    let nowhere = "http://127.0.0.1:1";
+    for (shell, needle) in [
+        ("bash", "_certctl__cli()"),
+        ("zsh", "#compdef certctl-cli"),
+        ("fish", "complete -c certctl-cli"),
+    ] {
+        let output = cli(nowhere, &format!("completions {shell}")).await;
+        let said = text(&output.stdout);
+        assert!(
+            output.status.success() && said.contains(needle) && said.contains("renewal-policies"),
+            "{shell}"
+        );
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let output = cli(nowhere, &format!("man {}", folder.path().display())).await;
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    for page in [
+        "certctl-cli",
+        "certctl-cli-certs",
+        "certctl-cli-certs-renew",
+        "certctl-cli-jobs-list",
+        "certctl-cli-import",
+    ] {
+        let page =
+            std::fs::read_to_string(folder.path().join(format!("{page}.1"))).unwrap_or_else(|e| panic!("{page}: {e}"));
+        assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"));
+    }
+    let main = text(&cli(nowhere, "man").await.stdout);
+    assert!(main.contains("Exit codes"), "{main}");
+}
+
+#[tokio::test]
+async fn colours_are_for_those_who_ask_or_look() {
+    against(inventory(Asked::default()), async |server| {
+        for (flag, coloured) in [("", false), ("--color always", true), ("--color never", false)] {
+            let said = text(&cli(&server, &format!("certs list {flag}")).await.stdout);
+            assert_eq!(said.contains('\u{1b}'), coloured, "{flag}: {said:?}");
+        }
+    })
+    .await;
 }
