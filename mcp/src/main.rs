@@ -25,7 +25,7 @@ struct Args {
     api_key: Option<Secret>,
 
     /// Offer only tools that change nothing.
-    #[arg(long)]
+    #[arg(long, env = "CERTCTL_MCP_READ_ONLY", value_parser = clap::builder::BoolishValueParser::new(), default_missing_value = "true", num_args = 0..=1, require_equals = true, default_value = "false")]
     read_only: bool,
 }
 

@@ -15,6 +15,9 @@ use rmcp::{
 };
 use serde_json::json;
 
+/// Longest text handed to a model, in octets.
+const MAX_TEXT_BYTES: usize = 256 * 1024;
+
 /// Which tools there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Offer {
@@ -59,20 +62,50 @@ fn described(tool: tools::Tool) -> Tool {
         None,
         Some(tool.read_only),
         Some(tool.destructive),
-        Some(tool.read_only),
+        Some(tool.idempotent),
         Some(false),
     );
     Tool::new(tool.name, tool.description, Arc::new(tool.input)).with_annotations(hints)
 }
 
+/// The body as one text: JSON and text as they came, anything else in base64. What is too long for a conversation is cut,
+/// and says so.
 fn text(body: Body) -> String {
     match body {
-        Body::Json(value) => value.to_string(),
+        Body::Json(value) => bounded(value.to_string()),
         Body::Empty => json!({ "status": "deleted" }).to_string(),
-        Body::Bytes { content_type, bytes } => json!({
-            "content_type": content_type, "bytes": bytes.len(), "base64": STANDARD.encode(&bytes),
-        })
-        .to_string(),
+        Body::Bytes { content_type, bytes } => match String::from_utf8(bytes) {
+            Ok(text) if is_text(&content_type) => bounded(text),
+            Ok(text) => encoded(&content_type, text.as_bytes()),
+            Err(error) => encoded(&content_type, error.as_bytes()),
+        },
+    }
+}
+
+fn is_text(content_type: &str) -> bool {
+    let media = content_type.split(';').next().unwrap_or_default().trim();
+    media.starts_with("text/")
+        || ["json", "xml", "pem-file", "pem-certificate-chain"]
+            .iter()
+            .any(|end| media.ends_with(end))
+}
+
+fn bounded(text: String) -> String {
+    if text.len() <= MAX_TEXT_BYTES {
+        return text;
+    }
+    let beginning = &text[..text.floor_char_boundary(MAX_TEXT_BYTES)];
+    json!({ "truncated": true, "bytes": text.len(), "hint": "ask for less: a filter, a smaller page, fewer fields",
+        "beginning": beginning })
+    .to_string()
+}
+
+fn encoded(content_type: &str, bytes: &[u8]) -> String {
+    match bytes.len() <= MAX_TEXT_BYTES {
+        true => {
+            json!({ "content_type": content_type, "bytes": bytes.len(), "base64": STANDARD.encode(bytes) }).to_string()
+        }
+        false => json!({ "content_type": content_type, "bytes": bytes.len(), "truncated": true }).to_string(),
     }
 }
 
@@ -111,5 +144,42 @@ impl ServerHandler for Server {
         _: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         self.call(request).await.map(CallToolResponse::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_stays_text_and_what_is_too_long_is_cut_and_says_so() {
+        let bytes = |content_type: &str, bytes: &[u8]| Body::Bytes {
+            content_type: content_type.to_owned(),
+            bytes: bytes.to_vec(),
+        };
+        for (body, expected) in [
+            (bytes("text/csv; charset=utf-8", b"a,b\n"), "a,b\n".to_owned()),
+            (bytes("application/x-pem-file", b"-----"), "-----".to_owned()),
+            (
+                bytes("application/pkix-crl", b"0\x00"),
+                r#"{"content_type":"application/pkix-crl","bytes":2,"base64":"MAA="}"#.to_owned(),
+            ),
+            (
+                bytes("text/plain", b"\xff"),
+                r#"{"content_type":"text/plain","bytes":1,"base64":"/w=="}"#.to_owned(),
+            ),
+            (Body::Empty, r#"{"status":"deleted"}"#.to_owned()),
+        ] {
+            assert_eq!(text(body), expected);
+        }
+        let long = "ä".repeat(MAX_TEXT_BYTES);
+        let cut: serde_json::Value = serde_json::from_str(&text(bytes("text/csv", long.as_bytes()))).unwrap();
+        assert_eq!((&cut["truncated"], &cut["bytes"]), (&json!(true), &json!(long.len())));
+        assert!(cut["beginning"].as_str().unwrap().len() <= MAX_TEXT_BYTES);
+        let cut: serde_json::Value = serde_json::from_str(&text(bytes("x/y", long.as_bytes()))).unwrap();
+        assert_eq!(
+            cut,
+            json!({ "content_type": "x/y", "bytes": long.len(), "truncated": true })
+        );
     }
 }
