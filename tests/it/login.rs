@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use certctl_tests::{
-    idp::{CLIENT, CLIENT_SECRET, Idp},
+    idp::{CLIENT, Idp},
     world::{Answer, BEGIN, KEY, World},
 };
 use http::Method;
@@ -92,18 +92,7 @@ impl<'a> Browser<'a> {
 }
 
 async fn api_with_login(w: &World, idp: &Idp) -> String {
-    let args = [
-        "--auth-secret",
-        KEY,
-        "--oidc-issuer",
-        idp.url(),
-        "--oidc-client-id",
-        CLIENT,
-        "--oidc-client-secret",
-        CLIENT_SECRET,
-        "--oidc-redirect-url",
-        "https://certctl.test/auth/callback",
-    ];
+    let args = idp.args("https://certctl.test/auth/callback");
     w.api(&args).await.0
 }
 

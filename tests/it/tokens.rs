@@ -289,6 +289,7 @@ async fn tokens_of_the_issuer_are_taken_and_every_other_is_refused(db: PgPool) {
         ("with a text as end", with(json!({ "exp": "2030-01-01" }))),
         ("without a subject", with(json!({ "sub": null }))),
         ("with an empty subject", with(json!({ "sub": " " }))),
+        ("with a name of ours", with(json!({ "sub": "api-key-user" }))),
         ("alg none", Key::None.token("r", none.clone(), &good(json!({})))),
         (
             "alg None",

@@ -27,6 +27,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use url::Url;
 
+use crate::world::KEY;
+
 /// Our name at the provider.
 pub const CLIENT: &str = "certctl";
 /// Our secret there.
@@ -171,6 +173,22 @@ impl Idp {
     /// Its issuer identifier.
     pub fn url(&self) -> &str {
         &self.shared.url
+    }
+
+    /// Arguments of an API whose people log in here.
+    pub fn args<'a>(&'a self, redirect: &'a str) -> [&'a str; 10] {
+        [
+            "--auth-secret",
+            KEY,
+            "--oidc-issuer",
+            self.url(),
+            "--oidc-client-id",
+            CLIENT,
+            "--oidc-client-secret",
+            CLIENT_SECRET,
+            "--oidc-redirect-url",
+            redirect,
+        ]
     }
 
     /// Publishes these keys and no others.

@@ -74,6 +74,11 @@ pub struct World {
 impl World {
     /// Starts the services over a migrated database. The local authority exists.
     pub async fn new(db: PgPool) -> Self {
+        Self::with(db, &[], "").await
+    }
+
+    /// The same, with more arguments for the signer and a query in the address of the webhook.
+    pub async fn with(db: PgPool, more: &[&str], query: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::manual(Time::from_unix(BEGIN));
         let tasks = Tasks::new();
@@ -83,17 +88,19 @@ impl World {
         let socket = dir.path().join("signer.sock");
         let socket = socket.to_str().unwrap();
 
-        let config = certctl_signer::config::Config::parse_from([
+        let ca_dir = dir.path().join("ca");
+        let args = [
             "certctl-signer",
             "--database-url",
             &database,
             "--database-max-conns",
             "5",
             "--ca-dir",
-            dir.path().join("ca").to_str().unwrap(),
+            ca_dir.to_str().unwrap(),
             "--public-url",
             &url,
-        ]);
+        ];
+        let config = certctl_signer::config::Config::parse_from(args.iter().chain(more));
         let signer = Signer::build(config, clock.clone()).unwrap();
         serve::serve_unix(socket.as_ref(), signer.router(), &tasks)
             .await
@@ -132,7 +139,7 @@ impl World {
 
         let news = Arc::new(Mutex::new(vec![]));
         let hook = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}/hook", hook.local_addr().unwrap());
+        let address = format!("http://{}/hook{query}", hook.local_addr().unwrap());
         let router = Router::new().route("/hook", post(receive)).with_state(news.clone());
         serve::serve(hook, router, &tasks).await;
         let config = certctl_notifier::config::Config::parse_from([

@@ -20,6 +20,7 @@ use serde_json::Value;
 use url::Url;
 
 use crate::{
+    auth::RESERVED,
     config::{JwtSource, TokenRules},
     error::ApiError,
     outbound,
@@ -157,7 +158,7 @@ impl Verifier {
             !text.trim().is_empty() && text.chars().count() <= LONGEST_NAME && !text.contains(char::is_control)
         };
         let subject = text("sub")
-            .filter(plain)
+            .filter(|subject| plain(subject) && !RESERVED.contains(&subject.as_str()))
             .ok_or_else(|| refused("it has no usable subject"))?;
         let shown = ["name", "preferred_username", "email"];
         Ok(Claims {
