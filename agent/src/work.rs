@@ -330,7 +330,7 @@ impl Worker {
         };
         let key = key.map_err(Undone::Failed)?.ok_or_else(|| {
             Undone::Failed(format!(
-                "this agent holds no key for the certificate of {certificate}; renew the certificate"
+                "this agent holds no key for this version of {certificate}, or not any more; renew the certificate"
             ))
         })?;
         let plan = target.plan(&issued.with_key(&key).map_err(Undone::Failed)?);
@@ -616,7 +616,7 @@ mod tests {
             (
                 "true",
                 (200, json!({ "certificate_pem": other })),
-                "holds no key for the certificate of mc-1; renew",
+                "holds no key for this version of mc-1, or not any more; renew",
             ),
             ("true", (200, json!({ "certificate_pem": "" })), "no certificate found"),
             ("true", (404, json!({ "detail": "no version" })), "no version"),

@@ -259,6 +259,7 @@ impl Bench<'_> {
                 {
                     let body = DeployRequest {
                         target_id: Some(self.target.id.clone()),
+                        ..DeployRequest::default()
                     };
                     self.client.call::<TriggerDeployment>(id, NoParams, body).await?;
                     let back = timeout(self.patience, self.until_served(before)).await;

@@ -14,6 +14,7 @@
 //! | [`calls`] | every API call in the trail |
 //! | [`headers`] | origins and security headers |
 //! | [`listing`] | the generic half of every resource: list, get, delete |
+//! | [`scan_report`] | what agents found, read as it arrives |
 //! | [`error`] | what went wrong, in the caller's words; the one place that knows status codes |
 //! | [`access_log`] | request ids, one span and one line per request |
 //! | [`resources`] | one file per resource: SQL and handlers |
@@ -39,6 +40,7 @@ pub mod listing;
 pub mod oidc;
 pub mod outbound;
 pub mod resources;
+pub mod scan_report;
 pub mod session;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

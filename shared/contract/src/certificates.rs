@@ -45,7 +45,10 @@ crate::resource! {
     GET "/{id}/deployments" ListCertificateDeployments(path: Id<CertificateId>,) [Needs(View)] -> 200 Deployments;
     /// Renew a certificate now: a new key, a new version, deployed to its targets.
     POST "/{id}/renew" TriggerRenewal(path: Id<CertificateId>,) [Needs(Operate)] -> 202 Triggered;
-    /// Deploy the newest version again, to one target or to all.
+    /// Deploy the newest version again, or an older one, to one target or to all.
+    ///
+    /// An older version goes to targets whose agent holds its key; it stays there until another is deployed or the
+    /// certificate is renewed. Refused when it has expired or is revoked.
     POST "/{id}/deploy" TriggerDeployment(path: Id<CertificateId>, body: DeployRequest,) [Needs(Operate)] -> 202 Triggered;
     /// Revoke a certificate: all its versions that have not expired.
     POST "/{id}/revoke" RevokeCertificate(path: Id<CertificateId>, body: RevokeRequest,) [Needs(Revoke)] -> 200 Outcome;
@@ -282,7 +285,7 @@ pub struct CertificateVersion {
     pub cert_pem: String,
     /// The issuer's chain, in PEM.
     pub chain_pem: String,
-    /// The certification request it was issued for, in PEM.
+    /// The certification request it was issued for, in PEM; empty when it was imported.
     pub csr_pem: String,
     /// Key algorithm.
     pub key_algorithm: KeyAlgorithm,
@@ -291,6 +294,9 @@ pub struct CertificateVersion {
     /// The agent that holds the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_id: Option<AgentId>,
+    /// The name of the authority that issued it; only of an imported version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported_from: Option<String>,
     /// When it was revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Time>,
@@ -326,6 +332,12 @@ pub struct DeployRequest {
     /// One target; all of the certificate's when absent.
     #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
     pub target_id: Option<TargetId>,
+    /// Which version; the newest when absent.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub version_id: Option<VersionId>,
+    /// The same by its number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<i32>,
 }
 
 /// Why to revoke.

@@ -9,6 +9,7 @@
 //! | [`key`] | key algorithms and sizes |
 //! | [`certificate`] | the statuses of a managed certificate |
 //! | [`group`] | which agents belong together |
+//! | [`discovery`] | what becomes of certificates found on hosts |
 //! | [`job`] | kinds, states and the edges between them |
 //! | [`policy`] | rules that certificates are held against |
 //! | [`profile`] | what may be issued |
@@ -29,6 +30,7 @@ pub mod bulk;
 pub mod certificate;
 pub mod connector;
 pub mod group;
+pub mod discovery;
 pub mod id;
 pub mod job;
 pub mod key;

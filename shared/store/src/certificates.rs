@@ -176,24 +176,35 @@ pub(crate) async fn request_from(
 
 /// Creates deployments of what the agent of each target holds, unless it has ended: to one target, or to all. Returns the new jobs.
 ///
+/// Of an older version that is `chosen` only to targets whose agent holds its key; it stays chosen there until another
+/// version is sent.
+///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn request_deployment(tx: &mut Tx, certificate: &Locked, only: Option<&TargetId>) -> Result<Vec<JobId>> {
-    let rows: Vec<(TargetId, AgentId, VersionId)> = sqlx::query_as(
-        "SELECT t.id, t.agent_id, v.id
-           FROM certificate_targets m
-           JOIN targets t ON t.id = m.target_id
+pub async fn request_deployment(
+    tx: &mut Tx,
+    certificate: &Locked,
+    only: Option<&TargetId>,
+    chosen: Option<&VersionId>,
+) -> Result<Vec<JobId>> {
+    let mut rows: Vec<(TargetId, AgentId, VersionId)> = sqlx::query_as(
+        "UPDATE certificate_targets m SET chosen_version_id = $4
+           FROM targets t
            JOIN LATERAL (SELECT id, not_after FROM certificate_versions v
-                          WHERE v.certificate_id = m.certificate_id AND v.agent_id = t.agent_id
+                          WHERE v.certificate_id = $1 AND v.agent_id = t.agent_id AND ($4::text IS NULL OR v.id = $4)
                           ORDER BY v.version DESC LIMIT 1) v ON true
-          WHERE m.certificate_id = $1 AND t.enabled AND v.not_after > $3 AND ($2::text IS NULL OR t.id = $2)
-          ORDER BY t.id",
+          WHERE m.certificate_id = $1 AND t.id = m.target_id AND t.enabled AND v.not_after > $3
+            AND ($2::text IS NULL OR t.id = $2)
+         RETURNING t.id, t.agent_id, v.id",
     )
     .bind(&certificate.id)
     .bind(only)
     .bind(tx.now())
+    .bind(chosen)
     .fetch_all(&mut **tx)
     .await?;
+    rows.sort();
+    planning::take_dates(tx, &certificate.id).await?;
     let mut created = Vec::new();
     for (target, agent, version) in rows {
         let job = NewJob {
@@ -207,6 +218,36 @@ pub async fn request_deployment(tx: &mut Tx, certificate: &Locked, only: Option<
         created.extend(jobs::insert(tx, &job).await?);
     }
     Ok(created)
+}
+
+/// What stands against deploying a version again: that it has ended or is revoked, or that nobody holds its key.
+///
+/// # Errors
+/// [`Error::Conflict`] saying which.
+pub async fn must_be_deployable(tx: &mut Tx, version: &VersionId) -> Result<()> {
+    let row: Option<(Time, bool, bool)> = sqlx::query_as(
+        "SELECT v.not_after, r.revoked_at IS NOT NULL, v.agent_id IS NOT NULL FROM certificate_versions v
+           LEFT JOIN revocations r ON r.issuer_id = v.issuer_id AND r.serial_number = v.serial_number
+          WHERE v.id = $1",
+    )
+    .bind(version)
+    .fetch_optional(&mut **tx)
+    .await?;
+    let why = match row {
+        None => return Err(missing_version(version)),
+        Some((_, true, _)) => "is revoked".to_owned(),
+        Some((end, ..)) if end <= tx.now() => format!("ended at {end}"),
+        Some((_, _, false)) => "was imported; no agent holds its key".to_owned(),
+        Some(_) => return Ok(()),
+    };
+    Err(Error::Conflict(format!("version {version} {why}")))
+}
+
+fn missing_version(id: &VersionId) -> Error {
+    Error::Missing {
+        kind: "version",
+        id: id.to_string(),
+    }
 }
 
 /// What an issuer returned, read from the certificate itself.
@@ -296,6 +337,15 @@ pub async fn record_version(tx: &mut Tx, job: &JobFacts, version: &NewVersion) -
     .bind(version.not_after)
     .bind(now)
     .bind(job.kind)
+    .execute(&mut **tx)
+    .await?;
+    // What is new goes before what was chosen.
+    sqlx::query(
+        "UPDATE certificate_targets m SET chosen_version_id = NULL FROM targets t
+          WHERE m.certificate_id = $1 AND m.chosen_version_id IS NOT NULL AND t.id = m.target_id AND t.agent_id = $2",
+    )
+    .bind(&job.certificate)
+    .bind(&job.agent)
     .execute(&mut **tx)
     .await?;
     planning::take_dates(tx, &job.certificate).await?;

@@ -9,7 +9,7 @@ use certctl_model::{
 };
 use sqlx::{PgConnection, PgPool};
 
-use crate::{Tx, error::*, wake::Channel};
+use crate::{Tx, error::*, planning, wake::Channel};
 
 #[derive(sqlx::FromRow)]
 struct Row {
@@ -115,7 +115,7 @@ async fn supersede(tx: &mut Tx, by: &JobId, certificate: &CertificateId, target:
     .fetch_all(&mut **tx)
     .await?;
     for id in &older {
-        call_off(tx, id, "a newer version goes to this target").await?;
+        call_off(tx, id, "another version goes to this target").await?;
     }
     Ok(())
 }
@@ -226,7 +226,27 @@ async fn apply_with<To: State>(tx: &mut Tx, transition: Transition<To>, token: O
     }
     tx.note(event);
     tx.wake(Channel::Jobs);
+    if job.kind == JobKind::Deployment && matches!(to, JobStatus::Failed | JobStatus::Cancelled) {
+        give_up_choice(tx, &job).await?;
+    }
     Ok(Job::known(job))
+}
+
+/// A version that was chosen for a target and does not get there is not what the target serves.
+async fn give_up_choice(tx: &mut Tx, job: &JobFacts) -> Result<()> {
+    let done = sqlx::query(
+        "UPDATE certificate_targets SET chosen_version_id = NULL
+          WHERE certificate_id = $1 AND target_id = $2 AND chosen_version_id = $3",
+    )
+    .bind(&job.certificate)
+    .bind(&job.target)
+    .bind(&job.version)
+    .execute(&mut **tx)
+    .await?;
+    match done.rows_affected() {
+        0 => Ok(()),
+        _ => planning::take_dates(tx, &job.certificate).await,
+    }
 }
 
 /// Keeps the request an agent handed in for a job that awaits it.

@@ -6,6 +6,8 @@
 //! | [`jobs`] | insert, claim under a lease, lock in a state, apply a transition |
 //! | [`certificates`] | ask for issuance and deployment, record a version, note a failure |
 //! | [`bulk`] | one thing done to many certificates, each in a transaction of its own |
+//! | [`imports`] | take in what others issued |
+//! | [`discovery`] | certificates found on hosts: reports, claims, dismissals |
 //! | [`planning`] | dates, what is due, and jobs in line with targets and policy |
 //! | [`revocations`] | revoke; entries for a CRL; the status of a serial number |
 //! | [`ledger`] | what the signer is about to sign, and what it signed |
@@ -21,7 +23,9 @@
 pub mod agents;
 pub mod bulk;
 pub mod certificates;
+pub mod discovery;
 pub mod error;
+pub mod imports;
 pub mod jobs;
 pub mod lease;
 pub mod ledger;

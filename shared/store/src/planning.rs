@@ -27,7 +27,7 @@ macro_rules! wanting {
          JOIN targets t ON t.id = m.target_id
          LEFT JOIN LATERAL (SELECT not_before, not_after FROM certificate_versions
                              WHERE certificate_id = c.id AND agent_id = t.agent_id
-                             ORDER BY version DESC LIMIT 1) v ON true
+                             ORDER BY id = m.chosen_version_id DESC NULLS LAST, version DESC LIMIT 1) v ON true
         WHERE c.renew_at <= $1 AND c.revoked_at IS NULL AND c.archived_at IS NULL AND p.auto_renew AND t.enabled
           AND NOT EXISTS (SELECT 1 FROM jobs j
                            WHERE j.certificate_id = c.id AND j.agent_id = t.agent_id
@@ -78,7 +78,8 @@ pub async fn request_due(tx: &mut Tx, certificate: &Locked) -> Result<Vec<JobId>
 }
 
 /// Takes the dates of what is served: with several agents the certificate ends when the first of them does; where nothing
-/// is served, they stay those of the newest version. Plans its renewal by them.
+/// is served, they stay those of the newest version. A target serves what was chosen for it, or else the newest. Plans
+/// the renewal by them.
 ///
 /// # Errors
 /// When the database cannot be asked.
@@ -90,7 +91,7 @@ pub(crate) async fn take_dates(tx: &mut Tx, id: &CertificateId) -> Result<()> {
                    JOIN targets t ON t.id = m.target_id
                    JOIN LATERAL (SELECT not_before, not_after FROM certificate_versions
                                   WHERE certificate_id = $1 AND agent_id = t.agent_id
-                                  ORDER BY version DESC LIMIT 1) v ON true
+                                  ORDER BY id = m.chosen_version_id DESC NULLS LAST, version DESC LIMIT 1) v ON true
                   WHERE m.certificate_id = $1 AND t.enabled
                   ORDER BY v.not_after
                   LIMIT 1) served
@@ -119,6 +120,8 @@ struct PlannedRow {
     auto_renew: bool,
     renew_at_permille: i32,
     renewal_window_days: i32,
+    /// Whether it has a target: without one no agent can make a key for the next version.
+    placed: bool,
     /// When an agent that still holds nothing is asked again after a failure.
     again_at: Option<Time>,
 }
@@ -133,7 +136,7 @@ impl PlannedRow {
         let by_age = self.not_before.zip(self.not_after);
         let by_age = by_age.and_then(|(from, to)| rule.due_at(from, to, spread_of(self.id.as_str())));
         let again = self.again_at.filter(|_| self.auto_renew);
-        [by_age, again].into_iter().flatten().min()
+        [by_age, again].into_iter().flatten().min().filter(|_| self.placed)
     }
 }
 
@@ -148,13 +151,15 @@ pub async fn plan_renewal(tx: &mut Tx, which: Planned<'_>) -> Result<()> {
     };
     let rows: Vec<PlannedRow> = sqlx::query_as(
         "SELECT c.id, c.not_before, c.not_after, p.auto_renew, p.renew_at_permille, p.renewal_window_days,
+                EXISTS (SELECT 1 FROM certificate_targets m JOIN targets t ON t.id = m.target_id
+                         WHERE m.certificate_id = c.id AND t.enabled) AS placed,
                 CASE WHEN EXISTS (SELECT 1 FROM certificate_targets m JOIN targets t ON t.id = m.target_id
                                    WHERE m.certificate_id = c.id AND t.enabled
                                      AND NOT EXISTS (SELECT 1 FROM certificate_versions v
                                                       WHERE v.certificate_id = c.id AND v.agent_id = t.agent_id))
                      THEN c.failed_at + make_interval(secs => p.retry_interval_seconds) END AS again_at
            FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
-          WHERE c.id = $1 OR p.id = $2",
+          WHERE c.id = $1 OR c.renewal_policy_id = $2",
     )
     .bind(certificate)
     .bind(policy)
@@ -217,7 +222,8 @@ pub async fn retarget(tx: &mut Tx, certificate: &Locked, again: Option<&TargetId
            JOIN targets t ON t.id = m.target_id
            LEFT JOIN LATERAL (SELECT id, not_after FROM certificate_versions
                                WHERE certificate_id = $1 AND agent_id = t.agent_id
-                               ORDER BY version DESC LIMIT 1) v ON v.not_after > $2
+                               ORDER BY id = m.chosen_version_id DESC NULLS LAST, version DESC LIMIT 1) v
+                  ON v.not_after > $2
           WHERE m.certificate_id = $1 AND t.enabled
           ORDER BY t.id",
     )

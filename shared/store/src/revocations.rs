@@ -29,6 +29,7 @@ pub async fn revoke(tx: &mut Tx, id: &CertificateId, reason: RevocationReason) -
             "nothing was issued for certificate {id} that could be revoked; archive it"
         )));
     }
+    ours_to_revoke(tx, id).await?;
     let (actor, now) = (tx.actor(), tx.now());
     // What was signed for its jobs and never came to be recorded as a version is revoked with the rest.
     let serials: Vec<Serial> = sqlx::query_scalar(
@@ -37,7 +38,7 @@ pub async fn revoke(tx: &mut Tx, id: &CertificateId, reason: RevocationReason) -
          SELECT $1 || '-' || s.serial_number, s.issuer_id, s.serial_number, $2, $3, $4, s.not_after,
                 coalesce(l.short_lived, false), $5
            FROM (SELECT v.issuer_id, v.serial_number, v.not_after FROM certificate_versions v
-                  WHERE v.certificate_id = $2 AND (v.not_after > $5 OR v.id = $6)
+                  WHERE v.certificate_id = $2 AND v.issuer_id IS NOT NULL AND (v.not_after > $5 OR v.id = $6)
                   UNION
                  SELECT g.issuer_id, g.serial_number, g.not_after FROM jobs j JOIN ledger g ON g.job_id = j.id
                   WHERE j.certificate_id = $2 AND g.der IS NOT NULL AND g.not_after > $5) s
@@ -77,6 +78,23 @@ pub async fn revoke(tx: &mut Tx, id: &CertificateId, reason: RevocationReason) -
     outbox::announce(tx, &news).await?;
     tx.wake(Channel::Revocations);
     Ok(serials)
+}
+
+/// Refuses a certificate of which everything was imported: only who issued it can revoke it.
+async fn ours_to_revoke(tx: &mut Tx, id: &CertificateId) -> Result<()> {
+    let (ours, theirs): (bool, Option<String>) = sqlx::query_as(
+        "SELECT coalesce(bool_or(issuer_id IS NOT NULL), false), max(imported_from)
+           FROM certificate_versions WHERE certificate_id = $1",
+    )
+    .bind(id)
+    .fetch_one(&mut **tx)
+    .await?;
+    match theirs {
+        Some(authority) if !ours => Err(Error::Conflict(format!(
+            "certificate {id} was imported; ask the authority that issued it to revoke it: {authority}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// An entry of a CRL.

@@ -330,7 +330,8 @@ struct WorkRow {
 }
 
 /// What this agent can do now: requests first; no deployment of a certificate that is being issued, since agents that
-/// keep one key for each certificate hold the next one's key by then.
+/// keep one key for each certificate hold the next one's key by then. Where a version was chosen for a target no other
+/// goes there, else none that is older than what is there.
 async fn open_work(cx: &Cx, agent: &AgentId) -> Result<Vec<WorkItem>, ApiError> {
     let known: Option<i32> = sqlx::query_scalar("SELECT 1 FROM agents WHERE id = $1")
         .bind(agent)
@@ -343,16 +344,18 @@ async fn open_work(cx: &Cx, agent: &AgentId) -> Result<Vec<WorkItem>, ApiError> 
            FROM jobs j
            JOIN certificates c ON c.id = j.certificate_id
            LEFT JOIN targets t ON t.id = j.target_id
+           LEFT JOIN certificate_targets m ON m.certificate_id = j.certificate_id AND m.target_id = j.target_id
           WHERE j.agent_id = $1
             AND (j.status = 'AwaitingCSR'
                  OR (j.type = 'Deployment' AND j.status IN ('Pending', 'Running') AND t.enabled AND j.run_at <= $2
                      AND t.agent_id = j.agent_id
-                     AND NOT EXISTS (SELECT 1 FROM jobs n
-                                       JOIN certificate_versions nv ON nv.id = n.version_id
-                                       JOIN certificate_versions jv ON jv.id = j.version_id
-                                      WHERE n.certificate_id = j.certificate_id AND n.target_id = j.target_id
-                                        AND n.type = 'Deployment' AND n.status = 'Completed'
-                                        AND nv.version > jv.version)
+                     AND CASE WHEN m.chosen_version_id IS NOT NULL THEN m.chosen_version_id = j.version_id
+                         ELSE NOT EXISTS (SELECT 1 FROM jobs n
+                                            JOIN certificate_versions nv ON nv.id = n.version_id
+                                            JOIN certificate_versions jv ON jv.id = j.version_id
+                                           WHERE n.certificate_id = j.certificate_id AND n.target_id = j.target_id
+                                             AND n.type = 'Deployment' AND n.status = 'Completed'
+                                             AND nv.version > jv.version) END
                      AND NOT EXISTS (SELECT 1 FROM jobs o
                                       WHERE o.certificate_id = j.certificate_id AND o.agent_id = j.agent_id
                                         AND o.type IN ('Issuance', 'Renewal')
@@ -595,15 +598,18 @@ async fn deployed(tx: &mut Tx, job: &JobFacts) -> Result<(), ApiError> {
     .await
 }
 
-/// Deployments of older versions to the same target that were begun and left, or never begun: nothing more comes of
-/// them.
+/// Deployments to the same target of versions that are older, or were not the chosen one, and that were begun and left,
+/// or never begun: nothing more comes of them.
 async fn outdo(tx: &mut Tx, by: &certctl_model::audit::Actor, job: &JobFacts) -> Result<(), ApiError> {
     let older: Vec<JobId> = sqlx::query_scalar(
         "SELECT j.id FROM jobs j
            JOIN certificate_versions v ON v.id = j.version_id
            JOIN certificate_versions done ON done.id = $3
           WHERE j.certificate_id = $1 AND j.target_id = $2 AND j.type = 'Deployment'
-            AND j.status IN ('Pending', 'Running') AND v.version < done.version
+            AND j.status IN ('Pending', 'Running') AND v.id <> done.id
+            AND (v.version < done.version
+                 OR EXISTS (SELECT 1 FROM certificate_targets m
+                             WHERE m.certificate_id = $1 AND m.target_id = $2 AND m.chosen_version_id = done.id))
           ORDER BY j.id",
     )
     .bind(&job.certificate)
@@ -612,7 +618,7 @@ async fn outdo(tx: &mut Tx, by: &certctl_model::audit::Actor, job: &JobFacts) ->
     .fetch_all(&mut **tx)
     .await?;
     for id in &older {
-        let why = "a newer version was put on this target".to_owned();
+        let why = "another version was put on this target".to_owned();
         match jobs::lock_any(tx, id).await? {
             (facts, JobStatus::Running) => {
                 jobs::apply(tx, Job::<Running>::known(facts).fail(by, why)).await?;

@@ -177,7 +177,7 @@ async fn within_profile(tx: &mut Tx, profile: Option<&ProfileId>, common: &San, 
         .map_err(|why| ApiError::invalid("certificate_profile_id", why))
 }
 
-async fn enabled_issuer(tx: &mut Tx, id: &IssuerId) -> Result<(), ApiError> {
+pub(super) async fn enabled_issuer(tx: &mut Tx, id: &IssuerId) -> Result<(), ApiError> {
     match sqlx::query_scalar("SELECT enabled FROM issuers WHERE id = $1")
         .bind(id)
         .fetch_optional(&mut **tx)
@@ -189,7 +189,7 @@ async fn enabled_issuer(tx: &mut Tx, id: &IssuerId) -> Result<(), ApiError> {
     }
 }
 
-async fn map_targets(tx: &mut Tx, id: &CertificateId, targets: &[TargetId]) -> Result<(), ApiError> {
+pub(super) async fn map_targets(tx: &mut Tx, id: &CertificateId, targets: &[TargetId]) -> Result<(), ApiError> {
     sqlx::query("DELETE FROM certificate_targets WHERE certificate_id = $1 AND NOT target_id = ANY ($2)")
         .bind(id)
         .bind(targets)
@@ -305,7 +305,7 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
     Ok(created)
 }
 
-fn check_environment(environment: &str) -> Result<(), ApiError> {
+pub(super) fn check_environment(environment: &str) -> Result<(), ApiError> {
     match environment.chars().count() > 255 || environment.contains(char::is_control) {
         true => Err(ApiError::invalid(
             "environment",
@@ -447,7 +447,7 @@ impl Listed for CertificateVersion {
     const KIND: &'static str = "version";
     const COLUMNS: &'static str = "v.id, v.certificate_id, v.version, v.serial_number, v.not_before, v.not_after,
         v.fingerprint_sha256, v.spki_sha256, v.cert_pem, v.chain_pem, v.csr_der, v.key_algorithm, v.key_size,
-        v.agent_id, v.created_at, r.revoked_at";
+        v.agent_id, v.imported_from, v.created_at, r.revoked_at";
     const FROM: &'static str = "certificate_versions v
         LEFT JOIN revocations r ON r.issuer_id = v.issuer_id AND r.serial_number = v.serial_number";
     const ID: &'static str = "v.id";
@@ -483,7 +483,10 @@ impl Listed for CertificateVersion {
             pem_chain: format!("{cert_pem}\n{chain_pem}"),
             cert_pem,
             chain_pem,
-            csr_pem: pem::encode("CERTIFICATE REQUEST", row.try_get("csr_der")?),
+            csr_pem: row
+                .try_get::<Option<&[u8]>, _>("csr_der")?
+                .map_or_else(String::new, |der| pem::encode("CERTIFICATE REQUEST", der)),
+            imported_from: row.try_get("imported_from")?,
             key_algorithm: row.try_get("key_algorithm")?,
             key_size: row.try_get("key_size")?,
             agent_id: row.try_get("agent_id")?,
@@ -566,7 +569,8 @@ async fn deploy(cx: Cx, rq: Request<TriggerDeployment>) -> Result<Triggered, Api
             ));
         }
     }
-    let jobs = store::request_deployment(&mut tx, &certificate, only.as_ref()).await?;
+    let chosen = chosen_version(&mut tx, &id, rq.body.version_id, rq.body.version).await?;
+    let jobs = store::request_deployment(&mut tx, &certificate, only.as_ref(), chosen.as_ref()).await?;
     if jobs.is_empty() {
         let detail = format!(
             "there is nothing to deploy for certificate {id}: no enabled target whose agent holds a version, or it is being deployed already"
@@ -575,10 +579,36 @@ async fn deploy(cx: Cx, rq: Request<TriggerDeployment>) -> Result<Triggered, Api
     }
     let event = tx
         .event("deployment_triggered", "certificate", &id)
-        .with("common_name", &certificate.common_name);
+        .with("common_name", &certificate.common_name)
+        .with("version_id", &chosen);
     tx.note(event);
     tx.commit().await?;
     Ok(triggered("deployment_triggered", jobs))
+}
+
+/// The version somebody chose by id or number, if any, and that can be deployed.
+async fn chosen_version(
+    tx: &mut Tx,
+    certificate: &CertificateId,
+    id: Option<VersionId>,
+    number: Option<i32>,
+) -> Result<Option<VersionId>, ApiError> {
+    if id.is_none() && number.is_none() {
+        return Ok(None);
+    }
+    let found: Option<VersionId> = sqlx::query_scalar(
+        "SELECT id FROM certificate_versions
+          WHERE certificate_id = $1 AND ($2::text IS NULL OR id = $2) AND ($3::integer IS NULL OR version = $3)",
+    )
+    .bind(certificate)
+    .bind(&id)
+    .bind(number)
+    .fetch_optional(&mut **tx)
+    .await?;
+    let field = if id.is_some() { "version_id" } else { "version" };
+    let found = found.ok_or_else(|| ApiError::invalid(field, format!("certificate {certificate} has no such version")))?;
+    store::must_be_deployable(tx, &found).await?;
+    Ok(Some(found))
 }
 
 async fn revoke(cx: Cx, rq: Request<RevokeCertificate>) -> Result<Outcome, ApiError> {

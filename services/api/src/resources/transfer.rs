@@ -1,7 +1,330 @@
-//! Certificates in and out: PEM, PKCS #12.
+//! Certificates in and out.
 
-use crate::app::Routes;
+use std::collections::HashMap;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use certctl_contract::transfer::*;
+use certctl_model::{
+    id::{IssuerId, OwnerId, ProfileId, RenewalPolicyId, TeamId},
+    name::San,
+};
+use certctl_store::{
+    Tx, certificates,
+    imports::{self, Import, Imported, Management},
+    planning,
+};
+use certctl_x509::{facts::CertificateFacts, pem};
+
+use super::certificates::{check_environment, check_tags, enabled_issuer, map_targets};
+use crate::{
+    app::{Cx, Request, Routes},
+    error::ApiError,
+    scan_report::cut,
+};
 
 pub(super) fn routes(r: Routes) -> Routes {
-    r
+    r.on(import)
+}
+
+/// The longest text of certificates that is read, in octets.
+const MAX_PEM: usize = 16 << 20;
+/// The longest chain that is followed.
+const LONGEST_CHAIN: usize = 10;
+
+async fn import(cx: Cx, rq: Request<ImportCertificates>) -> Result<ImportResult, ApiError> {
+    let ImportRequest {
+        pem,
+        der_base64,
+        enrolment,
+    } = rq.body;
+    let read = tokio::task::spawn_blocking(move || Bundle::read(pem.as_deref(), der_base64.as_deref()));
+    let bundle = read.await.map_err(|error| ApiError::internal(error.to_string()))??;
+    let leaves: Vec<Imported> = bundle.leaves();
+    let mut tx = cx.begin().await?;
+    let imports = enrol(&mut tx, &leaves, enrolment).await?;
+    // A repetition changes nothing, and there is nothing to tell of it.
+    if imports.iter().any(|import| matches!(import, Import::Created { .. })) {
+        tx.commit().await?;
+    }
+    Ok(bundle.result(imports))
+}
+
+/// Makes managed certificates of these, puts them on the targets named, and says what became of each.
+pub(super) async fn enrol(tx: &mut Tx, leaves: &[Imported], enrolment: Enrolment) -> Result<Vec<Import>, ApiError> {
+    let targets = enrolment.target_ids.clone().unwrap_or_default();
+    let management = management(tx, enrolment).await?;
+    let imports = imports::import(tx, leaves, &management).await?;
+    if !targets.is_empty() {
+        for import in &imports {
+            if let Import::Created { certificate, .. } = import {
+                map_targets(tx, certificate, &targets).await?;
+                let locked = certificates::lock(tx, certificate).await?;
+                planning::retarget(tx, &locked, None).await?;
+            }
+        }
+    }
+    Ok(imports)
+}
+
+async fn management(tx: &mut Tx, enrolment: Enrolment) -> Result<Management, ApiError> {
+    let fixed = |id: &str| id.to_owned();
+    let owner: OwnerId = enrolment
+        .owner_id
+        .unwrap_or_else(|| fixed("o-unassigned").try_into().expect("a valid id"));
+    let policy: RenewalPolicyId = enrolment
+        .renewal_policy_id
+        .unwrap_or_else(|| fixed("rp-default").try_into().expect("a valid id"));
+    let issuer: IssuerId = enrolment
+        .issuer_id
+        .unwrap_or_else(|| fixed("iss-local").try_into().expect("a valid id"));
+    let environment = enrolment.environment.unwrap_or_else(|| fixed("imported"));
+    check_environment(&environment)?;
+    let tags = check_tags(enrolment.tags.unwrap_or_default())?;
+    enabled_issuer(tx, &issuer).await?;
+    let owners_team: Option<TeamId> = sqlx::query_scalar("SELECT team_id FROM owners WHERE id = $1")
+        .bind(&owner)
+        .fetch_optional(&mut **tx)
+        .await?;
+    let team = enrolment.team_id.or(owners_team);
+    let team = team.ok_or_else(|| ApiError::invalid("owner_id", format!("there is no owner {owner}")))?;
+    let profile: Option<Option<ProfileId>> =
+        sqlx::query_scalar("SELECT certificate_profile_id FROM renewal_policies WHERE id = $1")
+            .bind(&policy)
+            .fetch_optional(&mut **tx)
+            .await?;
+    let profile =
+        profile.ok_or_else(|| ApiError::invalid("renewal_policy_id", format!("there is no renewal policy {policy}")))?;
+    Ok(Management {
+        owner,
+        team,
+        issuer,
+        policy,
+        // Whether the names fit it is judged when the certificate is renewed: it was not issued under it.
+        profile,
+        environment,
+        tags,
+    })
+}
+
+/// What was given to import, in its order.
+#[derive(Debug)]
+struct Bundle {
+    items: Vec<Item>,
+}
+
+#[derive(Debug)]
+enum Item {
+    Leaf(Box<Imported>),
+    Authority(Box<CertificateFacts>),
+    Bad(String),
+}
+
+impl Bundle {
+    fn read(pem: Option<&str>, der_base64: Option<&str>) -> Result<Self, ApiError> {
+        let mut facts = Vec::new();
+        if let Some(text) = pem {
+            facts.extend(read_pem(text)?);
+        }
+        if let Some(text) = der_base64 {
+            let der = STANDARD
+                .decode(text.trim())
+                .map_err(|_| ApiError::invalid("der_base64", "is not base64"))?;
+            facts.push(read_der(&der));
+        }
+        if facts.is_empty() {
+            return Err(ApiError::invalid(
+                "pem",
+                "holds no certificate; send blocks CERTIFICATE, or the DER of one in der_base64",
+            ));
+        }
+        Ok(Self::sort(facts))
+    }
+
+    fn sort(facts: Vec<Result<CertificateFacts, String>>) -> Self {
+        let authorities: Vec<CertificateFacts> = facts.iter().flatten().filter(|one| one.is_ca).cloned().collect();
+        let mut chains = Chains::new(&authorities);
+        let item = |one: Result<CertificateFacts, String>| match one {
+            Ok(facts) if facts.is_ca => Item::Authority(Box::new(facts)),
+            Ok(facts) => {
+                imported(&facts, chains.above(&facts)).map_or_else(Item::Bad, |leaf| Item::Leaf(Box::new(leaf)))
+            }
+            Err(why) => Item::Bad(why),
+        };
+        Self {
+            items: facts.into_iter().map(item).collect(),
+        }
+    }
+
+    fn leaves(&self) -> Vec<Imported> {
+        let leaf = |item: &Item| match item {
+            Item::Leaf(leaf) => Some((**leaf).clone()),
+            _ => None,
+        };
+        self.items.iter().filter_map(leaf).collect()
+    }
+
+    fn result(self, imports: Vec<Import>) -> ImportResult {
+        let mut imports = imports.into_iter();
+        let mut item = |(index, item): (usize, Item)| {
+            let mut result = ImportedItem {
+                index: index as i64,
+                outcome: ImportOutcome::Rejected,
+                certificate_id: None,
+                version_id: None,
+                common_name: None,
+                fingerprint: None,
+                reason: None,
+            };
+            match item {
+                Item::Bad(why) => result.reason = Some(why),
+                Item::Authority(facts) => {
+                    result.outcome = ImportOutcome::Chain;
+                    result.fingerprint = Some(facts.fingerprint);
+                }
+                Item::Leaf(leaf) => {
+                    result.common_name = Some(leaf.common_name);
+                    result.fingerprint = Some(leaf.fingerprint);
+                    match imports.next().expect("each leaf was imported") {
+                        Import::Created { certificate, version } => {
+                            result.outcome = ImportOutcome::Created;
+                            (result.certificate_id, result.version_id) = (Some(certificate), Some(version));
+                        }
+                        Import::Duplicate { certificate } => {
+                            result.outcome = ImportOutcome::Duplicate;
+                            result.certificate_id = Some(certificate);
+                        }
+                    }
+                }
+            }
+            result
+        };
+        let data: Vec<ImportedItem> = self.items.into_iter().enumerate().map(&mut item).collect();
+        let count = |outcome| data.iter().filter(|item| item.outcome == outcome).count() as i64;
+        ImportResult {
+            created: count(ImportOutcome::Created),
+            duplicates: count(ImportOutcome::Duplicate),
+            chain: count(ImportOutcome::Chain),
+            rejected: count(ImportOutcome::Rejected),
+            data,
+        }
+    }
+}
+
+/// Reads each block by itself, so that a broken one does not spoil the others. A private key spoils all of them: it must
+/// not have come here.
+fn read_pem(text: &str) -> Result<Vec<Result<CertificateFacts, String>>, ApiError> {
+    const BEGIN: &str = "-----BEGIN ";
+    if text.contains("PRIVATE KEY-----") {
+        return Err(ApiError::invalid(
+            "pem",
+            "holds a private key; nothing was stored. Send certificates only, and replace the key: it has left its host",
+        ));
+    }
+    let begins: Vec<usize> = text.match_indices(BEGIN).map(|(at, _)| at).collect();
+    let ends = begins.iter().skip(1).copied().chain([text.len()]);
+    let blocks = begins.iter().zip(ends).map(|(begin, end)| &text[*begin..end]);
+    Ok(blocks
+        .map(|block| match pem::decode_all(block, MAX_PEM) {
+            Ok(read) => match read.first() {
+                Some(block) if matches!(block.label.as_str(), "CERTIFICATE" | "X509 CERTIFICATE") => {
+                    read_der(&block.der)
+                }
+                Some(block) => Err(format!(
+                    "the block \"{}\" is not a certificate",
+                    block.label.escape_debug().take(80).collect::<String>()
+                )),
+                None => Err("the block is not closed".to_owned()),
+            },
+            Err(error) => Err(error.to_string().escape_debug().take(300).collect()),
+        })
+        .collect())
+}
+
+fn read_der(der: &[u8]) -> Result<CertificateFacts, String> {
+    CertificateFacts::parse_der(der).map_err(|error| error.to_string())
+}
+
+/// What is stored of a certificate that others issued.
+///
+/// # Errors
+/// It has no name by which it could be managed.
+pub(super) fn imported(facts: &CertificateFacts, chain_pem: String) -> Result<Imported, String> {
+    let own: Option<San> = facts.common_name.as_deref().and_then(|name| name.parse().ok());
+    let names = || own.iter().chain(&facts.sans);
+    let host = |name: &&San| matches!(name, San::Dns(_) | San::Ip(_));
+    let common_name = names()
+        .find(host)
+        .or_else(|| names().next())
+        .ok_or("it has no name that can be certified: neither a common name nor an alternative name")?
+        .clone();
+    let sans = facts.sans.clone();
+    Ok(Imported {
+        common_name,
+        sans,
+        serial: facts.serial.clone(),
+        not_before: facts.not_before,
+        not_after: facts.not_after,
+        fingerprint: facts.fingerprint.clone(),
+        spki_sha256: facts.spki_sha256.clone(),
+        key: facts.key,
+        issuer: cut(&facts.issuer, 1024),
+        cert_pem: facts.to_pem(),
+        chain_pem,
+    })
+}
+
+/// The chains above the certificates of a bundle, each link verified once.
+struct Chains<'a> {
+    authorities: &'a [CertificateFacts],
+    by_subject: HashMap<&'a [u8], Vec<usize>>,
+    above: HashMap<usize, String>,
+}
+
+impl<'a> Chains<'a> {
+    fn new(authorities: &'a [CertificateFacts]) -> Self {
+        let mut by_subject: HashMap<&[u8], Vec<usize>> = HashMap::new();
+        for (index, authority) in authorities.iter().enumerate() {
+            by_subject.entry(&authority.subject_der).or_default().push(index);
+        }
+        Self {
+            authorities,
+            by_subject,
+            above: HashMap::new(),
+        }
+    }
+
+    /// PEM of the authorities above a certificate, as far as the bundle has them.
+    fn above(&mut self, leaf: &CertificateFacts) -> String {
+        match self.issuer_of(leaf) {
+            None => String::new(),
+            Some(first) => {
+                if let Some(known) = self.above.get(&first) {
+                    return known.clone();
+                }
+                let chain = self.from(first);
+                self.above.insert(first, chain.clone());
+                chain
+            }
+        }
+    }
+
+    fn from(&self, first: usize) -> String {
+        let (mut chain, mut next, mut length) = (String::new(), Some(first), 0);
+        while let Some(index) = next.filter(|_| length < LONGEST_CHAIN) {
+            let authority = &self.authorities[index];
+            chain.push_str(&authority.to_pem());
+            length += 1;
+            let is_root = authority.subject_der == authority.issuer_der;
+            next = if is_root { None } else { self.issuer_of(authority) };
+        }
+        chain
+    }
+
+    fn issuer_of(&self, certificate: &CertificateFacts) -> Option<usize> {
+        let candidates = self.by_subject.get(certificate.issuer_der.as_slice())?;
+        candidates
+            .iter()
+            .copied()
+            .find(|index| certificate.verify_issued_by(&self.authorities[*index]).is_ok())
+    }
 }
