@@ -6,6 +6,7 @@
 //! | [`idp`] | an identity provider with keys of its own, good and bad |
 //! | [`receivers`] | a webhook and a mail server that remember what they were told |
 //! | [`requests`] | certification requests, good and bad |
+//! | [`foreign`] | certificates of an authority that certctl knows nothing of |
 //! | [`world`] | all of certctl in one process, with a clock that the story sets |
 //! | here | waiting, running programs, and where things are |
 //!
@@ -22,6 +23,7 @@ use anyhow::Context;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
+pub mod foreign;
 pub mod idp;
 pub mod receivers;
 pub mod requests;

@@ -425,6 +425,20 @@ impl Host {
         self.away.store(away, Ordering::Relaxed);
     }
 
+    /// Takes the keys of a certificate away from the agent, but for the newest.
+    pub fn forget_keys(&self, certificate: &str) {
+        let mut keys: Vec<_> = std::fs::read_dir(self.dir.join("keys").join(certificate))
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "key"))
+            .collect();
+        keys.sort_by_key(|entry| entry.metadata().unwrap().modified().unwrap());
+        keys.pop();
+        for key in keys {
+            std::fs::remove_file(key.path()).unwrap();
+        }
+    }
+
     /// Settings of a target of this host.
     pub fn config(&self, target: &str) -> Value {
         let file = self.dir.join(format!("tls/{target}.pem"));

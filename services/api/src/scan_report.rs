@@ -157,7 +157,9 @@ impl Entry {
         let path = self.source_path.unwrap_or_default();
         let of = |why: String| format!("{}: {why}", cut(&path, 200));
         if path.len() > MAX_PATH || path.contains('\0') {
-            return Err(of(format!("the path is longer than {MAX_PATH} octets or holds a NUL character")));
+            return Err(of(format!(
+                "the path is longer than {MAX_PATH} octets or holds a NUL character"
+            )));
         }
         let blocks = pem::decode_all(self.pem_data.as_deref().unwrap_or_default(), MAX_PEM);
         let blocks = blocks.map_err(|error| of(error.to_string()))?;
@@ -237,7 +239,10 @@ mod tests {
                 {{"source_path": "{long}"}}, {{"source_path": "/a\u0000b"}}], "scan_duration_ms": 7}}"#
         );
         let all = pieces(&json).unwrap();
-        let bad = all.iter().filter(|piece| matches!(piece, Piece::Certificate(Err(_)))).count();
+        let bad = all
+            .iter()
+            .filter(|piece| matches!(piece, Piece::Certificate(Err(_))))
+            .count();
         assert_eq!((all.len(), bad), (6, 4));
         assert!(matches!(&all[0], Piece::Error(text) if text == "ab"));
     }

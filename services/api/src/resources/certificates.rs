@@ -606,7 +606,8 @@ async fn chosen_version(
     .fetch_optional(&mut **tx)
     .await?;
     let field = if id.is_some() { "version_id" } else { "version" };
-    let found = found.ok_or_else(|| ApiError::invalid(field, format!("certificate {certificate} has no such version")))?;
+    let found =
+        found.ok_or_else(|| ApiError::invalid(field, format!("certificate {certificate} has no such version")))?;
     store::must_be_deployable(tx, &found).await?;
     Ok(Some(found))
 }

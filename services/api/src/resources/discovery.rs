@@ -19,7 +19,6 @@ use certctl_store::{
     imports::Import,
 };
 use certctl_x509::{facts::CertificateFacts, pem};
-use futures_util::{Stream, StreamExt};
 use sqlx::{FromRow, Row, postgres::PgRow};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 
@@ -68,7 +67,10 @@ async fn submit(cx: Cx, rq: Request<SubmitDiscoveries>) -> Result<DiscoveryScan,
     });
     let mut report = Report::new(&cx, agent);
     // A report that cannot be stored stops the parser, and that stops the feeder.
-    let (fed, stored) = tokio::join!(feed(rq.body, chunks_in), report.take(pieces));
+    let (fed, stored) = tokio::join!(
+        feed(Upload(Some(serde_json::to_vec(&rq.body).unwrap().into())), chunks_in),
+        report.take(pieces)
+    );
     fed?;
     stored?;
     let read = parser.await.map_err(|error| ApiError::internal(error.to_string()))?;
@@ -77,17 +79,20 @@ async fn submit(cx: Cx, rq: Request<SubmitDiscoveries>) -> Result<DiscoveryScan,
 }
 
 /// Hands the body on as it arrives, until it ends or nobody wants more.
-async fn feed(
-    body: impl Stream<Item = Result<Bytes, ApiError>>,
-    chunks: mpsc::Sender<Bytes>,
-) -> Result<(), ApiError> {
-    let mut body = std::pin::pin!(body);
-    while let Some(chunk) = body.next().await {
-        if chunks.send(chunk?).await.is_err() {
+async fn feed(mut body: Upload, chunks: mpsc::Sender<Bytes>) -> Result<(), ApiError> {
+    while let Some(chunk) = body.chunk().await? {
+        if chunks.send(chunk).await.is_err() {
             break;
         }
     }
     Ok(())
+}
+
+struct Upload(Option<Bytes>);
+impl Upload {
+    async fn chunk(&mut self) -> Result<Option<Bytes>, ApiError> {
+        Ok(self.0.take())
+    }
 }
 
 /// What arrives, for a reader that waits.
@@ -200,7 +205,10 @@ impl<'a> Report<'a> {
         let by = certctl_model::audit::Actor::agent(&agent);
         let event = Event::new(&by, "discovery_scan_completed", "discovery_scan", &scan)
             .with("agent_id", &agent)
-            .with("directories", ending.directories.iter().take(ERRORS_KEPT).collect::<Vec<_>>())
+            .with(
+                "directories",
+                ending.directories.iter().take(ERRORS_KEPT).collect::<Vec<_>>(),
+            )
             .with("certificates_found", ending.found)
             .with("certificates_new", ending.new)
             .with("errors_count", ending.errors_count);
@@ -240,7 +248,10 @@ impl Listed for DiscoveredCertificate {
         sql.eq("d.agent_id", &f.agent_id);
         sql.eq("d.status", &f.status);
         sql.eq("d.is_ca", &f.is_ca);
-        sql.eq("d.fingerprint_sha256", &f.fingerprint.as_ref().map(|text| text.to_ascii_lowercase()));
+        sql.eq(
+            "d.fingerprint_sha256",
+            &f.fingerprint.as_ref().map(|text| text.to_ascii_lowercase()),
+        );
         sql.eq("d.managed_certificate_id", &f.managed_certificate_id);
         sql.before("d.not_after", &f.expires_before);
         sql.after("d.not_after", &f.expires_after);
@@ -333,7 +344,10 @@ async fn claim(cx: Cx, rq: Request<ClaimDiscoveredCertificate>) -> Result<Triage
         all_with_fingerprint,
     } = rq.body;
     if managed_certificate_id.is_some() && create.is_some() {
-        return Err(ApiError::invalid("create", "cannot be given together with managed_certificate_id"));
+        return Err(ApiError::invalid(
+            "create",
+            "cannot be given together with managed_certificate_id",
+        ));
     }
     let mut tx = cx.begin().await?;
     let found = store::lock(&mut tx, &rq.path.id).await?;
@@ -384,12 +398,20 @@ async fn dismiss(cx: Cx, rq: Request<DismissDiscoveredCertificate>) -> Result<Tr
         reason,
         all_with_fingerprint,
     } = rq.body;
-    if reason.as_ref().is_some_and(|text| text.chars().count() > 1024 || text.contains(char::is_control)) {
-        return Err(ApiError::invalid("reason", "has up to 1024 characters, without control characters"));
+    if reason
+        .as_ref()
+        .is_some_and(|text| text.chars().count() > 1024 || text.contains(char::is_control))
+    {
+        return Err(ApiError::invalid(
+            "reason",
+            "has up to 1024 characters, without control characters",
+        ));
     }
     let mut tx = cx.begin().await?;
     let found = store::lock(&mut tx, &rq.path.id).await?;
-    found.dismiss(&mut tx, reason.as_deref(), reach(all_with_fingerprint)).await?;
+    found
+        .dismiss(&mut tx, reason.as_deref(), reach(all_with_fingerprint))
+        .await?;
     tx.commit().await?;
     Ok(Triaged {
         status: "dismissed".to_owned(),

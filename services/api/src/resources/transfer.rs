@@ -92,8 +92,8 @@ async fn management(tx: &mut Tx, enrolment: Enrolment) -> Result<Management, Api
             .bind(&policy)
             .fetch_optional(&mut **tx)
             .await?;
-    let profile =
-        profile.ok_or_else(|| ApiError::invalid("renewal_policy_id", format!("there is no renewal policy {policy}")))?;
+    let profile = profile
+        .ok_or_else(|| ApiError::invalid("renewal_policy_id", format!("there is no renewal policy {policy}")))?;
     Ok(Management {
         owner,
         team,

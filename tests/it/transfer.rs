@@ -1,0 +1,146 @@
+//! Certificates of others taken in, and ours given out.
+
+use std::time::Instant;
+
+use certctl_tests::{foreign::Authority, world::World};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+async fn import(w: &World, pem: &str) -> Value {
+    w.post("/api/v1/certificates/import", json!({ "pem": pem }))
+        .await
+        .expect(200)
+}
+
+fn outcomes(result: &Value) -> Vec<&str> {
+    let items = result["data"].as_array().unwrap();
+    items.iter().map(|item| item["outcome"].as_str().unwrap()).collect()
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn each_certificate_of_a_bundle_is_managed_known_already_kept_as_chain_or_refused_with_a_reason(db: PgPool) {
+    let w = World::new(db).await;
+    let theirs = Authority::new("Other");
+    let (a, b) = (
+        theirs.leaf(&["a.example.net", "b.example.net", "10.0.0.1"], -10, 80),
+        theirs.leaf(&["a.example.net"], -400, -30),
+    );
+    let nameless = theirs.leaf(&[], -10, 80);
+    let broken = "-----BEGIN CERTIFICATE-----\nAQI=\n-----END CERTIFICATE-----\n";
+    let csr = "-----BEGIN CERTIFICATE REQUEST-----\nAQI=\n-----END CERTIFICATE REQUEST-----\n";
+    let bundle = [
+        &*a,
+        &*theirs.intermediate,
+        &*theirs.root,
+        &*a,
+        &*b,
+        broken,
+        csr,
+        &*nameless,
+    ]
+    .join("\n");
+    let result = import(&w, &bundle).await;
+    assert_eq!(
+        outcomes(&result),
+        [
+            "created",
+            "chain",
+            "chain",
+            "duplicate",
+            "created",
+            "rejected",
+            "rejected",
+            "rejected"
+        ]
+    );
+    assert_eq!(
+        json!([
+            result["created"],
+            result["duplicates"],
+            result["chain"],
+            result["rejected"]
+        ]),
+        json!([2, 1, 2, 3])
+    );
+    for item in result["data"].as_array().unwrap().iter().skip(5) {
+        assert!(item["reason"].as_str().is_some_and(|why| !why.is_empty()), "{item}");
+    }
+    let id = result["data"][0]["certificate_id"].as_str().unwrap();
+    assert_eq!(result["data"][3]["certificate_id"], id);
+    let certificate = w.get(&format!("/api/v1/certificates/{id}")).await.expect(200);
+    assert_eq!(certificate["name"], "a.example.net");
+    assert_eq!(
+        certificate["sans"],
+        json!(["a.example.net", "b.example.net", "10.0.0.1"])
+    );
+    assert_eq!(
+        (&certificate["status"], &certificate["environment"]),
+        (&json!("Active"), &json!("imported"))
+    );
+    let version = w.versions(id).await[0].clone();
+    assert_eq!(version["cert_pem"], a);
+    assert_eq!(version["chain_pem"], format!("{}{}", theirs.intermediate, theirs.root));
+    assert!(version["imported_from"].as_str().unwrap().contains("Other CA"));
+    let old = result["data"][4]["certificate_id"].as_str().unwrap();
+    assert_eq!(w.status(old).await, "Expired");
+    let events = w
+        .text("SELECT count(*)::text FROM audit_events WHERE action = 'certificate_imported'")
+        .await;
+    assert_eq!(events, "2");
+
+    // Again: nothing new, and nothing changes.
+    let before = w.contents().await;
+    let again = import(&w, &bundle).await;
+    assert_eq!(again["created"], 0);
+    assert_eq!(again["duplicates"], 3);
+    assert_eq!(
+        w.contents().await["certificate_versions"],
+        before["certificate_versions"]
+    );
+    assert_eq!(w.contents().await["certificates"], before["certificates"]);
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_private_key_among_the_certificates_is_refused_and_nothing_is_stored(db: PgPool) {
+    let w = World::new(db).await;
+    let theirs = Authority::new("Other");
+    let pem = format!("{}{}", theirs.leaf(&["a.example.net"], 0, 80), theirs.leaf_key());
+    let answer = w.post("/api/v1/certificates/import", json!({ "pem": pem })).await;
+    let problem = answer.problem();
+    assert!(
+        problem.status == 422 && problem.detail.contains("private key"),
+        "{problem:?}"
+    );
+    assert_eq!(w.text("SELECT count(*)::text FROM certificates").await, "0");
+    for body in [json!({}), json!({ "pem": "no armour" }), json!({ "der_base64": "%" })] {
+        w.post("/api/v1/certificates/import", body).await.expect(422);
+    }
+    for (field, value) in [
+        ("owner_id", "o-none"),
+        ("issuer_id", "iss-none"),
+        ("renewal_policy_id", "rp-none"),
+        ("team_id", "t-none"),
+    ] {
+        let mut body = json!({ "pem": theirs.leaf(&["a.example.net"], 0, 80) });
+        body[field] = json!(value);
+        let problem = w.post("/api/v1/certificates/import", body).await.problem();
+        assert_eq!((problem.status, problem.errors[0].field.as_str()), (422, field));
+    }
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_thousand_certificates_are_taken_in_by_one_call(db: PgPool) {
+    let w = World::new(db).await;
+    let theirs = Authority::new("Other");
+    let bundle: String = (0..1000)
+        .map(|n| theirs.leaf(&[&format!("h{n}.example.net")], -10, 80))
+        .chain([theirs.intermediate.clone()])
+        .collect();
+    let began = Instant::now();
+    let result = import(&w, &bundle).await;
+    println!("1000 certificates imported in {:?}", began.elapsed());
+    assert_eq!((&result["created"], &result["chain"]), (&json!(1000), &json!(1)));
+    let stored = "SELECT count(*) || ' ' || count(DISTINCT c.name) || ' ' || bool_and(v.chain_pem <> '')
+                    FROM certificates c JOIN certificate_versions v ON v.id = c.current_version_id";
+    assert_eq!(w.text(stored).await, "1000 1000 true");
+}
