@@ -338,3 +338,31 @@ async fn versions_of_managed_certificates_are_recognised_where_they_are_found(db
         result["data"][0]["certificate_id"]
     );
 }
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_report_of_many_certificates_is_stored_whole_or_not_at_all(db: PgPool) {
+    let w = World::new(db).await;
+    let host = w.host("web-1").await;
+    let theirs = Authority::new("Other");
+    let leaves: Vec<String> = (0..20)
+        .map(|n| theirs.leaf(&[&format!("h{n}.example.net")], -10, 80))
+        .collect();
+    // More than an ordinary body may have, and several batches.
+    let entries: Vec<Value> = (0..3000)
+        .map(|n| entry(&format!("/tls/{n}.pem"), &leaves[n % leaves.len()]))
+        .collect();
+    let whole = json!({ "directories": ["/tls"], "certificates": entries }).to_string();
+    assert!(whole.len() > 2 << 20);
+    let path = format!("/api/v1/agents/{}/discoveries", host.id());
+    let cut = whole[..whole.len() - 3].to_owned();
+    w.raw(Method::POST, &path, Some(&host.key()), cut).await.expect(400);
+    assert_eq!(w.text("SELECT count(*)::text FROM discovered_certificates").await, "0");
+    let scan = w.raw(Method::POST, &path, Some(&host.key()), whole).await.expect(202);
+    assert_eq!(
+        (&scan["certificates_found"], &scan["certificates_new"]),
+        (&json!(3000), &json!(3000))
+    );
+    assert_eq!(w.get("/api/v1/discovery-summary").await.expect(200)["Unmanaged"], 3000);
+    let tallies = w.text("SELECT count(*)::text FROM discovered_tallies").await;
+    assert_eq!(tallies, "1", "folded at the end of the report");
+}

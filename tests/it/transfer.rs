@@ -144,3 +144,89 @@ async fn a_thousand_certificates_are_taken_in_by_one_call(db: PgPool) {
                     FROM certificates c JOIN certificate_versions v ON v.id = c.current_version_id";
     assert_eq!(w.text(stored).await, "1000 1000 true");
 }
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_version_is_exported_in_every_format_and_openssl_reads_it(db: PgPool) {
+    let w = World::new(db).await;
+    let theirs = Authority::new("Other");
+    let leaf = theirs.leaf(&["*.example.net"], -10, 80);
+    let chain = format!("{}{}", theirs.intermediate, theirs.root);
+    let result = import(&w, &format!("{leaf}{chain}")).await;
+    let id = result["data"][0]["certificate_id"].as_str().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    for (format, media, name, held, openssl) in [
+        (
+            "pem",
+            "application/pem-certificate-chain",
+            "_.example.net.pem",
+            Some(leaf.clone()),
+            "x509 -noout -subject -in",
+        ),
+        (
+            "chain",
+            "application/pem-certificate-chain",
+            "_.example.net-chain.pem",
+            Some(chain.clone()),
+            "x509 -noout -subject -in",
+        ),
+        (
+            "fullchain",
+            "application/pem-certificate-chain",
+            "_.example.net-fullchain.pem",
+            Some(format!("{leaf}{chain}")),
+            "x509 -noout -subject -in",
+        ),
+        (
+            "der",
+            "application/pkix-cert",
+            "_.example.net.cer",
+            None,
+            "x509 -inform DER -noout -subject -in",
+        ),
+        (
+            "p12",
+            "application/x-pkcs12",
+            "_.example.net.p12",
+            None,
+            "pkcs12 -nokeys -passin pass:changeit -in",
+        ),
+    ] {
+        let answer = w
+            .get(&format!("/api/v1/certificates/{id}/export?format={format}"))
+            .await;
+        assert_eq!(
+            (answer.status, answer.header("content-type")),
+            (200, media),
+            "{answer:?}"
+        );
+        assert_eq!(
+            answer.header("content-disposition"),
+            format!("attachment; filename=\"{name}\"")
+        );
+        if let Some(held) = held {
+            assert_eq!(String::from_utf8_lossy(&answer.octets), held);
+        }
+        std::fs::write(&file, &answer.octets).unwrap();
+        let said = certctl_tests::openssl(&format!("{openssl} {}", file.display()))
+            .await
+            .ok();
+        assert!(
+            said.contains("example.net") || said.contains("Other CA"),
+            "{format}: {said}"
+        );
+        if format == "p12" {
+            assert_eq!(said.matches("BEGIN CERTIFICATE").count(), 3, "{said}");
+            assert!(!said.contains("PRIVATE"));
+        }
+    }
+    w.get(&format!("/api/v1/certificates/{id}/export?version=2"))
+        .await
+        .expect(404);
+    w.get("/api/v1/certificates/mc-none/export").await.expect(404);
+    w.get(&format!("/api/v1/certificates/{id}/export?format=jks"))
+        .await
+        .expect(400);
+    w.certificate("mc-none-yet", &[], json!({})).await;
+    w.get("/api/v1/certificates/mc-none-yet/export").await.expect(404);
+}

@@ -23,7 +23,7 @@ crate::resource! {
     ///
     /// Up to 64 MiB and 200,000 certificates, stored together or not at all. What a certificate says is read from its
     /// PEM; what else the report says of it is ignored.
-    POST "/agents/{id}/discoveries" SubmitDiscoveries(path: Id<AgentId>, body: DiscoveryReport,) [Agent]
+    POST "/agents/{id}/discoveries" SubmitDiscoveries(path: Id<AgentId>, body: DiscoveryReport,) [Agent; Upload]
         -> 202 DiscoveryScan;
     /// List certificates found on hosts, last seen first. `pem_data` is left out unless `fields` asks for it.
     GET "/discovered-certificates" ListDiscoveredCertificates(query: List<DiscoveredFilter, DiscoveredSort>,)

@@ -9,7 +9,11 @@ use certctl_model::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::list::blank;
+use crate::{
+    endpoint::{File, Media},
+    list::blank,
+    query::Id,
+};
 
 crate::resource! {
     transfer "/api/v1/certificates";
@@ -19,8 +23,55 @@ crate::resource! {
     /// Certificates of authorities are not managed; those in the bundle that signed another are kept as its chain. What
     /// is known already is named and left alone, so that an import can be repeated. Private keys are refused. Imported
     /// certificates are renewed by our own issuer once they have targets.
-    POST "/import" ImportCertificates(body: ImportRequest,) [Needs(Operate)] -> 200 ImportResult;
+    POST "/import" ImportCertificates(body: ImportRequest,) [Needs(Operate); Import] -> 200 ImportResult;
+    /// Export a version of a certificate as a file. No format has a private key in it: those stay on their hosts.
+    ///
+    /// `pem` is the certificate, `chain` what is above it, `fullchain` both, `der` the certificate in DER, `p12` both in
+    /// PKCS #12 with the password `changeit`.
+    GET "/{id}/export" ExportCertificate(path: Id<CertificateId>, query: ExportQuery,) [Needs(View)]
+        -> 200 File<CertificateFile>;
 }
+
+crate::query! {
+    /// What to export.
+    pub struct ExportQuery {
+        /// The format; `fullchain` when absent.
+        format: ExportFormat,
+        /// The number of the version; the newest when absent.
+        version: i32,
+    }
+}
+
+certctl_model::words! {
+    /// What a file of a certificate holds, and how.
+    pub enum ExportFormat {
+        /// The certificate, PEM.
+        Pem = "pem",
+        /// What is above it, PEM.
+        Chain = "chain",
+        /// The certificate and what is above it, PEM.
+        Fullchain = "fullchain",
+        /// The certificate, DER.
+        Der = "der",
+        /// The certificate and what is above it, PKCS #12 (RFC 7292).
+        P12 = "p12",
+    }
+}
+
+/// Media types of exported certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificateFile {}
+
+impl Media for CertificateFile {
+    const TYPES: &'static [&'static str] = &[PEM_CHAIN, PKIX_CERT, PKCS12];
+}
+
+/// PEM of certificates (RFC 8555 §9.1).
+pub const PEM_CHAIN: &str = "application/pem-certificate-chain";
+/// DER of one certificate (RFC 2585 §4.1).
+pub const PKIX_CERT: &str = "application/pkix-cert";
+/// PKCS #12 (RFC 7292).
+pub const PKCS12: &str = "application/x-pkcs12";
 
 /// Certificates to import, up to 16 MiB.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]

@@ -25,13 +25,14 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use super::transfer;
 use crate::{
     app::{Cx, Request, Routes},
+    body::Upload,
     error::ApiError,
     listing::{self, Column, Listed, Where},
     scan_report::{self, Piece},
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
-    r.on(submit)
+    r.on_upload(submit)
         .on(list)
         .on(get)
         .on(claim)
@@ -47,7 +48,7 @@ const ERRORS_KEPT: usize = 100;
 /// Reports that may hold a connection to the database at a time: a report that arrives slowly keeps its own.
 static WRITERS: Semaphore = Semaphore::const_new(3);
 
-async fn submit(cx: Cx, rq: Request<SubmitDiscoveries>) -> Result<DiscoveryScan, ApiError> {
+async fn submit(cx: Cx, rq: Request<SubmitDiscoveries, Upload>) -> Result<DiscoveryScan, ApiError> {
     let agent = rq.path.id;
     let known: Option<i32> = sqlx::query_scalar("SELECT 1 FROM agents WHERE id = $1")
         .bind(&agent)
@@ -67,10 +68,7 @@ async fn submit(cx: Cx, rq: Request<SubmitDiscoveries>) -> Result<DiscoveryScan,
     });
     let mut report = Report::new(&cx, agent);
     // A report that cannot be stored stops the parser, and that stops the feeder.
-    let (fed, stored) = tokio::join!(
-        feed(Upload(Some(serde_json::to_vec(&rq.body).unwrap().into())), chunks_in),
-        report.take(pieces)
-    );
+    let (fed, stored) = tokio::join!(feed(rq.body, chunks_in), report.take(pieces));
     fed?;
     stored?;
     let read = parser.await.map_err(|error| ApiError::internal(error.to_string()))?;
@@ -86,13 +84,6 @@ async fn feed(mut body: Upload, chunks: mpsc::Sender<Bytes>) -> Result<(), ApiEr
         }
     }
     Ok(())
-}
-
-struct Upload(Option<Bytes>);
-impl Upload {
-    async fn chunk(&mut self) -> Result<Option<Bytes>, ApiError> {
-        Ok(self.0.take())
-    }
 }
 
 /// What arrives, for a reader that waits.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use certctl_contract::transfer::*;
+use certctl_contract::{endpoint::File, problem::Kind, transfer::*};
 use certctl_model::{
     id::{IssuerId, OwnerId, ProfileId, RenewalPolicyId, TeamId},
     name::San,
@@ -14,6 +14,7 @@ use certctl_store::{
     planning,
 };
 use certctl_x509::{facts::CertificateFacts, pem};
+use p12_keystore::{Certificate, KeyStore, KeyStoreEntry};
 
 use super::certificates::{check_environment, check_tags, enabled_issuer, map_targets};
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
-    r.on(import)
+    r.on(import).on(export)
 }
 
 /// The longest text of certificates that is read, in octets.
@@ -273,6 +274,84 @@ pub(super) fn imported(facts: &CertificateFacts, chain_pem: String) -> Result<Im
     })
 }
 
+/// PKCS #12 wants a password even where nothing is secret; this is the one that tools try first.
+const P12_PASSWORD: &str = "changeit";
+
+async fn export(cx: Cx, rq: Request<ExportCertificate>) -> Result<File<CertificateFile>, ApiError> {
+    let (id, ExportQuery { format, version }) = (rq.path.id, rq.query);
+    let row: Option<(San, Option<String>, Option<String>)> = sqlx::query_as(
+        "SELECT c.common_name, v.cert_pem, v.chain_pem FROM certificates c
+           LEFT JOIN certificate_versions v ON v.certificate_id = c.id AND ($2::integer IS NULL OR v.version = $2)
+          WHERE c.id = $1 ORDER BY v.version DESC NULLS LAST LIMIT 1",
+    )
+    .bind(&id)
+    .bind(version)
+    .fetch_optional(cx.pool())
+    .await?;
+    let (name, certificate, chain) = row.ok_or_else(|| ApiError::missing("certificate", &id))?;
+    let (Some(certificate), Some(chain)) = (certificate, chain) else {
+        return Err(ApiError::new(
+            Kind::NotFound,
+            format!("certificate {id} has no such version"),
+        ));
+    };
+    let (format, name) = (format.unwrap_or(ExportFormat::Fullchain), stem(&name.to_string()));
+    if format == ExportFormat::Chain && chain.is_empty() {
+        let detail = format!("nothing is known of the chain above certificate {id}");
+        return Err(ApiError::new(Kind::NotFound, detail));
+    }
+    Ok(match format {
+        ExportFormat::Pem => File::new(PEM_CHAIN, format!("{name}.pem"), certificate.into_bytes()),
+        ExportFormat::Chain => File::new(PEM_CHAIN, format!("{name}-chain.pem"), chain.into_bytes()),
+        ExportFormat::Fullchain => File::new(
+            PEM_CHAIN,
+            format!("{name}-fullchain.pem"),
+            (certificate + &chain).into_bytes(),
+        ),
+        ExportFormat::Der => {
+            let der = ders(&certificate)?.into_iter().next().unwrap_or_default();
+            File::new(PKIX_CERT, format!("{name}.cer"), der)
+        }
+        ExportFormat::P12 => File::new(PKCS12, format!("{name}.p12"), p12(&ders(&(certificate + &chain))?)?),
+    })
+}
+
+/// The begin of a file name: what every system takes, and nothing that a header could be ended with.
+fn stem(name: &str) -> String {
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || "-._".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
+    let name: String = name.chars().map(plain).take(64).collect();
+    name.trim_start_matches('.').to_owned()
+}
+
+fn ders(text: &str) -> Result<Vec<Vec<u8>>, ApiError> {
+    let blocks = pem::decode_all(text, MAX_PEM).map_err(|error| ApiError::internal(error.to_string()))?;
+    Ok(blocks.into_iter().map(|block| block.der).collect())
+}
+
+/// Certificates, leaf first, in PKCS #12.
+fn p12(ders: &[Vec<u8>]) -> Result<Vec<u8>, ApiError> {
+    let broken = |error: p12_keystore::error::Error| ApiError::internal(error.to_string());
+    let mut store = KeyStore::new();
+    for (above, der) in ders.iter().enumerate() {
+        // Written in the order of their aliases.
+        let alias = match above {
+            0 => "certificate".to_owned(),
+            above => format!("chain-{above:02}"),
+        };
+        store.add_entry(
+            &alias,
+            KeyStoreEntry::Certificate(Certificate::from_der(der).map_err(broken)?),
+        );
+    }
+    store.writer(P12_PASSWORD).write().map_err(broken)
+}
+
 /// The chains above the certificates of a bundle, each link verified once.
 struct Chains<'a> {
     authorities: &'a [CertificateFacts],
@@ -326,5 +405,23 @@ impl<'a> Chains<'a> {
             .iter()
             .copied()
             .find(|index| certificate.verify_issued_by(&self.authorities[*index]).is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_name_is_harmless_whatever_the_certificate_is_called() {
+        for (name, file) in [
+            ("a.example.com", "a.example.com"),
+            ("*.example.com", "_.example.com"),
+            ("../../etc/passwd", "_.._etc_passwd"),
+            ("spiffe://x/\"; filename=\"y", "spiffe___x____filename__y"),
+            ("2001:db8::1", "2001_db8__1"),
+        ] {
+            assert_eq!(stem(name), file);
+        }
     }
 }
