@@ -352,7 +352,7 @@ async fn a_report_of_many_certificates_is_stored_whole_or_not_at_all(db: PgPool)
         .map(|n| entry(&format!("/tls/{n}.pem"), &leaves[n % leaves.len()]))
         .collect();
     let whole = json!({ "directories": ["/tls"], "certificates": entries }).to_string();
-    assert!(whole.len() > 2 << 20);
+    assert!(whole.len() > 1 << 20);
     let path = format!("/api/v1/agents/{}/discoveries", host.id());
     let cut = whole[..whole.len() - 3].to_owned();
     w.raw(Method::POST, &path, Some(&host.key()), cut).await.expect(400);
