@@ -331,7 +331,7 @@ async fn bodies_that_are_not_the_json_that_is_needed_are_400_and_large_ones_413(
         let id = operation.id();
         let path = path_of(operation, &texts(&known(operation, &host)));
         let mut long = body_of(&id, &host);
-        long["description"] = json!("x".repeat(5_000_000));
+        long["description"] = json!("x".repeat(operation.class.body_limit() as usize + 1));
         let whole = long.to_string();
         for (body, status, kind) in [
             (r#"{"name": "x"#.to_owned(), 400, "malformed"),

@@ -8,8 +8,8 @@
 //! | [`serial`] | certificate serial numbers |
 //! | [`key`] | key algorithms and sizes |
 //! | [`certificate`] | the statuses of a managed certificate |
-//! | [`group`] | which agents belong together |
 //! | [`discovery`] | what becomes of certificates found on hosts |
+//! | [`group`] | which agents belong together |
 //! | [`job`] | kinds, states and the edges between them |
 //! | [`policy`] | rules that certificates are held against |
 //! | [`profile`] | what may be issued |
@@ -29,8 +29,8 @@ pub mod audit;
 pub mod bulk;
 pub mod certificate;
 pub mod connector;
-pub mod group;
 pub mod discovery;
+pub mod group;
 pub mod id;
 pub mod job;
 pub mod key;
