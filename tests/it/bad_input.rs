@@ -112,6 +112,7 @@ fn known(operation: &Operation, host: &Host) -> Vec<String> {
     let of = |name: &str| match (operation.tag, name) {
         ("certificates", _) | (_, "cert_id") => "mc-1",
         ("agents", "id" | "agent_id") | ("agent_groups", "agent_id") => host.id(),
+        ("discovery", _) if operation.id() == "submit_discoveries" => host.id(),
         ("agent_groups", _) => "ag-1",
         ("policies", _) => "rule-1",
         ("issuers" | "revocation", "id" | "issuer_id") => "iss-local",
