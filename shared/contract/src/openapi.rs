@@ -362,9 +362,11 @@ fn empty_means_absent(item: &Value, schemas: &mut Map<String, Value>) {
         .filter(|(_, definition)| definition["type"] == "string")
         .map(|(name, _)| format!("#/components/schemas/{name}"))
         .collect();
-    let properties = schemas.get_mut(name).and_then(|s| s["properties"].as_object_mut());
+    let properties = schemas
+        .get_mut(name)
+        .and_then(|s| s.get_mut("properties")?.as_object_mut());
     for property in properties.into_iter().flatten().map(|(_, property)| property) {
-        let Some(choices) = property["anyOf"].as_array_mut() else {
+        let Some(choices) = property.get_mut("anyOf").and_then(Value::as_array_mut) else {
             continue;
         };
         let is_text = |c: &Value| c["$ref"].as_str().is_some_and(|r| texts.contains(r));
@@ -377,7 +379,8 @@ fn empty_means_absent(item: &Value, schemas: &mut Map<String, Value>) {
 
 /// Adds an example to what a client sends and to what the server answers.
 fn exemplify(item: &mut Value, schemas: &Map<String, Value>) {
-    for parameter in item["parameters"].as_array_mut().into_iter().flatten() {
+    let parameters = item.get_mut("parameters").and_then(Value::as_array_mut);
+    for parameter in parameters.into_iter().flatten() {
         // Filters are left empty, so that trying an operation out finds something.
         if parameter["in"] == "path" {
             let name = parameter["name"].as_str().unwrap_or_default();
