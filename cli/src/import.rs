@@ -283,6 +283,8 @@ struct Blocks<R> {
     reader: R,
     name: String,
     line: usize,
+    /// Whether reading failed.
+    broken: bool,
 }
 
 impl Blocks<BufReader<File>> {
@@ -292,13 +294,14 @@ impl Blocks<BufReader<File>> {
             reader,
             name: file.display().to_string(),
             line: 0,
+            broken: false,
         })
     }
 }
 
 impl<R: BufRead> Blocks<R> {
     fn next(&mut self) -> Option<Item> {
-        loop {
+        while !self.broken {
             let line = match self.line() {
                 Ok(Some(line)) => line,
                 Ok(None) => return None,
@@ -323,6 +326,7 @@ impl<R: BufRead> Blocks<R> {
                 _ => {}
             }
         }
+        None
     }
 
     /// The rest of a block after its first line; none when it does not end.
@@ -352,10 +356,10 @@ impl<R: BufRead> Blocks<R> {
         }
     }
 
+    /// What cannot be read further is said once.
     fn end(&mut self, why: io::Error) -> Option<Item> {
-        let said = format!("{}: {why}", self.name);
-        // A directory fails at every line: once is enough.
-        (self.line == 1).then(|| Item::Bad(said))
+        self.broken = true;
+        Some(Item::Bad(format!("{}: {why}", self.name)))
     }
 }
 
@@ -385,6 +389,7 @@ mod tests {
             reader: text.as_bytes(),
             name: "x.pem".into(),
             line: 0,
+            broken: false,
         };
         let mut said = vec![];
         while let Some(item) = blocks.next() {
