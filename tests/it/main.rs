@@ -21,6 +21,7 @@ mod renewal;
 mod revocation;
 mod rollback;
 mod schema;
+mod surface;
 mod targets;
 mod tokens;
 mod tools;
