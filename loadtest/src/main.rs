@@ -3,16 +3,18 @@
 //! | module | holds |
 //! |---|---|
 //! | [`main_job`] | from the request of a certificate to its being served |
+//! | [`limits`] | what passes a rate limit |
 //! | [`served`] | what a TLS server shows, and how long the handshake takes |
 //! | [`report`] | percentiles, as a table and as JSON |
 //!
 //! Not here: verdicts. It prints what it measured; other addresses than loopback are refused.
 
+mod limits;
 mod main_job;
 mod report;
 mod served;
 
-use std::{net::SocketAddr, process::ExitCode};
+use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use anyhow::{Context, ensure};
 use certctl_client::{Client, Secret};
@@ -31,6 +33,44 @@ struct Cli {
 enum What {
     /// From POST /api/v1/certificates to the demo's nginx serving the certificate, one run after the other.
     MainJob(MainJob),
+    /// How many requests pass the rate limit under more than it allows; prints one line of JSON.
+    Limits(Limits),
+}
+
+#[derive(Debug, Args)]
+struct Limits {
+    /// Address of the API, on loopback.
+    #[arg(
+        long,
+        env = "CERTCTL_SERVER_URL",
+        default_value = "http://localhost:8443",
+        value_name = "URL"
+    )]
+    server: Url,
+
+    /// API key.
+    #[arg(long, env = "CERTCTL_API_KEY", hide_env_values = true, value_name = "KEY")]
+    api_key: Option<Secret>,
+
+    /// Requests a second that are sent.
+    #[arg(long, default_value_t = 200, value_parser = value_parser!(u32).range(1..=20_000))]
+    offered: u32,
+
+    /// Seconds.
+    #[arg(long, default_value_t = 30, value_parser = value_parser!(u64).range(1..=600))]
+    seconds: u64,
+
+    /// Requests open at once.
+    #[arg(long, default_value_t = 16, value_parser = value_parser!(u32).range(1..=1000))]
+    connections: u32,
+
+    /// Requests a second that the limit lets pass.
+    #[arg(long, default_value_t = 50.0)]
+    rps: f64,
+
+    /// Requests that it lets pass at once.
+    #[arg(long, default_value_t = 100)]
+    burst: u32,
 }
 
 #[derive(Debug, Args)]
@@ -80,8 +120,11 @@ struct MainJob {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let What::MainJob(args) = Cli::parse().what;
-    match run(args).await {
+    let done = match Cli::parse().what {
+        What::MainJob(args) => run(args).await,
+        What::Limits(args) => flood(args).await,
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("certctl-loadtest: {error:#}");
@@ -107,6 +150,27 @@ async fn run(args: MainJob) -> anyhow::Result<()> {
         true => println!("{:#}", report.json()),
         false => print!("{}", report.table()),
     }
+    Ok(())
+}
+
+async fn flood(args: Limits) -> anyhow::Result<()> {
+    let host = args.server.host_str().context("the server's address has no host")?;
+    let port = args
+        .server
+        .port_or_known_default()
+        .context("the server's address has no port")?;
+    loopback(&format!("{host}:{port}")).await?;
+    let client = Client::builder(args.server.as_str())
+        .token(args.api_key.unwrap_or_default())
+        .build()?;
+    let flood = limits::Flood {
+        offered: args.offered,
+        window: Duration::from_secs(args.seconds),
+        connections: args.connections,
+        rps: args.rps,
+        burst: args.burst,
+    };
+    println!("{}", limits::measure(&client, flood).await);
     Ok(())
 }
 

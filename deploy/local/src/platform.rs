@@ -27,6 +27,7 @@ pub struct Builder {
     bin_dir: PathBuf,
     database_url: Option<String>,
     failpoints: Option<PathBuf>,
+    apis: usize,
     schedulers: usize,
     notifiers: usize,
     demo: bool,
@@ -43,6 +44,7 @@ impl Builder {
             bin_dir: bin_dir.to_owned(),
             database_url: None,
             failpoints: None,
+            apis: 1,
             schedulers: 1,
             notifiers: 1,
             demo: true,
@@ -61,6 +63,12 @@ impl Builder {
     /// Sets the directory of failpoints, which debug builds obey.
     pub fn failpoints(mut self, dir: &Path) -> Self {
         self.failpoints = Some(dir.to_owned());
+        self
+    }
+
+    /// Starts this many APIs, named `api`, `api-2`, …, each with an address of its own.
+    pub fn apis(mut self, count: usize) -> Self {
+        self.apis = count;
         self
     }
 
@@ -162,6 +170,7 @@ impl Builder {
                 url: format!("http://{api}"),
                 key: files::secret(&dir.join("api-key"))?,
             },
+            apis: vec![api],
             members: Vec::new(),
             demo: None,
             postgres,
@@ -181,7 +190,7 @@ impl Builder {
         let migrations = settings.api("migrate").args(["--migrate"]);
         let counts = [
             ("signer", 1),
-            ("api", 1),
+            ("api", self.apis),
             ("scheduler", self.schedulers),
             ("notifier", self.notifiers),
             ("agent", 1),
@@ -195,7 +204,13 @@ impl Builder {
                     format!("{kind}-{number}")
                 };
                 let ops = port(&format!("{name}-ops"), None)?;
-                specs.push((settings.service(kind, &name).env("CERTCTL_OPS_LISTEN", ops), ops));
+                let mut spec = settings.service(kind, &name).env("CERTCTL_OPS_LISTEN", ops);
+                if kind == "api" && number > 1 {
+                    let address = port(&name, None)?;
+                    spec = spec.env("CERTCTL_SERVER_PORT", address.port());
+                    platform.apis.push(address);
+                }
+                specs.push((spec, ops));
             }
         }
 
@@ -368,14 +383,20 @@ pub struct Platform {
     demo: Option<Demo>,
     postgres: Option<Cluster>,
     api: Api,
+    apis: Vec<SocketAddr>,
     database_url: String,
     dir: PathBuf,
 }
 
 impl Platform {
-    /// The API with the shared key.
+    /// The first API with the shared key.
     pub fn api(&self) -> &Api {
         &self.api
+    }
+
+    /// The addresses of all APIs.
+    pub fn apis(&self) -> &[SocketAddr] {
+        &self.apis
     }
 
     /// The absolute path of its directory.
@@ -403,7 +424,7 @@ impl Platform {
         self.demo.as_mut()
     }
 
-    /// A service by name: `signer`, `api`, `scheduler`, `scheduler-2`, `notifier`, `agent`.
+    /// A service by name: `signer`, `api`, `api-2`, `scheduler`, `scheduler-2`, `notifier`, `agent`.
     ///
     /// # Panics
     ///
