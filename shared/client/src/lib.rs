@@ -56,9 +56,18 @@ pub struct ClientBuilder {
     timeout: Duration,
     unix_socket: Option<PathBuf>,
     user_agent: String,
+    authorities: Vec<u8>,
 }
 
 impl ClientBuilder {
+    /// Also trusts the authorities in this PEM text, besides those of the system.
+    pub fn ca_cert(self, pem: impl Into<Vec<u8>>) -> Self {
+        Self {
+            authorities: pem.into(),
+            ..self
+        }
+    }
+
     /// Sets the bearer token. The empty one, which is the default, is not sent.
     pub fn token(self, token: Secret) -> Self {
         Self { token, ..self }
@@ -107,6 +116,13 @@ impl ClientBuilder {
             .redirect(reqwest::redirect::Policy::none());
         if let Some(path) = self.unix_socket {
             http = http.unix_socket(path);
+        }
+        if !self.authorities.is_empty() {
+            let authorities = reqwest::Certificate::from_pem_bundle(&self.authorities).unwrap_or_default();
+            if authorities.is_empty() {
+                return Err(ClientError::BadInput("the CA certificates are not PEM".into()));
+            }
+            http = http.tls_certs_merge(authorities);
         }
         if base.scheme() == "http" {
             // Without redirects TLS is never spoken here; hosts without CA certificates can still use plain HTTP.
@@ -190,6 +206,7 @@ impl Client {
             timeout: Duration::from_secs(30),
             unix_socket: None,
             user_agent: "certctl".to_owned(),
+            authorities: Vec::new(),
         }
     }
 
