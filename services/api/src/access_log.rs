@@ -14,7 +14,7 @@ use certctl_contract::problem::Kind;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
-use crate::{app::App, calls::Call, edge, error::ApiError};
+use crate::{app::App, calls::Call, edge, error::ApiError, headers};
 
 /// The id of a request: a UUID of ours, whatever the client sent.
 #[derive(Clone, Debug)]
@@ -32,7 +32,9 @@ pub fn wrap(router: Router, app: &Arc<App>) -> Router {
             ApiError::new(Kind::MethodNotAllowed, "this path does not know the method; see Allow").into_problem(&id.0)
         })
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn_with_state(app.clone(), headers::preflight))
         .layer(middleware::from_fn_with_state(app.clone(), observe))
+        .layer(middleware::from_fn_with_state(app.clone(), headers::dress))
 }
 
 fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response<Body> {

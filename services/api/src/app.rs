@@ -22,6 +22,7 @@ use certctl_model::{
     audit::Actor,
     time::{Clock, Time},
 };
+use certctl_runtime::client_addr::ClientAddr;
 use certctl_store::{Tx, wake::Wakes};
 use futures_util::{StreamExt, stream::BoxStream};
 use serde_json::Value;
@@ -35,6 +36,8 @@ use crate::{
     calls::Call,
     config::Config,
     error::ApiError,
+    headers::Headers,
+    limits::{Limits, Turn},
 };
 
 /// What every handler can reach.
@@ -47,6 +50,10 @@ pub struct App {
     pub clock: Clock,
     /// Who may come in.
     pub gate: Gate,
+    /// How much a party may ask.
+    pub limits: Limits,
+    /// What every answer says.
+    pub headers: Headers,
     /// News from the database.
     pub wakes: Arc<Wakes>,
     /// Cancelled when the service stops; long polls end then.
@@ -65,6 +72,7 @@ impl App {
         clock: Clock,
         pool: PgPool,
         signer: Client,
+        limits: Limits,
         stop: CancellationToken,
     ) -> anyhow::Result<Arc<Self>> {
         let (gate, started) = (Gate::new(config.auth()?)?, clock.now());
@@ -73,6 +81,8 @@ impl App {
             signer,
             clock,
             gate,
+            limits,
+            headers: config.edge.headers(),
             wakes: Arc::new(Wakes::default()),
             stop,
             started,
@@ -201,6 +211,7 @@ impl Routes {
         let route = move |State(app): State<Arc<App>>,
                           id: axum::Extension<RequestId>,
                           call: axum::Extension<Call>,
+                          client: Option<axum::Extension<ClientAddr>>,
                           params: RawPathParams,
                           RawQuery(query): RawQuery,
                           headers: HeaderMap,
@@ -216,14 +227,20 @@ impl Routes {
                     body,
                     call: call.0,
                 };
-                let answer = tokio::time::timeout(E::CLASS.answer_timeout(), answer::<E, H, F>(app, handler, asked));
-                let response = match answer.await {
+                let mut turn = Turn::new(client.map(|client| client.0), E::ACCESS, &E::path());
+                let answer = answer::<E, H, F>(app.clone(), &mut turn, handler, asked);
+                let answer = tokio::time::timeout(E::CLASS.answer_timeout(), answer);
+                let mut response = match answer.await {
                     Ok(Ok(response)) => response,
-                    Ok(Err(error)) => error.into_problem(&id.0).into_response(),
+                    Ok(Err(error)) => {
+                        let error = turn.failed(&app.limits, error).await;
+                        error.into_problem(&id.0).into_response()
+                    }
                     Err(_) => ApiError::unavailable("the answer took too long")
                         .into_problem(&id.0)
                         .into_response(),
                 };
+                turn.write(response.headers_mut());
                 let status = response.status().as_u16().to_string();
                 metrics::counter!("http_requests_total", "operation" => E::NAME, "status" => status).increment(1);
                 metrics::histogram!("http_request_duration_seconds", "operation" => E::NAME)
@@ -276,13 +293,15 @@ struct Asked {
     call: Call,
 }
 
-async fn answer<E, H, F>(app: Arc<App>, handler: H, asked: Asked) -> Result<Response, ApiError>
+async fn answer<E, H, F>(app: Arc<App>, turn: &mut Turn, handler: H, asked: Asked) -> Result<Response, ApiError>
 where
     E: Endpoint,
     H: Fn(Cx, Request<E, Upload>) -> F,
     F: Future<Output = Result<Response, ApiError>>,
 {
+    turn.admit(&app.limits)?;
     let principal = auth::authenticate(&app, E::ACCESS, &E::METHOD, &asked.headers).await?;
+    turn.take(&app.limits, E::ACCESS, &principal).await?;
     let actor = principal.actor();
     asked.call.by(&actor);
     let texts: Vec<&str> = asked.params.iter().map(String::as_str).collect();

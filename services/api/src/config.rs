@@ -4,17 +4,27 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, ensure};
 use certctl_contract::endpoint::Role;
 use certctl_model::secret::Secret;
-use certctl_runtime::config::{Settings, secret_from};
-use clap::{Args, Parser, ValueEnum};
+use certctl_runtime::{
+    client_addr::{ForwardedHeader, Proxies},
+    config::{Settings, boolean, duration, secret_from},
+    serve::{Front, Limits},
+    tls::{Tls, TlsMin},
+};
+use clap::{ArgAction, Args, Parser, ValueEnum};
+use ipnet::IpNet;
 use url::Url;
 
-use crate::jwt::Place;
+use crate::{
+    headers::{Headers, Origins},
+    jwt::Place,
+};
 
 /// The REST API of certctl.
 #[derive(Debug, Parser)]
@@ -48,9 +58,174 @@ pub struct Config {
     #[arg(long, env = "CERTCTL_SIGNER_SOCKET", default_value = "/run/certctl/signer.sock")]
     pub signer_socket: PathBuf,
 
+    /// How the public address faces the network.
+    #[command(flatten)]
+    pub edge: Edge,
+
+    /// How much a party may ask.
+    #[command(flatten)]
+    pub limiting: Limiting,
+
     /// Logs.
     #[command(flatten)]
     pub settings: Settings,
+}
+
+/// How the public address faces the network.
+#[derive(Clone, Debug, Args)]
+pub struct Edge {
+    /// PEM file of the certificate chain, leaf first; with it TLS is spoken. Read again when it changes, and on SIGHUP.
+    #[arg(long, env = "CERTCTL_TLS_CERT_PATH", requires = "tls_key_path")]
+    tls_cert_path: Option<PathBuf>,
+
+    /// PEM file of its private key.
+    #[arg(long, env = "CERTCTL_TLS_KEY_PATH", requires = "tls_cert_path")]
+    tls_key_path: Option<PathBuf>,
+
+    /// Oldest version of TLS that is spoken.
+    #[arg(long, env = "CERTCTL_TLS_MIN", value_enum, default_value = "1.3")]
+    tls_min: TlsMin,
+
+    /// Addresses or networks of proxies in front, separated by commas. Only they are believed about whom they speak for.
+    #[arg(long, env = "CERTCTL_TRUSTED_PROXIES", value_delimiter = ',', value_parser = network)]
+    trusted_proxies: Vec<IpNet>,
+
+    /// Header in which these proxies name the client. They must write it themselves, not pass it on.
+    #[arg(
+        long,
+        env = "CERTCTL_FORWARDED_HEADER",
+        value_enum,
+        default_value = "x-forwarded-for"
+    )]
+    forwarded_header: ForwardedHeader,
+
+    /// Whether these proxies begin each connection with the PROXY protocol, version 1 or 2.
+    #[arg(long, env = "CERTCTL_PROXY_PROTOCOL", value_parser = boolean, action = ArgAction::Set, default_value = "false")]
+    proxy_protocol: bool,
+
+    /// Connections open at once; further ones wait.
+    #[arg(long, env = "CERTCTL_MAX_CONNECTIONS", default_value_t = 10_000, value_parser = at_least_one)]
+    max_connections: usize,
+
+    /// How long a TLS handshake, a PROXY header and the head of a request may each take.
+    #[arg(long, env = "CERTCTL_HEADER_TIMEOUT", value_parser = duration, default_value = "10s")]
+    header_timeout: Duration,
+
+    /// How long a connection is kept on which nothing is asked, or whose client does not take its answer.
+    #[arg(long, env = "CERTCTL_IDLE_TIMEOUT", value_parser = duration, default_value = "75s")]
+    idle_timeout: Duration,
+
+    /// Origins whose pages may read answers, separated by commas, or `*` for all. None unless set.
+    #[arg(long, env = "CERTCTL_CORS_ORIGINS", default_value = "")]
+    cors_origins: Origins,
+}
+
+impl Edge {
+    /// What the server is told.
+    ///
+    /// # Errors
+    /// When the certificate and its key cannot be read, or do not fit each other.
+    pub fn front(&self) -> anyhow::Result<Front> {
+        let tls = match (&self.tls_cert_path, &self.tls_key_path) {
+            (Some(cert), Some(key)) => Some(Arc::new(Tls::load(cert, key, self.tls_min)?)),
+            _ => None,
+        };
+        Ok(Front {
+            limits: Limits {
+                connections: self.max_connections,
+                header_timeout: self.header_timeout,
+                idle_timeout: self.idle_timeout,
+            },
+            proxies: Proxies {
+                trusted: self.trusted_proxies.clone(),
+                header: self.forwarded_header,
+                proxy_protocol: self.proxy_protocol,
+            },
+            tls,
+        })
+    }
+
+    /// What every answer says.
+    pub fn headers(&self) -> Headers {
+        Headers {
+            origins: self.cors_origins.clone(),
+            tls: self.tls_cert_path.is_some(),
+        }
+    }
+}
+
+/// How much a party may ask.
+#[derive(Clone, Debug, Args)]
+pub struct Limiting {
+    /// Whether requests are limited.
+    #[arg(long = "rate-limit-enabled", env = "CERTCTL_RATE_LIMIT_ENABLED", value_parser = boolean,
+          action = ArgAction::Set, default_value = "true")]
+    pub enabled: bool,
+
+    /// Requests a second of each key, session or user.
+    #[arg(long = "rate-limit-rps", env = "CERTCTL_RATE_LIMIT_RPS", value_parser = rate, default_value = "50")]
+    pub rps: f64,
+
+    /// Requests that each of them may have saved up.
+    #[arg(long = "rate-limit-burst", env = "CERTCTL_RATE_LIMIT_BURST", value_parser = burst, default_value = "100")]
+    pub burst: u32,
+
+    /// Requests a second of each agent.
+    #[arg(long = "rate-limit-agent-rps", env = "CERTCTL_RATE_LIMIT_AGENT_RPS", value_parser = rate, default_value = "10")]
+    pub agent_rps: f64,
+
+    /// Requests that each agent may have saved up.
+    #[arg(long = "rate-limit-agent-burst", env = "CERTCTL_RATE_LIMIT_AGENT_BURST", value_parser = burst, default_value = "50")]
+    pub agent_burst: u32,
+
+    /// Of each address: failed authentications a second, and likewise requests to what is open to everyone.
+    #[arg(long = "rate-limit-ip-rps", env = "CERTCTL_RATE_LIMIT_IP_RPS", value_parser = rate, default_value = "20")]
+    pub ip_rps: f64,
+
+    /// How many of these an address may have saved up.
+    #[arg(long = "rate-limit-ip-burst", env = "CERTCTL_RATE_LIMIT_IP_BURST", value_parser = burst, default_value = "100")]
+    pub ip_burst: u32,
+
+    /// URL of the Redis in which replicas count together, such as redis://:password@host:6379/0. Without it, and while
+    /// it is away, each process counts for itself.
+    #[arg(long = "redis-url", env = "CERTCTL_REDIS_URL", hide_env_values = true)]
+    redis_url: Option<Secret>,
+
+    /// File that holds this URL.
+    #[arg(long = "redis-url-file", env = "CERTCTL_REDIS_URL_FILE")]
+    redis_url_file: Option<PathBuf>,
+}
+
+impl Limiting {
+    /// The URL of Redis.
+    ///
+    /// # Errors
+    /// When it is given twice, is empty or cannot be read.
+    pub fn redis(&self) -> anyhow::Result<Option<Secret>> {
+        secret(&self.redis_url, &self.redis_url_file)
+    }
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    let text = text.trim();
+    let one = text.parse::<IpAddr>().map(IpNet::from);
+    one.or_else(|_| text.parse())
+        .map_err(|_| format!("\"{text}\" is neither an address nor a network such as 10.0.0.0/8"))
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate| (0.001..=1e6).contains(rate));
+    rate.ok_or_else(|| "write a number from 0.001 to 1000000".to_owned())
+}
+
+fn burst(text: &str) -> Result<u32, String> {
+    let burst = text.parse().ok().filter(|burst| (1..=1_000_000).contains(burst));
+    burst.ok_or_else(|| "write a whole number from 1 to 1000000".to_owned())
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| "write a whole number from 1".to_owned())
 }
 
 /// Where the database is.

@@ -50,12 +50,15 @@ use certctl_model::time::Clock;
 use certctl_runtime::{
     serve::{self, Ready},
     tasks::Tasks,
+    tls::Tls,
 };
 use certctl_store::wake::Wakes;
+use certctl_x509::facts::CertificateFacts;
 
 use self::{
     app::{App, Routes},
     config::Config,
+    limits::Limits,
 };
 
 /// How long the signer may take for one answer.
@@ -70,7 +73,8 @@ pub fn build(config: &Config, clock: Clock, stop: &Tasks) -> anyhow::Result<Arc<
         .unix_socket(&config.signer_socket)
         .timeout(SIGNER_TIMEOUT)
         .build()?;
-    App::new(config, clock, pool, signer, stop.token())
+    let limits = Limits::build(&config.limiting, clock.clone(), stop)?;
+    App::new(config, clock, pool, signer, limits, stop.token())
 }
 
 /// The whole surface as a router.
@@ -101,9 +105,23 @@ pub async fn run(config: &Config, app: Arc<App>, tasks: &Tasks) -> anyhow::Resul
         }
     });
     serve::serve(ops, serve::ops_router(ready), tasks).await;
-    serve::serve(public, router(&app), tasks).await;
+    let front = config.edge.front()?;
+    if let Some(tls) = &front.tls {
+        ends_at(tls);
+        tasks.spawn("tls", tls.clone().follow(tasks.token(), ends_at));
+    }
+    app.limits.settled().await;
+    serve::serve_front(front, public, router(&app), tasks);
     tracing::info!(address = %SocketAddr::new(config.server_host, config.server_port), "serving the API");
     Ok(())
+}
+
+/// Publishes when our own certificate ends.
+fn ends_at(tls: &Tls) {
+    match CertificateFacts::parse_der(&tls.leaf()) {
+        Ok(facts) => metrics::gauge!("tls_certificate_not_after_timestamp").set(facts.not_after.unix() as f64),
+        Err(error) => tracing::warn!("the end of the TLS certificate cannot be read: {error}"),
+    }
 }
 
 /// Whether the database answers.
