@@ -5,6 +5,7 @@
 //! | [`stage`] | the real binaries on this machine, one platform at a time, with short intervals |
 //! | [`idp`] | an identity provider with keys of its own, good and bad |
 //! | [`receivers`] | a webhook and a mail server that remember what they were told |
+//! | [`beside`] | an HAProxy and a Redis |
 //! | [`requests`] | certification requests, good and bad |
 //! | [`foreign`] | certificates of an authority that certctl knows nothing of |
 //! | [`world`] | all of certctl in one process, with a clock that the story sets |
@@ -23,6 +24,7 @@ use anyhow::Context;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
+pub mod beside;
 pub mod foreign;
 pub mod idp;
 pub mod receivers;

@@ -35,7 +35,16 @@ static PROGRAMS: LazyLock<PathBuf> = LazyLock::new(|| {
     }
     let dir = all.join(std::process::id().to_string());
     fs::create_dir_all(&dir).expect("the target directory is ours");
-    for name in ["api", "signer", "scheduler", "notifier", "agent", "cli", "local"] {
+    for name in [
+        "api",
+        "signer",
+        "scheduler",
+        "notifier",
+        "agent",
+        "cli",
+        "local",
+        "loadtest",
+    ] {
         let name = format!("certctl-{name}");
         let program = built.join(&name);
         assert!(
@@ -223,6 +232,8 @@ pub fn show_logs(dir: &Path) {
 
 fn short_intervals(builder: Builder) -> Builder {
     let settings = [
+        // Stories ask more often than people do.
+        ("api", "CERTCTL_RATE_LIMIT_ENABLED", "false"),
         ("scheduler", "CERTCTL_SCHEDULER_RENEWAL_CHECK_INTERVAL", "1s"),
         ("scheduler", "CERTCTL_SCHEDULER_JOB_PROCESSOR_INTERVAL", "1s"),
         ("scheduler", "CERTCTL_SCHEDULER_AGENT_HEALTH_CHECK_INTERVAL", "1s"),

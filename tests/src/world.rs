@@ -74,11 +74,20 @@ pub struct World {
 impl World {
     /// Starts the services over a migrated database. The local authority exists.
     pub async fn new(db: PgPool) -> Self {
-        Self::with(db, &[], "").await
+        Self::start(db, &[], "", &[]).await
     }
 
     /// The same, with more arguments for the signer and a query in the address of the webhook.
     pub async fn with(db: PgPool, more: &[&str], query: &str) -> Self {
+        Self::start(db, more, query, &[]).await
+    }
+
+    /// The same, with more settings of the API: flags and values, of which the last one counts.
+    pub async fn with_api(db: PgPool, settings: &[(&str, &str)]) -> Self {
+        Self::start(db, &[], "", settings).await
+    }
+
+    async fn start(db: PgPool, more: &[&str], query: &str, settings: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::manual(Time::from_unix(BEGIN));
         let tasks = Tasks::new();
@@ -112,21 +121,21 @@ impl World {
         let chain = signer.call::<IssuerChain>(first, NoParams, Default::default()).await;
         chain.expect("the local authority is made");
 
-        let config = certctl_api::config::Config::parse_from([
-            "certctl-api",
-            "--database-url",
-            &database,
-            "--database-max-conns",
-            "8",
-            "--auth-secret",
-            KEY,
-            "--bootstrap-token",
-            BOOTSTRAP,
-            "--signer-socket",
-            socket,
-        ]);
+        let ordinary = [
+            ("--database-url", &*database),
+            ("--database-max-conns", "8"),
+            ("--auth-secret", KEY),
+            ("--bootstrap-token", BOOTSTRAP),
+            ("--signer-socket", socket),
+            // The clock stands still, so budgets would never fill.
+            ("--rate-limit-enabled", "false"),
+        ];
+        let settings: BTreeMap<&str, &str> = ordinary.into_iter().chain(settings.iter().copied()).collect();
+        let flags = settings.into_iter().flat_map(|(flag, value)| [flag, value]);
+        let config = certctl_api::config::Config::parse_from(std::iter::once("certctl-api").chain(flags));
         let app = certctl_api::build(&config, clock.clone(), &tasks).unwrap();
-        serve::serve(listener, certctl_api::router(&app), &tasks).await;
+        let front = config.edge.front().unwrap();
+        serve::serve_front(front, listener, certctl_api::router(&app), &tasks);
 
         let config = certctl_scheduler::config::Config::parse_from([
             "certctl-scheduler",
@@ -286,8 +295,23 @@ impl World {
 
     /// Sends anything with any key.
     pub async fn raw(&self, method: Method, path: &str, key: Option<&str>, body: impl Into<reqwest::Body>) -> Answer {
+        self.with_headers(method, path, key, &[], body).await
+    }
+
+    /// The same with more headers.
+    pub async fn with_headers(
+        &self,
+        method: Method,
+        path: &str,
+        key: Option<&str>,
+        headers: &[(&str, &str)],
+        body: impl Into<reqwest::Body>,
+    ) -> Answer {
         let mut request = self.http.request(method.clone(), format!("{}{path}", self.url));
         request = request.header("content-type", "application/json").body(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
         if let Some(key) = key {
             request = request.bearer_auth(key);
         }

@@ -1,0 +1,134 @@
+//! What stands in front of and beside the API: an HAProxy and a Redis of this machine.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::ensure;
+use certctl_local::ports::Ports;
+use certctl_local::process::{Service, Spec, find};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::eventually;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn program(name: &str) -> std::path::PathBuf {
+    find(name).unwrap_or_else(|| panic!("there is no {name}; run script/bootstrap test"))
+}
+
+fn port(dir: &Path, name: &str) -> u16 {
+    let mut ports = Ports::open(&dir.join(format!("{name}-port.json"))).unwrap();
+    ports.take(name, None).unwrap()
+}
+
+/// A Redis that keeps nothing on disk.
+pub struct Redis {
+    service: Service,
+    port: u16,
+}
+
+impl Redis {
+    /// Starts it; `dir` is for its log.
+    ///
+    /// # Panics
+    ///
+    /// It does not start.
+    pub async fn start(dir: &Path) -> Self {
+        let port = port(dir, "redis");
+        let spec = Spec::new("redis", &program("redis-server"), dir)
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .args(["--appendonly", "no", "--daemonize", "no"]);
+        let mut redis = Self {
+            service: Service::spawn(spec).unwrap(),
+            port,
+        };
+        redis.answers().await;
+        redis
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// Its process id.
+    ///
+    /// # Panics
+    ///
+    /// It does not run.
+    pub fn pid(&self) -> u32 {
+        self.service.pid().expect("it runs")
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        self.service.kill9();
+    }
+
+    /// Starts it again, empty, on the same port.
+    ///
+    /// # Panics
+    ///
+    /// It does not start.
+    pub async fn restart(&mut self) {
+        self.service.restart().unwrap();
+        self.answers().await;
+    }
+
+    async fn answers(&mut self) {
+        let port = self.port;
+        eventually("Redis to answer", PATIENCE, async || {
+            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+            stream.write_all(b"PING\r\n").await?;
+            let mut answer = [0; 7];
+            stream.read_exact(&mut answer).await?;
+            ensure!(&answer == b"+PONG\r\n", "it says {answer:?}");
+            Ok(())
+        })
+        .await;
+    }
+}
+
+/// An HAProxy in front of several servers, one after the other in turn.
+pub struct HaProxy {
+    /// Where it listens.
+    pub address: SocketAddr,
+    _service: Service,
+}
+
+impl HaProxy {
+    /// Starts it; `dir` is for its configuration and log, `each` what every server line says besides the address.
+    ///
+    /// # Panics
+    ///
+    /// It does not start.
+    pub async fn start(dir: &Path, servers: &[SocketAddr], each: &str) -> Self {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port(dir, "haproxy")));
+        let mut config = format!(
+            "defaults\n  mode http\n  option forwardfor\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
+             frontend public\n  bind {address}\n  default_backend servers\n\
+             backend servers\n  balance roundrobin\n"
+        );
+        for (number, server) in servers.iter().enumerate() {
+            writeln!(config, "  server s{number} {server} {each}").expect("a text can be written to");
+        }
+        let file = dir.join("haproxy.cfg");
+        fs::write(&file, config).unwrap();
+        let spec = Spec::new("haproxy", &program("haproxy"), dir)
+            .args(["-db", "-f"])
+            .args([&file]);
+        let service = Service::spawn(spec).unwrap();
+        eventually("HAProxy to listen", PATIENCE, async || {
+            Ok(TcpStream::connect(address).await?)
+        })
+        .await;
+        Self {
+            address,
+            _service: service,
+        }
+    }
+}
