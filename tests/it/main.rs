@@ -2,15 +2,18 @@
 
 mod approvals;
 mod arrows;
+mod audit;
 mod bad_input;
 mod broken_nginx;
 mod bulk;
+mod calls;
 mod compatibility;
 mod crashes;
 mod discovery;
 mod documents;
 mod edges;
 mod groups;
+mod idempotency;
 mod limits;
 mod linting;
 mod lists;

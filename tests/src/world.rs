@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    os::unix::fs::DirBuilderExt,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -211,6 +212,24 @@ impl World {
     /// Starts an identity provider.
     pub async fn idp(&self) -> Idp {
         Idp::start(&self.tasks).await
+    }
+
+    /// Where calls wait on their way into the trail.
+    pub fn spool(&self) -> PathBuf {
+        let spool = self.dir.path().join("spool");
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&spool)
+            .unwrap();
+        spool
+    }
+
+    /// Has calls recorded from now on, as a server does; the answer is where they wait on their way.
+    pub fn record_calls(&self) -> PathBuf {
+        let spool = self.spool();
+        certctl_api::spool::start(&self.app, &spool, 64 << 20, &self.tasks).unwrap();
+        spool
     }
 
     /// Starts an agent of this name on a host of its own.

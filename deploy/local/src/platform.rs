@@ -276,6 +276,7 @@ impl Settings<'_> {
             .env("CERTCTL_SERVER_PORT", self.api.port())
             .env("CERTCTL_AUTH_TYPE", "api-key")
             .env("CERTCTL_AUTH_SECRET_FILE", self.dir.join("api-key").display())
+            .env("CERTCTL_AUDIT_SPOOL_DIR", self.dir.join("audit-spool").display())
             .env(
                 "CERTCTL_BOOTSTRAP_TOKEN_FILE",
                 self.dir.join("bootstrap-token").display(),

@@ -11,10 +11,17 @@ use axum::{
     response::IntoResponse,
 };
 use certctl_contract::problem::Kind;
+use certctl_runtime::client_addr::ClientAddr;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
-use crate::{app::App, calls::Call, edge, error::ApiError, headers};
+use crate::{
+    app::App,
+    calls::{Call, Open},
+    edge,
+    error::ApiError,
+    headers,
+};
 
 /// The id of a request: a UUID of ours, whatever the client sent.
 #[derive(Clone, Debug)]
@@ -57,6 +64,8 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
     request.extensions_mut().insert(id.clone());
     request.extensions_mut().insert(call.clone());
     let span = tracing::info_span!("request", request_id = %id.0);
+    let remote = request.extensions().get::<ClientAddr>().map(|client| client.0);
+    let open = Open::new(&app, call, method.clone(), &path, &id.0, remote);
     let mut response = match str::from_utf8(&edge::percent_decoded(&path)) {
         Ok(_) => next.run(request).instrument(span).await,
         Err(_) => ApiError::malformed("the path is not percent-encoded UTF-8", vec![])
@@ -64,6 +73,7 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
             .into_response(),
     };
     let status = response.status();
+    open.answered(status);
     let elapsed_ms = app.clock.now().since(began).as_millis() as u64;
     // Probes come every few seconds and tell nothing; what relying parties fetch is counted, not logged.
     let quiet = matches!(path.as_str(), "/health" | "/ready") || path.starts_with("/ocsp") || path.starts_with("/crl");

@@ -2,11 +2,12 @@
 
 use std::{collections::HashSet, future::Future, sync::Arc};
 
+use aws_lc_rs::digest;
 use axum::{
     Router,
     body::Body,
-    extract::{RawPathParams, RawQuery, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    extract::{OriginalUri, RawPathParams, RawQuery, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
     routing::MethodFilter,
 };
@@ -14,7 +15,7 @@ use bytes::Bytes;
 use certctl_client::Client;
 use certctl_contract::{
     catalogue,
-    endpoint::{Endpoint, File, Media, NoBody, Reply},
+    endpoint::{Endpoint, File, Media, NoBody, Reply, repeatable},
     problem::Problem,
     query::{self, Invalid, PathParams, Query},
 };
@@ -22,7 +23,7 @@ use certctl_model::{
     audit::Actor,
     time::{Clock, Time},
 };
-use certctl_runtime::client_addr::ClientAddr;
+use certctl_runtime::{client_addr::ClientAddr, tasks::Tasks};
 use certctl_store::{Tx, wake::Wakes};
 use futures_util::{StreamExt, stream::BoxStream};
 use serde_json::Value;
@@ -33,10 +34,11 @@ use crate::{
     access_log::RequestId,
     auth::{self, Gate, Principal},
     body::Upload,
-    calls::Call,
+    calls::{Call, Trail},
     config::Config,
     error::ApiError,
     headers::Headers,
+    idempotency::{self, Once},
     limits::{Limits, Turn},
 };
 
@@ -58,6 +60,10 @@ pub struct App {
     pub wakes: Arc<Wakes>,
     /// Cancelled when the service stops; long polls end then.
     pub stop: CancellationToken,
+    /// The tasks of the service, for work that must not be cut off.
+    pub tasks: Tasks,
+    /// Where calls are recorded.
+    pub trail: Trail,
     /// When the service started.
     pub started: Time,
 }
@@ -73,7 +79,7 @@ impl App {
         pool: PgPool,
         signer: Client,
         limits: Limits,
-        stop: CancellationToken,
+        tasks: &Tasks,
     ) -> anyhow::Result<Arc<Self>> {
         let (gate, started) = (Gate::new(config.auth()?)?, clock.now());
         Ok(Arc::new(Self {
@@ -84,7 +90,9 @@ impl App {
             limits,
             headers: config.edge.headers(),
             wakes: Arc::new(Wakes::default()),
-            stop,
+            stop: tasks.token(),
+            tasks: tasks.clone(),
+            trail: Trail::new(config.audit.calls),
             started,
         }))
     }
@@ -99,6 +107,16 @@ pub struct Cx {
     pub principal: Principal,
     /// The same, for the trail.
     pub actor: Actor,
+    /// What the first unit of work claims, when the request is to be done once.
+    pub once: Option<Arc<Once>>,
+    asked: Conditions,
+}
+
+/// Headers that decide how a request is answered.
+#[derive(Clone)]
+struct Conditions {
+    none_match: Option<HeaderValue>,
+    key: Option<HeaderValue>,
 }
 
 impl Cx {
@@ -117,7 +135,11 @@ impl Cx {
     /// # Errors
     /// When there is no connection.
     pub async fn begin(&self) -> Result<Tx, ApiError> {
-        Ok(Tx::begin(&self.app.pool, &self.actor, self.now()).await?)
+        let mut tx = Tx::begin(&self.app.pool, &self.actor, self.now()).await?;
+        if let Some(once) = &self.once {
+            once.claim(&mut tx).await?;
+        }
+        Ok(tx)
     }
 }
 
@@ -162,8 +184,22 @@ impl Routes {
             async move {
                 let Request { path, query, body } = rq;
                 let fields = query.fields().to_vec();
-                let body = read_json::<E>(body).await?;
-                respond::<E>(handler(cx, Request { path, query, body }).await?, &fields)
+                let operation = body.operation().to_owned();
+                let octets = body.whole().await?;
+                let body = read_json::<E>(&octets)?;
+                let rq = Request { path, query, body };
+                let Conditions { none_match, key } = cx.asked.clone();
+                let key = key.filter(|_| repeatable(&E::METHOD, E::ACCESS, E::CLASS));
+                let Some(key) = key else {
+                    return respond::<E>(handler(cx, rq).await?, &fields, none_match.as_ref());
+                };
+                let once = Once::new(cx.principal.key(), &key, operation, &octets)?;
+                let work = async move |cx| {
+                    let reply = handler(cx, rq).await?;
+                    let kept = idempotency::is_kept::<E>().then(|| reply.encode());
+                    Ok((respond::<E>(reply, &fields, None)?, kept))
+                };
+                idempotency::once(cx, once, move |cx| work(cx)).await
             }
         })
     }
@@ -177,7 +213,7 @@ impl Routes {
     {
         self.mount::<E, _, _>(move |cx, rq| {
             let answer = handler(cx, rq);
-            async move { respond::<E>(answer.await?, &[]) }
+            async move { respond::<E>(answer.await?, &[], None) }
         })
     }
 
@@ -193,7 +229,7 @@ impl Routes {
             let handler = handler.clone();
             async move {
                 let Request { path, query, body } = rq;
-                let body = read_json::<E>(body).await?;
+                let body = read_json::<E>(&body.whole().await?)?;
                 let file = handler(cx, Request { path, query, body }).await?;
                 stream::<E>(file)
             }
@@ -212,6 +248,7 @@ impl Routes {
                           id: axum::Extension<RequestId>,
                           call: axum::Extension<Call>,
                           client: Option<axum::Extension<ClientAddr>>,
+                          OriginalUri(uri): OriginalUri,
                           params: RawPathParams,
                           RawQuery(query): RawQuery,
                           headers: HeaderMap,
@@ -223,6 +260,7 @@ impl Routes {
                 let asked = Asked {
                     params: params.iter().map(|(_, text)| text.to_owned()).collect(),
                     query,
+                    operation: format!("{} {uri}", E::METHOD),
                     headers,
                     body,
                     call: call.0,
@@ -288,6 +326,7 @@ fn positional(path: &str) -> String {
 struct Asked {
     params: Vec<String>,
     query: Option<String>,
+    operation: String,
     headers: HeaderMap,
     body: Body,
     call: Call,
@@ -301,9 +340,9 @@ where
 {
     turn.admit(&app.limits)?;
     let principal = auth::authenticate(&app, E::ACCESS, &E::METHOD, &asked.headers).await?;
-    turn.take(&app.limits, E::ACCESS, &principal).await?;
     let actor = principal.actor();
     asked.call.by(&actor);
+    turn.take(&app.limits, E::ACCESS, &principal).await?;
     let texts: Vec<&str> = asked.params.iter().map(String::as_str).collect();
     auth::authorise(&principal, E::ACCESS, texts.first().copied())?;
     let path =
@@ -318,17 +357,42 @@ where
     let query: E::Query =
         query::parse(pairs).map_err(|invalid| ApiError::malformed("the query cannot be read", invalid))?;
     check_fields::<E>(query.fields())?;
-    let body = Upload::new(asked.body, E::CLASS, &asked.headers, asked.call);
-    handler(Cx { app, principal, actor }, Request { path, query, body }).await
+    let body = Upload::new(asked.body, E::CLASS, asked.operation, &asked.headers, asked.call);
+    let header = |name| asked.headers.get(name).cloned();
+    let cx = Cx {
+        app,
+        principal,
+        actor,
+        once: None,
+        asked: Conditions {
+            none_match: header(header::IF_NONE_MATCH),
+            key: header(idempotency::KEY),
+        },
+    };
+    handler(cx, Request { path, query, body }).await
 }
 
 /// The answer of a whole reply.
-fn respond<E: Endpoint>(reply: E::Reply, fields: &[String]) -> Result<Response, ApiError> {
+fn respond<E: Endpoint>(
+    reply: E::Reply,
+    fields: &[String],
+    none_match: Option<&HeaderValue>,
+) -> Result<Response, ApiError> {
     let octets = match fields.is_empty() {
         true => reply.encode(),
         false => prune(&reply.encode(), fields),
     };
+    let validates = E::METHOD == Method::GET && E::Reply::CONTENT_TYPES == ["application/json"];
+    let etag = (validates && reply.cache_control().is_none()).then(|| etag(&octets));
     let mut response = headed::<E>(reply.content_type(), reply.file_name(), octets)?;
+    if let Some(etag) = etag {
+        if none_match.is_some_and(|known| names(known, &etag)) {
+            response = StatusCode::NOT_MODIFIED.into_response();
+        }
+        let headers = response.headers_mut();
+        headers.insert(header::ETAG, value(&format!("W/{etag}"))?);
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    }
     if let Some(cache) = reply.cache_control() {
         response.headers_mut().insert(header::CACHE_CONTROL, value(cache)?);
     }
@@ -336,6 +400,19 @@ fn respond<E: Endpoint>(reply: E::Reply, fields: &[String]) -> Result<Response, 
         response.headers_mut().insert(header::SET_COOKIE, value(cookie)?);
     }
     Ok(response)
+}
+
+/// An entity tag for these octets, quoted.
+fn etag(octets: &[u8]) -> String {
+    let digest = digest::digest(&digest::SHA256, octets);
+    format!("\"{}\"", hex::encode(&digest.as_ref()[..16]))
+}
+
+/// Whether an `If-None-Match` names the tag (RFC 9110 §13.1.2: the comparison is weak).
+fn names(known: &HeaderValue, etag: &str) -> bool {
+    let known = known.to_str().unwrap_or_default();
+    let mut tags = known.split(',').map(str::trim);
+    tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 
 /// The answer of a file that is written while it is read.
@@ -378,8 +455,7 @@ fn value(text: &str) -> Result<HeaderValue, ApiError> {
     HeaderValue::try_from(text).map_err(|_| ApiError::internal(format!("no header can hold {text:?}")))
 }
 
-async fn read_json<E: Endpoint>(body: Upload) -> Result<E::Body, ApiError> {
-    let octets = body.whole().await?;
+fn read_json<E: Endpoint>(octets: &[u8]) -> Result<E::Body, ApiError> {
     let text = octets.trim_ascii();
     let json = if text.is_empty() || text == b"null" {
         b"{}"

@@ -23,6 +23,7 @@ const LEAST_RATE: u64 = 1024;
 pub struct Upload {
     body: Body,
     class: Class,
+    operation: String,
     declared: Option<u64>,
     began: Instant,
     arrived: u64,
@@ -31,20 +32,26 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// A body of this class.
-    pub fn new(body: Body, class: Class, headers: &HeaderMap, call: Call) -> Self {
+    /// A body of this class, sent to this method, path and query.
+    pub fn new(body: Body, class: Class, operation: String, headers: &HeaderMap, call: Call) -> Self {
         let declared = headers
             .get(header::CONTENT_LENGTH)
             .and_then(|v| v.to_str().ok()?.parse().ok());
         Self {
             body,
             class,
+            operation,
             declared,
             began: Instant::now(),
             arrived: 0,
             hash: Some(Context::new(&SHA256)),
             call,
         }
+    }
+
+    /// Method, path and query.
+    pub fn operation(&self) -> &str {
+        &self.operation
     }
 
     /// The next octets, or nothing at the end.
@@ -117,7 +124,13 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(wait)).await;
             Some((Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; octets])), chunks))
         });
-        Upload::new(Body::from_stream(chunks), class, &HeaderMap::new(), Call::default())
+        Upload::new(
+            Body::from_stream(chunks),
+            class,
+            String::new(),
+            &HeaderMap::new(),
+            Call::default(),
+        )
     }
 
     #[tokio::test(start_paused = true)]

@@ -22,6 +22,7 @@ use ipnet::IpNet;
 use url::Url;
 
 use crate::{
+    calls::Which,
     headers::{Headers, Origins},
     jwt::Place,
 };
@@ -53,6 +54,10 @@ pub struct Config {
     /// Who may come in.
     #[command(flatten)]
     pub access: AccessSettings,
+
+    /// What of the calls is recorded, and how.
+    #[command(flatten)]
+    pub audit: AuditSettings,
 
     /// Unix socket of the signer.
     #[arg(long, env = "CERTCTL_SIGNER_SOCKET", default_value = "/run/certctl/signer.sock")]
@@ -244,6 +249,24 @@ pub struct Database {
     #[arg(long = "database-max-conns", env = "CERTCTL_DATABASE_MAX_CONNS", default_value_t = 25,
           value_parser = clap::value_parser!(u32).range(2..))]
     pub max_conns: u32,
+}
+
+/// What of the calls is recorded, and how.
+#[derive(Clone, Debug, Args)]
+pub struct AuditSettings {
+    /// Which API calls are in the trail: all, all but the heartbeats and polls of machines, or only changes. Denied
+    /// attempts always are.
+    #[arg(long = "audit-calls", env = "CERTCTL_AUDIT_CALLS", value_enum, default_value_t = Which::People)]
+    pub calls: Which,
+
+    /// Directory where calls wait until they are in the trail; it survives a crash. Several servers may share it, if
+    /// they share the database. Without one, /var/lib/certctl/audit, or else a temporary directory.
+    #[arg(long = "audit-spool-dir", env = "CERTCTL_AUDIT_SPOOL_DIR")]
+    pub spool_dir: Option<PathBuf>,
+
+    /// Octets that may wait there; calls beyond are counted, not recorded.
+    #[arg(long = "audit-spool-limit", env = "CERTCTL_AUDIT_SPOOL_LIMIT", default_value_t = 256 << 20)]
+    pub spool_limit: u64,
 }
 
 /// Who may come in.

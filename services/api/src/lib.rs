@@ -11,7 +11,7 @@
 //! | [`outbound`] | requests to identity providers |
 //! | [`limits`] | how much a party may ask |
 //! | [`idempotency`] | repeated POSTs are done once |
-//! | [`calls`] | every API call in the trail |
+//! | [`calls`], [`spool`] | every API call in the trail: what is recorded, and how it gets there |
 //! | [`headers`] | origins and security headers |
 //! | [`listing`] | the generic half of every resource: list, get, delete |
 //! | [`scan_report`] | what agents found, read as it arrives |
@@ -42,6 +42,7 @@ pub mod outbound;
 pub mod resources;
 pub mod scan_report;
 pub mod session;
+pub mod spool;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -74,7 +75,7 @@ pub fn build(config: &Config, clock: Clock, stop: &Tasks) -> anyhow::Result<Arc<
         .timeout(SIGNER_TIMEOUT)
         .build()?;
     let limits = Limits::build(&config.limiting, clock.clone(), stop)?;
-    App::new(config, clock, pool, signer, limits, stop.token())
+    App::new(config, clock, pool, signer, limits, stop)
 }
 
 /// The whole surface as a router.
@@ -95,12 +96,17 @@ pub async fn run(config: &Config, app: Arc<App>, tasks: &Tasks) -> anyhow::Resul
     tasks.spawn("wakes", async move {
         tokio::select! { () = wakes.run(&pool) => {}, () = stop.cancelled() => {} }
     });
+    let spool = config.audit.spool_dir.clone().unwrap_or_else(spool::default_directory);
+    spool::start(&app, &spool, config.audit.spool_limit, tasks)?;
     let (keeper, stop) = (app.clone(), tasks.token());
     tasks.spawn("access", async move {
         while !stop.is_cancelled() {
             tokio::select! { () = tokio::time::sleep(KEEP_HOUSE_EVERY) => {}, () = stop.cancelled() => {} }
             if let Err(error) = auth::keep_house(&keeper).await {
                 tracing::warn!(?error, "uses of keys are not written down; trying again");
+            }
+            if let Err(error) = idempotency::keep_house(&keeper).await {
+                tracing::warn!(?error, "old idempotency keys stay; trying again");
             }
         }
     });

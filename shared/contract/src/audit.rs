@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
+    endpoint::{File, Media},
     list::{List, Page},
-    query::Id,
+    query::{Id, Invalid, Param, Query, take_one},
 };
 
 crate::resource! {
@@ -15,6 +16,9 @@ crate::resource! {
 
     /// List audit events, newest first unless sorted.
     GET "" ListAuditEvents(query: List<AuditFilter, AuditSort>,) [Needs(Audit)] -> 200 Page<AuditEvent>;
+    /// Download audit events as CSV or JSON, newest first, however many there are. In CSV a cell that a spreadsheet
+    /// would take for a formula begins with an apostrophe.
+    GET "/export" ExportAuditEvents(query: AuditExport,) [Needs(Audit); Export] -> 200 File<AuditFile>;
     /// Fetch one audit event.
     GET "/{id}" GetAuditEvent(path: Id<AuditEventId>,) [Needs(Audit)] -> 200 AuditEvent;
 }
@@ -26,6 +30,8 @@ crate::query! {
         actor: String,
         /// Only this action.
         action: String,
+        /// Only what was done to this kind of thing, or to the thing with this id.
+        resource: String,
         /// Only what was done to this kind of thing.
         resource_type: String,
         /// Only what was done to this thing.
@@ -34,7 +40,61 @@ crate::query! {
         before: Time,
         /// Only after this time.
         after: Time,
+        /// The same as `after`.
+        from: Time,
+        /// The same as `before`.
+        to: Time,
     }
+}
+
+certctl_model::words! {
+    /// How events are written into a file.
+    pub enum AuditFormat {
+        /// A line for each event, after a line of names.
+        Csv = "csv",
+        /// An array of events.
+        Json = "json",
+    }
+}
+
+/// Which events go into the file, and how.
+#[derive(Clone, Debug, Default)]
+pub struct AuditExport {
+    /// How; CSV when not said.
+    pub format: Option<AuditFormat>,
+    /// Which.
+    pub filter: AuditFilter,
+}
+
+impl Query for AuditExport {
+    fn params() -> Vec<Param> {
+        let mut all = vec![Param {
+            name: "format",
+            doc: "How events are written; `csv` when not said.",
+            schema: |g| g.subschema_for::<AuditFormat>(),
+        }];
+        all.extend(AuditFilter::params());
+        all
+    }
+
+    fn take(pairs: &mut Vec<(String, String)>, invalid: &mut Vec<Invalid>) -> Self {
+        let format = take_one("format", pairs, invalid);
+        let filter = AuditFilter::take(pairs, invalid);
+        Self { format, filter }
+    }
+
+    fn pairs(&self, out: &mut Vec<(&'static str, String)>) {
+        out.extend(self.format.map(|format| ("format", format.to_string())));
+        self.filter.pairs(out);
+    }
+}
+
+/// The media types of an exported trail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuditFile;
+
+impl Media for AuditFile {
+    const TYPES: &'static [&'static str] = &["text/csv", "application/json"];
 }
 
 crate::sort_keys! {

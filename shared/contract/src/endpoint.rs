@@ -462,10 +462,21 @@ impl Operation {
         self.content_types == ["application/json"]
     }
 
+    /// Whether a request may carry an `Idempotency-Key`: it creates or triggers something, for a person or a program.
+    pub fn is_repeatable(&self) -> bool {
+        repeatable(&self.method, self.access, self.class)
+    }
+
     /// The first line of the description, without its full stop.
     pub fn summary(&self) -> &'static str {
         self.doc.lines().next().unwrap_or("").trim().trim_end_matches('.')
     }
+}
+
+/// Whether a request of such a row may carry an `Idempotency-Key`.
+pub fn repeatable(method: &Method, access: Access, class: Class) -> bool {
+    let creates = matches!(access, Access::Needs(_) | Access::Bootstrap);
+    *method == Method::POST && creates && !matches!(class, Class::Upload | Class::Export)
 }
 
 /// `ListTeams` as `list_teams`.

@@ -140,7 +140,7 @@ fn describe(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
         parameters.push(json!({ "$ref": "#/components/parameters/If-None-Match" }));
         responses.insert("304".into(), json!({ "$ref": "#/components/responses/NotModified" }));
     }
-    if is_repeatable(operation) {
+    if operation.is_repeatable() {
         success["headers"]["Idempotency-Replayed"] = json!({ "$ref": "#/components/headers/Idempotency-Replayed" });
         parameters.push(json!({ "$ref": "#/components/parameters/Idempotency-Key" }));
     }
@@ -189,11 +189,6 @@ fn is_tagged(operation: &Operation) -> bool {
     operation.method == Method::GET && operation.answers_with_json()
 }
 
-/// Whether a repeated call with the same `Idempotency-Key` is done once: what creates or sets something going.
-fn is_repeatable(operation: &Operation) -> bool {
-    operation.method == Method::POST && matches!(operation.access, Access::Needs(_) | Access::Bootstrap)
-}
-
 /// Statuses of the problems that can happen.
 fn problems(operation: &Operation) -> BTreeSet<u16> {
     let mut statuses = BTreeSet::from([400, 429, 500, 503]);
@@ -207,7 +202,7 @@ fn problems(operation: &Operation) -> BTreeSet<u16> {
     may(!(operation.path_params)().is_empty(), &[404]);
     may(operation.method != Method::GET, &[409]);
     may(operation.body.is_some(), &[413, 422]);
-    may(is_repeatable(operation), &[422]);
+    may(operation.is_repeatable(), &[422]);
     let of_an_issuer = matches!(operation.tag, "issuers" | "revocation");
     may(
         of_an_issuer && (operation.method == Method::POST || !operation.answers_with_json()),
