@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use certctl_contract::agents::{
     AgentGetWork, AgentHeartbeat, AgentPath, AgentPickupCertificate, AgentReportJobStatus, AgentSubmitCsr,
-    CsrSubmission, JobPath, JobReport, PickupPath, PickupQuery, WorkItem, WorkQuery,
+    CsrSubmission, JobPath, JobReport, PickupPath, PickupQuery, Wait, WorkItem, WorkQuery,
 };
 use certctl_contract::endpoint::NoBody;
 use certctl_contract::query::{Id, NoParams};
@@ -167,7 +167,7 @@ impl Worker {
                     .await?
             }
             false => {
-                let wait = Some(format!("{}s", self.long_poll.as_secs().max(1)));
+                let wait = Some(Wait::seconds(self.long_poll.as_secs().max(1)));
                 self.server
                     .wait_for::<AgentGetWork>(path, WorkQuery { wait }, NoBody)
                     .await?

@@ -473,19 +473,47 @@ fn read_json<E: Endpoint>(octets: &[u8]) -> Result<E::Body, ApiError> {
         return Err(ApiError::malformed("the body is not a JSON object", vec![]));
     }
     let mut reader = serde_json::Deserializer::from_slice(json);
-    let parsed = serde_path_to_error::deserialize(&mut reader);
-    let parsed = parsed.map_err(|error| {
-        let field = error.path().to_string();
-        let inner = error.into_inner();
-        match inner.is_data() && field != "." {
-            true => ApiError::malformed("the body cannot be read", vec![Invalid::new(field, inner.to_string())]),
-            false => ApiError::malformed(format!("the body is not the JSON that is needed: {inner}"), vec![]),
-        }
-    })?;
+    let parsed = match serde_path_to_error::deserialize(&mut reader) {
+        Ok(parsed) => parsed,
+        Err(error) => return with_whole_numbers(json).ok_or_else(|| unreadable(error)),
+    };
     match reader.end() {
         Ok(()) => Ok(parsed),
         Err(_) => Err(ApiError::malformed("the body goes on after its JSON object", vec![])),
     }
+}
+
+fn unreadable(error: serde_path_to_error::Error<serde_json::Error>) -> ApiError {
+    let field = error.path().to_string();
+    let inner = error.into_inner();
+    match inner.is_data() && field != "." {
+        true => ApiError::malformed("the body cannot be read", vec![Invalid::new(field, inner.to_string())]),
+        false => ApiError::malformed(format!("the body is not the JSON that is needed: {inner}"), vec![]),
+    }
+}
+
+/// Reads a body once more with `5.0` as `5`: to JSON Schema both are integers.
+fn with_whole_numbers<T: serde::de::DeserializeOwned>(json: &[u8]) -> Option<T> {
+    fn walk(value: &mut Value) {
+        /// Above this a float no longer tells whole numbers apart.
+        const MOST: f64 = 9_007_199_254_740_992.0;
+        match value {
+            Value::Array(items) => items.iter_mut().for_each(walk),
+            Value::Object(map) => map.values_mut().for_each(walk),
+            Value::Number(number) => {
+                let whole = number
+                    .as_f64()
+                    .filter(|n| number.is_f64() && n.fract() == 0.0 && n.abs() < MOST);
+                if let Some(whole) = whole {
+                    *value = Value::from(whole as i64);
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut value: Value = serde_json::from_slice(json).ok()?;
+    walk(&mut value);
+    serde_json::from_value(value).ok()
 }
 
 fn check_fields<E: Endpoint>(fields: &[String]) -> Result<(), ApiError> {

@@ -67,7 +67,7 @@ fn kept_for(age: Duration) -> String {
 /// The newest CRL of an issuer.
 ///
 /// # Errors
-/// 404 for an issuer we do not know; 503 while it has none yet or the newest has ended: an old list is not served as
+/// 404 for an issuer we do not know or that has none yet; 503 when the newest has ended: an old list is not served as
 /// if it were current.
 pub async fn newest_crl(app: &App, issuer: &IssuerId) -> Result<StoredCrl, ApiError> {
     let crl: Option<StoredCrl> = sqlx::query_as(
@@ -84,7 +84,10 @@ pub async fn newest_crl(app: &App, issuer: &IssuerId) -> Result<StoredCrl, ApiEr
         ))),
         None => {
             known(app, issuer).await?;
-            Err(ApiError::unavailable(format!("there is no CRL of {issuer} yet")))
+            Err(ApiError::new(
+                Kind::NotFound,
+                format!("there is no CRL of {issuer} yet"),
+            ))
         }
     }
 }
@@ -108,7 +111,7 @@ pub struct StoredAuthority {
 /// The certificate of an issuer.
 ///
 /// # Errors
-/// 404 for an issuer we do not know; 503 while it has none yet.
+/// 404 for an issuer we do not know or that has none yet.
 pub async fn authority(app: &App, issuer: &IssuerId) -> Result<StoredAuthority, ApiError> {
     let found = sqlx::query_as("SELECT certificate_der, published_at FROM authorities WHERE issuer_id = $1")
         .bind(issuer)
@@ -118,7 +121,10 @@ pub async fn authority(app: &App, issuer: &IssuerId) -> Result<StoredAuthority, 
         Some(authority) => Ok(authority),
         None => {
             known(app, issuer).await?;
-            Err(ApiError::unavailable(format!("issuer {issuer} has no certificate yet")))
+            Err(ApiError::new(
+                Kind::NotFound,
+                format!("issuer {issuer} has no certificate yet"),
+            ))
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Agents: registration, heartbeat, and the work they fetch and report.
 
+use std::{fmt, str::FromStr, time::Duration};
+
 use std::collections::BTreeMap;
 
 use certctl_model::{
@@ -10,7 +12,7 @@ use certctl_model::{
     name::San,
     time::Time,
 };
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -115,7 +117,69 @@ crate::query! {
     /// How to ask for work.
     pub struct WorkQuery {
         /// Wait so long for work to appear before answering that there is none, as `30s`; at most 60 s.
-        wait: String,
+        wait: Wait,
+    }
+}
+
+/// How long to wait: a whole number and `ms`, `s` or `m`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    text: String,
+    /// The same.
+    pub duration: Duration,
+}
+
+impl Wait {
+    /// So many seconds.
+    pub fn seconds(seconds: u64) -> Self {
+        Self {
+            text: format!("{seconds}s"),
+            duration: Duration::from_secs(seconds),
+        }
+    }
+}
+
+impl FromStr for Wait {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WRONG: &str = "is a whole number and a unit: 500ms, 30s or 1m";
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let number: u64 = match number.len() {
+            1..=6 => number.parse().map_err(|_| WRONG)?,
+            _ => return Err(WRONG),
+        };
+        let duration = match unit {
+            "ms" => Duration::from_millis(number),
+            "s" => Duration::from_secs(number),
+            "m" => Duration::from_secs(60 * number),
+            _ => return Err(WRONG),
+        };
+        Ok(Self {
+            text: text.to_owned(),
+            duration,
+        })
+    }
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl JsonSchema for Wait {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Wait".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[0-9]{1,6}(ms|s|m)$" })
     }
 }
 

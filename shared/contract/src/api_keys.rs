@@ -109,7 +109,7 @@ pub struct ApiKeyChanges {
     #[schemars(length(min = 1, max = 255))]
     pub name: Option<String>,
     /// What its holder may do. An agent's key stays one, and no other becomes one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,
     /// When it ends; the empty text for never.
     #[serde(default, skip_serializing_if = "Option::is_none")]

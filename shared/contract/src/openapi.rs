@@ -71,9 +71,11 @@ pub fn document(operations: &[Operation]) -> Value {
         tighten(item);
         empty_means_absent(item, &mut schemas);
     }
+    sparse_rows(&mut schemas);
     let mut paths = Map::new();
     for (operation, mut item) in described {
         exemplify(&mut item, &schemas);
+        null_means_empty(&mut item);
         let path = paths.entry(operation.path()).or_insert_with(|| json!({}));
         path[operation.method.as_str().to_ascii_lowercase()] = item;
     }
@@ -122,6 +124,9 @@ fn describe(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
         ("query", (operation.query_params)()),
     ] {
         parameters.extend(list.iter().map(|p| parameter(p, place, generator)));
+    }
+    if let Some(fields) = parameters.iter_mut().find(|p| p["name"] == "fields") {
+        fields["schema"] = fields_schema(operation, generator);
     }
     let mut success = json!({
         "description": operation.summary(),
@@ -178,8 +183,14 @@ fn describe(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
     }
     if let Some(schema) = operation.body {
         let schema = schema(generator).to_value();
+        let name = schema["$ref"].as_str().and_then(|r| r.rsplit('/').next());
+        let definition = name
+            .and_then(|name| generator.definitions().get(name))
+            .unwrap_or(&schema);
+        // Without keys that are needed, no body at all is as good as an empty object.
+        let required = definition["required"].as_array().is_some_and(|keys| !keys.is_empty());
         let content = json!({ "application/json": { "schema": schema } });
-        described["requestBody"] = json!({ "content": content });
+        described["requestBody"] = json!({ "content": content, "required": required });
     }
     described
 }
@@ -221,6 +232,11 @@ fn parameter(param: &Param, place: &str, generator: &mut SchemaGenerator) -> Val
         ("path", "id", Some(thing)) => format!("Which {}: its id.", snake(thing).replace('_', " ")),
         _ => param.doc.to_owned(),
     };
+    let schema = match place {
+        // An empty value counts as none.
+        "query" => json!({ "anyOf": [schema, { "const": "" }] }),
+        _ => schema,
+    };
     json!({
         "name": param.name,
         "in": place,
@@ -228,6 +244,30 @@ fn parameter(param: &Param, place: &str, generator: &mut SchemaGenerator) -> Val
         "description": doc,
         "schema": schema,
     })
+}
+
+/// `fields` names keys of the rows of a page.
+fn fields_schema(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
+    let page = (operation.reply)(generator)
+        .map(|schema| schema.to_value())
+        .unwrap_or_default();
+    let row = &definition_of(&page, generator)["properties"]["data"]["items"];
+    let row = definition_of(row, generator);
+    let keys: Vec<&str> = row["properties"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, _)| key.as_str())
+        .collect();
+    let any = keys.join("|");
+    json!({ "anyOf": [{ "type": "string", "pattern": format!("^({any})(,({any}))*$") }, { "const": "" }] })
+}
+
+/// What a reference to a component leads to.
+fn definition_of(schema: &Value, generator: &SchemaGenerator) -> Value {
+    let name = schema["$ref"].as_str().and_then(|r| r.rsplit('/').next());
+    let definition = name.and_then(|name| generator.definitions().get(name));
+    definition.unwrap_or(schema).clone()
 }
 
 /// `Unprocessable Content` as the name of a component.
@@ -343,6 +383,45 @@ fn tighten(schema: &mut Value) {
             map.values_mut().for_each(tighten);
         }
         _ => {}
+    }
+}
+
+/// A body of which nothing is needed may be `null`.
+fn null_means_empty(item: &mut Value) {
+    if let Some(body) = item.get_mut("requestBody").filter(|body| body["required"] == false) {
+        let schema = &mut body["content"]["application/json"]["schema"];
+        *schema = json!({ "anyOf": [schema.take(), { "type": "null" }] });
+    }
+}
+
+/// With `fields`, the rows of a page have those keys alone.
+fn sparse_rows(schemas: &mut Map<String, Value>) {
+    let rows: Vec<(String, String)> = schemas
+        .iter()
+        .filter(|(_, page)| page["properties"]["per_page"].is_object())
+        .filter_map(|(name, page)| {
+            let row = page["properties"]["data"]["items"]["$ref"]
+                .as_str()?
+                .rsplit('/')
+                .next()?;
+            Some((name.clone(), row.to_owned()))
+        })
+        .collect();
+    for (page, row) in rows {
+        let sparse = format!("{row}Fields");
+        let mut definition = schemas[&row].clone();
+        if let Some(definition) = definition.as_object_mut() {
+            definition.remove("required");
+            definition.insert("description".into(), json!("The keys that `fields` names."));
+        }
+        schemas.insert(sparse.clone(), definition);
+        let reference = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
+        if let Some(items) = schemas
+            .get_mut(&page)
+            .and_then(|page| page.pointer_mut("/properties/data/items"))
+        {
+            *items = json!({ "anyOf": [reference(&row), reference(&sparse)] });
+        }
     }
 }
 

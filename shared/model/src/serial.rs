@@ -87,7 +87,7 @@ impl JsonSchema for Serial {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^[0-9A-Fa-f:]{1,128}$", "examples": ["5f3a"] })
+        json_schema!({ "type": "string", "pattern": "^[0-9A-Fa-f][0-9A-Fa-f:]{0,39}$", "examples": ["5f3a"] })
     }
 }
 

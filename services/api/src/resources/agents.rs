@@ -283,15 +283,7 @@ async fn heartbeat(cx: Cx, rq: Request<AgentHeartbeat>) -> Result<Outcome, ApiEr
 }
 
 async fn work(cx: Cx, rq: Request<AgentGetWork>) -> Result<Work, ApiError> {
-    let wait = match rq.query.wait.as_deref() {
-        None => Duration::ZERO,
-        Some(text) => certctl_runtime::config::duration(text).map_err(|e| {
-            ApiError::malformed(
-                "the query cannot be read",
-                vec![certctl_contract::query::Invalid::new("wait", e)],
-            )
-        })?,
-    };
+    let wait = rq.query.wait.map_or(Duration::ZERO, |wait| wait.duration);
     let agent = rq.path.id;
     let deadline = tokio::time::Instant::now() + wait.min(LONGEST_WAIT);
     // Subscribed before looking: what appears in between wakes us.
