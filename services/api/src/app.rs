@@ -516,9 +516,16 @@ fn with_whole_numbers<T: serde::de::DeserializeOwned>(json: &[u8]) -> Option<T> 
     serde_json::from_value(value).ok()
 }
 
+/// No row has so many keys.
+const MOST_FIELDS: usize = 64;
+
 fn check_fields<E: Endpoint>(fields: &[String]) -> Result<(), ApiError> {
     if fields.is_empty() {
         return Ok(());
+    }
+    if fields.len() > MOST_FIELDS {
+        let invalid = vec![Invalid::new("fields", format!("are at most {MOST_FIELDS}"))];
+        return Err(ApiError::malformed("the query cannot be read", invalid));
     }
     let mut generator = schemars::generate::SchemaSettings::draft2020_12()
         .with(|s| s.inline_subschemas = true)

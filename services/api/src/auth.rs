@@ -76,7 +76,7 @@ pub enum Way {
 }
 
 impl Principal {
-    fn new(name: impl Into<String>, role: Option<Role>, way: Way) -> Self {
+    pub(crate) fn new(name: impl Into<String>, role: Option<Role>, way: Way) -> Self {
         let name = name.into();
         Self { name, role, way }
     }
@@ -210,6 +210,11 @@ pub async fn authenticate(
         return Ok(Principal::new("anonymous", None, Way::Nobody));
     }
     if app.gate.is_open() {
+        // Whoever needs no key must at least not be a page of somebody else in the operator's browser.
+        if !method.is_safe() && session::is_of_this_origin(headers) == Some(false) {
+            let detail = "without authentication, pages of other origins change nothing here";
+            return Err(ApiError::new(Kind::Forbidden, detail));
+        }
         return Ok(Principal::new("anonymous", Some(Role::Admin), Way::Off));
     }
     if let Some(header) = headers.get(header::AUTHORIZATION) {

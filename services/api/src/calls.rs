@@ -296,7 +296,7 @@ impl Open {
 
     fn record(&self, status: u16) {
         // What relying parties fetch is no call of the API.
-        let public = ["/crl/", "/ocsp/", "/ca/"];
+        let public = ["/crl/", "/ocsp/", "/ca/", "/api/docs", "/api/v1/openapi.json"];
         if public.iter().any(|prefix| self.path.starts_with(prefix)) {
             return;
         }
@@ -307,12 +307,12 @@ impl Open {
             body_hash,
         } = self.call.facts().clone();
         let denied = matches!(status, 401 | 403 | 429);
-        // Whoever asks for paths that do not exist must not be able to fill the trail either.
-        let nowhere = operation.is_none() && matches!(status, 404 | 405);
+        // Whoever is nobody must not be able to fill the trail.
+        let nobody = !self.app.gate.is_open() && actor.as_ref().is_none_or(|actor| actor.name == "anonymous");
         if !denied && !trail.which.includes(&self.method, operation) {
             return;
         }
-        if (denied || nowhere) && !trail.sampler().admits(self.remote, status, minute(now)) {
+        if (denied || nobody) && !trail.sampler().admits(self.remote, status, minute(now)) {
             return;
         }
         let path = bounded(&self.path);

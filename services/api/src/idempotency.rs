@@ -24,6 +24,7 @@ use certctl_contract::{
     endpoint::Endpoint,
     problem::Kind,
     query::Invalid,
+    sessions::BeginSession,
 };
 use certctl_model::time::Time;
 use certctl_store::Tx;
@@ -51,7 +52,12 @@ const PATIENCE: (u32, Duration) = (40, Duration::from_millis(50));
 
 /// Whether the answer may be kept: those that hold a secret are not.
 pub fn is_kept<E: Endpoint>() -> bool {
-    const SECRET: [&str; 3] = [RegisterAgent::NAME, CreateApiKey::NAME, RotateApiKey::NAME];
+    const SECRET: [&str; 4] = [
+        RegisterAgent::NAME,
+        CreateApiKey::NAME,
+        RotateApiKey::NAME,
+        BeginSession::NAME,
+    ];
     !SECRET.contains(&E::NAME)
 }
 

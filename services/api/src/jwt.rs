@@ -353,9 +353,10 @@ impl Issuer {
         if !self.read().may_ask(now) {
             return;
         }
+        // Before asking: a caller who hangs up meanwhile has asked all the same.
+        self.published.write().unwrap_or_else(PoisonError::into_inner).tried = Some(now);
         let got = self.fetch().await;
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
-        published.tried = Some(now);
         match got {
             Ok((discovery, keys)) => {
                 published.keys = Arc::new(keys);

@@ -15,8 +15,9 @@ use axum::{
     routing::get,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use certctl_contract::{problem::Kind, query::Invalid};
+use certctl_contract::{endpoint::Access, problem::Kind, query::Invalid};
 use certctl_model::{audit::Actor, secret::Secret};
+use certctl_runtime::client_addr::ClientAddr;
 use certctl_store::Tx;
 use openidconnect::{
     AuthUrl, AuthenticationFlow, AuthorizationCode, ClientId, ClientSecret, CsrfToken, EndpointNotSet, EndpointSet,
@@ -28,10 +29,11 @@ use serde::{Deserialize, de::DeserializeOwned};
 use crate::{
     access_log::RequestId,
     app::App,
-    auth::{random, same, sha256},
+    auth::{Principal, Way, random, same, sha256},
     config::{Oidc, TokenRules},
     error::ApiError,
     jwt::{Discovery, Issuer, Place, Verifier},
+    limits::Turn,
     session::{self, Newcomer, set_cookie},
 };
 
@@ -125,12 +127,25 @@ struct Departure {
 async fn login_page(
     State(app): State<Arc<App>>,
     id: axum::Extension<RequestId>,
+    client: Option<axum::Extension<ClientAddr>>,
     RawQuery(query): RawQuery,
 ) -> Response {
-    match login(&app, query).await {
+    let page = async || {
+        admit(&app, client.map(|client| client.0), LOGIN).await?;
+        login(&app, query).await
+    };
+    match page().await {
         Ok(response) => response,
         Err(error) => error.into_problem(&id.0).into_response(),
     }
+}
+
+/// Each visit costs a row or a question to the provider: an address has so many.
+async fn admit(app: &App, client: Option<ClientAddr>, page: &str) -> Result<(), ApiError> {
+    let nobody = Principal::new("anonymous", None, Way::Nobody);
+    let mut turn = Turn::new(client, Access::Open, page);
+    turn.admit(&app.limits)?;
+    turn.take(&app.limits, Access::Open, &nobody).await
 }
 
 async fn login(app: &App, query: Option<String>) -> Result<Response, ApiError> {
@@ -194,10 +209,15 @@ struct Begun {
 async fn callback_page(
     State(app): State<Arc<App>>,
     id: axum::Extension<RequestId>,
+    client: Option<axum::Extension<ClientAddr>>,
     headers: HeaderMap,
     RawQuery(query): RawQuery,
 ) -> Response {
-    match callback(&app, &headers, query).await {
+    let page = async || {
+        admit(&app, client.map(|client| client.0), CALLBACK).await?;
+        callback(&app, &headers, query).await
+    };
+    match page().await {
         Ok(response) => response,
         Err(error) => error.into_problem(&id.0).into_response(),
     }

@@ -87,20 +87,26 @@ impl Session {
                 "with a session, X-CSRF-Token is the csrf_token of GET /api/v1/sessions/current",
             ));
         }
-        let ours = match text(&SEC_FETCH_SITE) {
-            Some(site) => site == "same-origin",
-            None => {
-                let origin = text(&header::ORIGIN).and_then(|origin| origin.split_once("://"));
-                origin.is_some_and(|(_, authority)| text(&header::HOST) == Some(authority))
-            }
-        };
-        match ours {
-            true => Ok(()),
-            false => Err(ApiError::new(
+        match is_of_this_origin(headers) {
+            Some(true) => Ok(()),
+            _ => Err(ApiError::new(
                 Kind::Forbidden,
                 "with a session, Sec-Fetch-Site or Origin says that the request comes from this very origin",
             )),
         }
+    }
+}
+
+/// Whether a browser says that the request comes from this very origin; nothing, when no browser says anything.
+pub fn is_of_this_origin(headers: &HeaderMap) -> Option<bool> {
+    let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    match (text(&SEC_FETCH_SITE), text(&header::ORIGIN)) {
+        (Some(site), _) => Some(site == "same-origin"),
+        (None, Some(origin)) => {
+            let authority = origin.split_once("://").map(|(_, authority)| authority);
+            Some(authority.is_some() && text(&header::HOST) == authority)
+        }
+        (None, None) => None,
     }
 }
 

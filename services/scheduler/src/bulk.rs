@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use certctl_store::bulk;
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 
 use crate::Scheduler;
 
@@ -16,6 +16,18 @@ const LANES: usize = 8;
 /// When the database cannot be asked.
 pub async fn round(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
     let lanes = (0..LANES).map(|_| bulk::step(&scheduler.db, scheduler.now()));
-    let done = try_join_all(lanes).await?.into_iter().filter(|done| *done).count() as u64;
-    Ok(done + bulk::close(&scheduler.db, scheduler.now()).await?)
+    let mut done = 0;
+    let mut trouble = None;
+    for lane in join_all(lanes).await {
+        match lane {
+            Ok(moved) => done += u64::from(moved),
+            Err(error) => trouble = Some(error),
+        }
+    }
+    done += bulk::close(&scheduler.db, scheduler.now()).await?;
+    match trouble {
+        // Others move on; what could not be done is tried again in the next round.
+        Some(error) if done == 0 => Err(error.into()),
+        _ => Ok(done),
+    }
 }

@@ -59,7 +59,8 @@ pub fn parse<Q: Query>(mut pairs: Vec<(String, String)>) -> Result<Q, Vec<Invali
     let mut invalid = Vec::new();
     let query = Q::take(&mut pairs, &mut invalid);
     let known = Q::params();
-    for (name, _) in pairs {
+    // Nobody needs to be told of more, and an answer must not outgrow its question.
+    for (name, _) in pairs.into_iter().take(10) {
         invalid.push(match known.iter().any(|p| p.name == name) {
             true => Invalid::new(name, "is given more than once"),
             false => {

@@ -34,11 +34,14 @@ struct Item {
 /// When the database cannot be asked; the certificate still waits then.
 pub async fn step(db: &PgPool, now: Time) -> Result<bool> {
     let mut tx = Tx::begin(db, &Actor::system(), now).await?;
+    // Revocations first: what is to be renewed can wait.
     let item: Option<Item> = sqlx::query_as(
         "SELECT i.bulk_id, i.certificate_id, b.action, b.reason, b.owner_id, b.team_id, b.dry_run, b.actor, b.actor_type
-           FROM bulk_items i JOIN bulk_operations b ON b.id = i.bulk_id
-          WHERE i.outcome = 'waiting'
-          ORDER BY i.bulk_id, i.certificate_id LIMIT 1 FOR UPDATE OF i SKIP LOCKED",
+           FROM (SELECT * FROM bulk_operations WHERE status = 'Running' ORDER BY action <> 'revoke', id) b
+          CROSS JOIN LATERAL (SELECT bulk_id, certificate_id FROM bulk_items
+                               WHERE bulk_id = b.id AND outcome = 'waiting'
+                               ORDER BY certificate_id LIMIT 1 FOR UPDATE SKIP LOCKED) i
+          LIMIT 1",
     )
     .fetch_optional(&mut *tx)
     .await?;
@@ -49,8 +52,11 @@ pub async fn step(db: &PgPool, now: Time) -> Result<bool> {
     });
     let refusal = match act(&mut tx, &item).await {
         Ok(()) => None,
-        Err(error) if error.is_transient() => return Err(error),
-        Err(error) => Some(error.to_string()),
+        Err(error @ (Error::Missing { .. } | Error::Conflict(_) | Error::WrongJobState { .. })) => {
+            Some(error.to_string())
+        }
+        Err(Error::Reference { .. }) => Some("what it was to be given to is gone".to_owned()),
+        Err(error) => return Err(error),
     };
     let outcome = match refusal {
         None => BulkOutcome::Done,

@@ -172,12 +172,14 @@ async fn rotate(cx: Cx, rq: Request<RotateApiKey>) -> Result<IssuedApiKey, ApiEr
     let mut tx = cx.begin().await?;
     let now = tx.now();
     lock(&mut tx, &id).await?;
-    // Those before the last one do not gain by it.
-    sqlx::query("UPDATE api_key_secrets SET ends_at = least(ends_at, $2) WHERE key_id = $1")
-        .bind(&id)
-        .bind(now + Duration::from_secs(overlap.into()))
-        .execute(&mut *tx)
-        .await?;
+    // At once is at once on every replica, whatever its clock says. Those before the last one do not gain by it.
+    let ends = match overlap {
+        0 => sqlx::query("DELETE FROM api_key_secrets WHERE key_id = $1").bind(&id),
+        _ => sqlx::query("UPDATE api_key_secrets SET ends_at = least(ends_at, $2) WHERE key_id = $1")
+            .bind(&id)
+            .bind(now + Duration::from_secs(overlap.into())),
+    };
+    ends.execute(&mut *tx).await?;
     let secret = fresh_secret(&mut tx, &id).await?;
     sqlx::query("UPDATE api_keys SET updated_at = $2 WHERE id = $1")
         .bind(&id)
@@ -233,11 +235,12 @@ async fn fresh_secret(tx: &mut Tx, id: &ApiKeyId) -> Result<Secret, ApiError> {
 
 /// Ends what an agent has come with so far; the key of its registration too, which no text hashes to any more.
 async fn end_keys_of(tx: &mut Tx, agent: &AgentId) -> Result<(), ApiError> {
-    sqlx::query("DELETE FROM api_keys WHERE agent_id = $1")
+    // The agent first, as deleting it does.
+    sqlx::query("UPDATE agents SET api_key_hash = '' WHERE id = $1")
         .bind(agent)
         .execute(&mut **tx)
         .await?;
-    sqlx::query("UPDATE agents SET api_key_hash = '' WHERE id = $1")
+    sqlx::query("DELETE FROM api_keys WHERE agent_id = $1")
         .bind(agent)
         .execute(&mut **tx)
         .await?;
