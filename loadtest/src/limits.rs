@@ -1,87 +1,67 @@
-//! How many requests pass a rate limit, under more than it allows.
+//! How many requests a limit lets through while more are sent than it allows.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-    time::Duration,
+use std::time::Duration;
+
+use certctl_contract::{
+    endpoint::NoBody,
+    list::List,
+    query::NoParams,
+    teams::ListTeams,
 };
-
-use certctl_client::{Client, ClientError};
-use certctl_contract::{health::AuthCheck, query::NoParams};
 use serde_json::{Value, json};
-use tokio::{
-    task::JoinSet,
-    time::{Instant, sleep_until},
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    ceilings,
+    cli::Limits,
+    load::{self, Done, round},
 };
 
-/// How much is asked for, and what should pass.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Flood {
-    /// Requests a second.
-    pub(crate) offered: u32,
-    /// How long.
-    pub(crate) window: Duration,
-    /// Requests open at once.
-    pub(crate) connections: u32,
-    /// Requests a second that the limit lets pass.
-    pub(crate) rps: f64,
-    /// Requests that it lets pass at once.
-    pub(crate) burst: u32,
-}
-
-#[derive(Default)]
-struct Seen {
-    answers: BTreeMap<String, u64>,
-    first: Option<Instant>,
-    last: Option<Instant>,
-}
-
-/// Asks at a constant rate and counts the answers.
+/// Sends more than the limit allows, and holds what was let through against the budget: the burst, and the rate for as
+/// long as it took.
 ///
-/// `accepted` stands beside `budget`, which is the burst and the rate over `elapsed_s`: from when the first request was
-/// sent to when the last answer came. `failed` counts what is neither accepted nor refused by the limit.
-pub(crate) async fn measure(client: &Client, flood: Flood) -> Value {
+/// # Errors
+/// When the server is not on this machine or does not answer.
+pub(crate) async fn run(args: &Limits) -> anyhow::Result<Value> {
+    let client = args.server.client().await?;
+    let page = client.call::<ListTeams>(NoParams, List::default(), NoBody).await?;
+    // What that call used up is there again, and the budget whole, before the first request that counts.
+    sleep(Duration::from_secs_f64((f64::from(args.burst) + 1.0) / args.limit)).await;
     let began = Instant::now();
-    let end = began + flood.window;
-    let seen: Arc<Mutex<Seen>> = Arc::default();
-    let mut askers = JoinSet::new();
-    for asker in 0..flood.connections {
-        let (client, seen) = (client.clone(), seen.clone());
-        askers.spawn(async move {
-            for turn in 0.. {
-                let number = turn * flood.connections + asker;
-                let due = began + Duration::from_secs_f64(f64::from(number) / f64::from(flood.offered));
-                if due >= end {
-                    return;
-                }
-                sleep_until(due).await;
-                let sent = Instant::now();
-                let answer = client.call::<AuthCheck>(NoParams, NoParams, Default::default()).await;
-                let what = match answer {
-                    Ok(_) => "accepted".to_owned(),
-                    Err(ClientError::Problem(problem)) => problem.status.to_string(),
-                    Err(_) => "unreachable".to_owned(),
-                };
-                let mut seen = seen.lock().expect("nobody panics with the lock");
-                *seen.answers.entry(what).or_default() += 1;
-                seen.first = Some(seen.first.unwrap_or(sent).min(sent));
-                seen.last = Some(Instant::now());
+    let asking = client.clone();
+    let report = load::at_rate(
+        args.rate,
+        Duration::from_secs(args.seconds),
+        args.connections,
+        move |_| {
+            let client = asking.clone();
+            async move {
+                let answer = client.call::<ListTeams>(NoParams, List::default(), NoBody).await;
+                Done::of("ListTeams", answer)
             }
-        });
-    }
-    askers.join_all().await;
-    let seen = seen.lock().expect("nobody panics with the lock");
-    let elapsed = seen
-        .first
-        .zip(seen.last)
-        .map_or(0.0, |(first, last)| (last - first).as_secs_f64());
-    let count = |what: &str| seen.answers.get(what).copied().unwrap_or(0);
-    let (accepted, limited) = (count("accepted"), count("429"));
-    let asked: u64 = seen.answers.values().sum();
-    let budget = f64::from(flood.burst) + flood.rps * elapsed;
-    json!({
-        "name": "limits", "asked": asked, "accepted": accepted, "limited": limited,
-        "failed": asked - accepted - limited, "answers": seen.answers, "elapsed_s": elapsed,
-        "rps": flood.rps, "burst": flood.burst, "budget": budget, "ratio": accepted as f64 / budget,
-    })
+        },
+    )
+    .await;
+    let elapsed = began.elapsed().as_secs_f64();
+    let whole = report.whole();
+    let budget = f64::from(args.burst) + args.limit * elapsed;
+    let (bare, octets) =
+        ceilings::bare::<ListTeams>(&page, args.connections, || NoParams, List::default, || NoBody).await?;
+    Ok(json!({
+        "name": "limits-3",
+        "sent": whole.succeeded() + whole.failed(),
+        "accepted": whole.succeeded(),
+        "budget": round(budget),
+        "accepted_over_budget": round(whole.succeeded() as f64 / budget),
+        "limited": whole.refused(|status| status == 429),
+        "server_errors": whole.refused(|status| status >= 500),
+        "unanswered": whole.refused(|status| status == 0),
+        "seconds": round(elapsed),
+        "limit": args.limit,
+        "burst": args.burst,
+        "rate": args.rate,
+        "accepted_p99_ms": whole.percentile(99.0),
+        "ceilings": { "bare_hyper": ceilings::json(&bare), "octets": octets },
+        "accepted_over_bare": round(report.per_second() / bare.per_second().max(0.001)),
+    }))
 }

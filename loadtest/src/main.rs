@@ -2,129 +2,54 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`cli`] | the command line |
 //! | [`main_job`] | from the request of a certificate to its being served |
-//! | [`limits`] | what passes a rate limit |
+//! | [`seed`] | filling a database; [`estate`] has what goes in, [`copy`] how it is written |
+//! | [`mixes`] | mixes of requests at a constant rate |
+//! | [`combinations`] | every sort and filter of the list of certificates |
+//! | [`agents`] | heartbeats and waiting for work |
+//! | [`changes`] | writers, and the events that tell of what they did |
+//! | [`limits`] | how many requests a limit lets through |
+//! | [`load`] | driving an operation, latencies by percentile |
+//! | [`ceilings`] | what this machine can do at most |
+//! | [`cpu`] | processor time of processes |
+//! | [`plans`] | what Postgres says about its plans |
 //! | [`served`] | what a TLS server shows, and how long the handshake takes |
-//! | [`report`] | percentiles, as a table and as JSON |
+//! | [`report`] | figures of the main job, as a table and as JSON |
 //!
 //! Not here: verdicts. It prints what it measured; other addresses than loopback are refused.
 
+mod agents;
+mod ceilings;
+mod changes;
+mod cli;
+mod combinations;
+mod copy;
+mod cpu;
+mod estate;
 mod limits;
+mod load;
 mod main_job;
+mod mixes;
+mod plans;
 mod report;
+mod seed;
 mod served;
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use anyhow::{Context, ensure};
-use certctl_client::{Client, Secret};
-use clap::{Args, Parser, Subcommand, value_parser};
-use url::Url;
+use clap::Parser;
+use sqlx::{
+    PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 
-/// Measures a certctl that runs on this machine.
-#[derive(Debug, Parser)]
-#[command(name = "certctl-loadtest", version)]
-struct Cli {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Debug, Subcommand)]
-enum What {
-    /// From POST /api/v1/certificates to the demo's nginx serving the certificate, one run after the other.
-    MainJob(MainJob),
-    /// How many requests pass the rate limit under more than it allows; prints one line of JSON.
-    Limits(Limits),
-}
-
-#[derive(Debug, Args)]
-struct Limits {
-    /// Address of the API, on loopback.
-    #[arg(
-        long,
-        env = "CERTCTL_SERVER_URL",
-        default_value = "http://localhost:8443",
-        value_name = "URL"
-    )]
-    server: Url,
-
-    /// API key.
-    #[arg(long, env = "CERTCTL_API_KEY", hide_env_values = true, value_name = "KEY")]
-    api_key: Option<Secret>,
-
-    /// Requests a second that are sent.
-    #[arg(long, default_value_t = 200, value_parser = value_parser!(u32).range(1..=20_000))]
-    offered: u32,
-
-    /// Seconds.
-    #[arg(long, default_value_t = 30, value_parser = value_parser!(u64).range(1..=600))]
-    seconds: u64,
-
-    /// Requests open at once.
-    #[arg(long, default_value_t = 16, value_parser = value_parser!(u32).range(1..=1000))]
-    connections: u32,
-
-    /// Requests a second that the limit lets pass.
-    #[arg(long, default_value_t = 50.0)]
-    rps: f64,
-
-    /// Requests that it lets pass at once.
-    #[arg(long, default_value_t = 100)]
-    burst: u32,
-}
-
-#[derive(Debug, Args)]
-struct MainJob {
-    /// How many certificates to request.
-    #[arg(long, default_value_t = 20, value_parser = value_parser!(u32).range(1..=1000))]
-    runs: u32,
-
-    /// Seconds after which a run counts as failed.
-    #[arg(long, default_value_t = 60, value_parser = value_parser!(u64).range(1..=600))]
-    run_timeout: u64,
-
-    /// Seconds after which no further run is begun.
-    #[arg(long, default_value_t = 600, value_parser = value_parser!(u64).range(1..=7200))]
-    max_time: u64,
-
-    /// Address of the API, on loopback.
-    #[arg(
-        long,
-        env = "CERTCTL_SERVER_URL",
-        default_value = "http://localhost:8443",
-        value_name = "URL"
-    )]
-    server: Url,
-
-    /// API key.
-    #[arg(long, env = "CERTCTL_API_KEY", hide_env_values = true, value_name = "KEY")]
-    api_key: Option<Secret>,
-
-    /// Where the demo serves TLS, on loopback.
-    #[arg(
-        long,
-        env = "CERTCTL_DEMO_TLS",
-        default_value = "127.0.0.1:8444",
-        value_name = "HOST:PORT"
-    )]
-    demo_tls: String,
-
-    /// The target to deploy to; the one that serves there unless given.
-    #[arg(long, value_name = "ID")]
-    target: Option<String>,
-
-    /// Print the figures as JSON.
-    #[arg(long)]
-    json: bool,
-}
+use crate::cli::{Cli, What};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let done = match Cli::parse().what {
-        What::MainJob(args) => run(args).await,
-        What::Limits(args) => flood(args).await,
-    };
-    match done {
+    match run(Cli::parse().what).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("certctl-loadtest: {error:#}");
@@ -133,45 +58,58 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(args: MainJob) -> anyhow::Result<()> {
-    let host = args.server.host_str().context("the server's address has no host")?;
-    let port = args
-        .server
-        .port_or_known_default()
-        .context("the server's address has no port")?;
-    loopback(&format!("{host}:{port}")).await?;
-    let demo = loopback(&args.demo_tls).await?;
-    let client = Client::builder(args.server.as_str())
-        .token(args.api_key.clone().unwrap_or_default())
-        .user_agent(concat!("certctl-loadtest/", env!("CARGO_PKG_VERSION")))
-        .build()?;
-    let report = main_job::measure(&client, demo, &args).await?;
-    match args.json {
-        true => println!("{:#}", report.json()),
-        false => print!("{}", report.table()),
-    }
+async fn run(what: What) -> anyhow::Result<()> {
+    // The last line is one JSON object, for programs.
+    let json = match what {
+        What::MainJob(args) => {
+            let demo = loopback(&args.demo_tls).await?;
+            let report = main_job::measure(&args.server.client().await?, demo, &args).await?;
+            match args.json {
+                true => report.json(),
+                false => {
+                    print!("{}", report.table());
+                    return Ok(());
+                }
+            }
+        }
+        What::Run(args) => {
+            let measured = mixes::run(&args).await?;
+            if !args.json {
+                print!("{}", measured.table);
+                return Ok(());
+            }
+            measured.json
+        }
+        What::Seed(args) => seed::run(&args).await?,
+        What::Combinations(args) => combinations::run(&args).await?,
+        What::Agents(args) => agents::run(&args).await?,
+        What::Changes(args) => changes::run(&args).await?,
+        What::Limits(args) => limits::run(&args).await?,
+        What::Plans(args) => plans::read(&args)?,
+        What::Bare(args) => return ceilings::stand_alone(args.octets).await,
+    };
+    println!("{json}");
     Ok(())
 }
 
-async fn flood(args: Limits) -> anyhow::Result<()> {
-    let host = args.server.host_str().context("the server's address has no host")?;
-    let port = args
-        .server
-        .port_or_known_default()
-        .context("the server's address has no port")?;
-    loopback(&format!("{host}:{port}")).await?;
-    let client = Client::builder(args.server.as_str())
-        .token(args.api_key.unwrap_or_default())
-        .build()?;
-    let flood = limits::Flood {
-        offered: args.offered,
-        window: Duration::from_secs(args.seconds),
-        connections: args.connections,
-        rps: args.rps,
-        burst: args.burst,
-    };
-    println!("{}", limits::measure(&client, flood).await);
-    Ok(())
+/// Opens a database, which is on this machine.
+async fn connect(url: &str, connections: u32) -> anyhow::Result<PgPool> {
+    connect_with(url, connections, |options| options).await
+}
+
+async fn connect_with(
+    url: &str,
+    connections: u32,
+    settings: impl FnOnce(PgConnectOptions) -> PgConnectOptions,
+) -> anyhow::Result<PgPool> {
+    let options: PgConnectOptions = url.parse().context("the database's URL cannot be read")?;
+    loopback(&format!("{}:{}", options.get_host(), options.get_port())).await?;
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_secs(30))
+        .connect_with(settings(options.application_name("certctl-loadtest")))
+        .await
+        .context("the database does not answer")
 }
 
 /// Resolves an address, and refuses it unless it is this machine: load is not for others.

@@ -22,7 +22,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
-    MainJob,
+    cli::MainJob,
     report::{Report, Run},
     served::Viewer,
 };
