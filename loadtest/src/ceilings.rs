@@ -4,10 +4,7 @@ use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use certctl_client::Client;
-use certctl_contract::{
-    endpoint::{Endpoint, Reply},
-    query::PathParams,
-};
+use certctl_contract::endpoint::{Endpoint, Reply};
 use http::{Response, header};
 use http_body_util::Full;
 use hyper::{server::conn::http1, service::service_fn};
@@ -75,7 +72,7 @@ pub(crate) async fn calls<E>(
     body: impl Fn() -> E::Body + Clone + Send + 'static,
 ) -> Report
 where
-    E: Endpoint<Path: PathParams, Query: Send + Sync, Body: Send + Sync>,
+    E: Endpoint<Path: Sync, Query: Sync, Body: Sync>,
 {
     let client = client.clone();
     load::closed(u64::MAX, LENGTH, connections, move |_| {
@@ -94,7 +91,7 @@ pub(crate) async fn bare<E>(
     body: impl Fn() -> E::Body + Clone + Send + 'static,
 ) -> anyhow::Result<(Report, usize)>
 where
-    E: Endpoint<Path: PathParams, Query: Send + Sync, Body: Send + Sync>,
+    E: Endpoint<Path: Sync, Query: Sync, Body: Sync>,
 {
     let octets = reply.encode();
     let size = octets.len();

@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use certctl_client::Client;
 use certctl_contract::{
     certificates::{Certificate, CertificateFilter, CertificateSort, ListCertificates},
-    endpoint::{Endpoint, NoBody, Reply},
+    endpoint::{NoBody, Reply},
     list::{DEFAULT_PER_PAGE, List, Page, Sort, SortKey},
     metrics::DashboardSummary,
     query::{self, NoParams, Query},
@@ -104,6 +104,7 @@ pub(crate) async fn run(args: &Combinations) -> anyhow::Result<Value> {
             }
         }
     }
+    let failed = first.failed() + far.failed() + totals.failed() + summary.failed();
     slowest.sort_by(|a, b| b.0.total_cmp(&a.0));
     let p99 = slowest.first().map_or(0.0, |(ms, _)| *ms);
     let bare_p99 = bare.whole().percentile(99.0);
@@ -128,7 +129,7 @@ pub(crate) async fn run(args: &Combinations) -> anyhow::Result<Value> {
         "total_p99_ms": totals.percentile(99.0),
         "search_p99_ms": searches.as_ref().map(|figures| figures.percentile(99.0)),
         "summary_p99_ms": summary.percentile(99.0),
-        "failed": [&first, &far, &totals, &summary].iter().map(|figures| figures.failed()).sum::<u64>(),
+        "failed": failed,
         "cpu_ratio": cost["cpu_ratio"],
         "cpu": cost,
         "ceilings": {

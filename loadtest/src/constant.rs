@@ -1,11 +1,11 @@
-//! The constant body that the API gives away under `CERTCTL_BENCH_ROUTE=true`: no row of the contract, and so declared
-//! here as it is there.
+//! The constant body that the API gives away under `CERTCTL_BENCH_ROUTE=true`: a page of the same size is
+//! held against it.
 
 use certctl_client::{Client, ClientError};
-use certctl_contract::endpoint::NoBody;
-use certctl_contract::query::NoParams;
 use certctl_contract::{
     bench::{Constant, ConstantQuery},
+    endpoint::NoBody,
+    query::NoParams,
 };
 
 /// Asks for a body of so many octets.

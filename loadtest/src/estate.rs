@@ -51,12 +51,12 @@ impl Rng {
     }
 
     /// One of several by their weights.
-    pub(crate) fn weighted<'a, T>(&mut self, from: &'a [(u32, T)]) -> &'a T {
+    pub(crate) fn weighted<T: Copy>(&mut self, from: &[(u32, T)]) -> T {
         let mut at = self.below(from.iter().map(|(weight, _)| u64::from(*weight)).sum());
         for (weight, item) in from {
             match at.checked_sub(u64::from(*weight)) {
                 Some(rest) => at = rest,
-                None => return item,
+                None => return *item,
             }
         }
         unreachable!("the weights add up to what was drawn from")
@@ -224,7 +224,8 @@ pub(crate) struct Certificate {
     pub(crate) policy: &'static str,
     pub(crate) state: State,
     pub(crate) tier: Option<&'static str>,
-    /// Numbers of targets, without repetition; all of one agent but the last.
+    /// Numbers of targets, without repetition, of one agent: it has the one of its own number and one more, further on by
+    /// the number of agents.
     pub(crate) targets: Vec<u64>,
     /// Oldest first.
     pub(crate) versions: Vec<Version>,
@@ -248,11 +249,6 @@ impl Estate {
             by_team: Zipf::new(teams),
             by_agent: Zipf::new(size.agents),
         }
-    }
-
-    /// Two for each agent; the n-th belongs to agent n modulo their number.
-    pub(crate) fn targets(&self) -> u64 {
-        self.size.agents * 2
     }
 
     pub(crate) fn team_id(&self, number: u64) -> String {
@@ -293,7 +289,7 @@ impl Estate {
         let rng = &mut Rng::of(seed, "certificate", number);
         let state = match settled {
             true => State::Active,
-            false => *rng.weighted(&STATES),
+            false => rng.weighted(&STATES),
         };
         let lifetime = lifetime(rng);
         let (not_before, not_after) = dates(rng, state, lifetime, now);
@@ -331,11 +327,11 @@ impl Estate {
         };
         let owner = self.by_owner.draw(rng);
         let team = self.team_of(owner);
-        let environment = *rng.weighted(&ENVIRONMENTS);
+        let environment = rng.weighted(&ENVIRONMENTS);
         let (service, area) = (*rng.pick(&SERVICES), AREAS[team as usize % AREAS.len()].to_lowercase());
         let common_name = format!("{service}-{}.{area}.example.com", short(number));
         let mut sans = vec![common_name.clone()];
-        for n in 0..*rng.weighted(&[(60, 0), (25, 1), (12, 3), (3, 20)]) {
+        for n in 0..rng.weighted(&[(60, 0), (25, 1), (12, 3), (3, 20)]) {
             sans.push(format!("{service}-{}-{n}.{environment}.example.net", short(number)));
         }
         if rng.chance(0.05) {
@@ -351,7 +347,7 @@ impl Estate {
             owner,
             team,
             issuer: rng.weighted(&ISSUERS),
-            profile: rng.chance(0.7).then(|| *rng.weighted(&profiles)),
+            profile: rng.chance(0.7).then(|| rng.weighted(&profiles)),
             policy: rng.weighted(&POLICIES),
             state,
             tier: rng.chance(0.6).then(|| *rng.pick(&["gold", "silver", "bronze"])),
@@ -382,7 +378,7 @@ impl Estate {
 
 /// Ten minutes to two years, with the peaks that rules of the trade and of authorities make.
 fn lifetime(rng: &mut Rng) -> Millis {
-    match *rng.weighted(&[
+    match rng.weighted(&[
         (5, 'm'),
         (15, 'h'),
         (80, 'w'),
@@ -488,14 +484,14 @@ mod tests {
             for version in &c.versions {
                 assert!(c.created < version.not_before && version.not_before < version.not_after);
             }
-            assert!(c.targets.iter().all(|target| *target < estate.targets()));
+            assert!(c.targets.iter().all(|target| *target < estate.size.agents * 2));
         }
     }
 
     #[test]
     fn weights_are_kept() {
         let mut rng = Rng::of(1, "test", 1);
-        let drawn = (0..10_000).filter(|_| *rng.weighted(&[(90, true), (10, false)])).count();
+        let drawn = (0..10_000).filter(|_| rng.weighted(&[(90, true), (10, false)])).count();
         assert!((8_800..9_200).contains(&drawn), "{drawn}");
         let sum: u64 = (0..10_000).map(|_| rng.about(1.3)).sum();
         assert!((12_700..13_300).contains(&sum), "{sum}");

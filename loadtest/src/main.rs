@@ -12,6 +12,7 @@
 //! | [`limits`] | how many requests a limit lets through |
 //! | [`load`] | driving an operation, latencies by percentile |
 //! | [`ceilings`] | what this machine can do at most |
+//! | [`constant`] | the constant body that the API gives away for measurements |
 //! | [`cpu`] | processor time of processes |
 //! | [`plans`] | what Postgres says about its plans |
 //! | [`served`] | what a TLS server shows, and how long the handshake takes |
@@ -24,6 +25,7 @@ mod ceilings;
 mod changes;
 mod cli;
 mod combinations;
+mod constant;
 mod copy;
 mod cpu;
 mod estate;

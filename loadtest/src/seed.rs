@@ -475,11 +475,11 @@ fn jobs(batch: &mut Batch, estate: &Estate, c: &Certificate, agent: Option<&str>
     let (current, lately) = (c.versions.last(), now - rng.below(3_600_000) as Millis);
     match c.state {
         State::Renewing => {
-            let status = *rng.weighted(&[(50, "AwaitingCSR"), (20, "Pending"), (20, "Running"), (10, "AwaitingApproval")]);
+            let status = rng.weighted(&[(50, "AwaitingCSR"), (20, "Pending"), (20, "Running"), (10, "AwaitingApproval")]);
             job(&rng.id("j-", lately), "Renewal", None, None, status, lately);
         }
         State::Pending if agent.is_some() => {
-            let status = *rng.weighted(&[(80, "AwaitingCSR"), (20, "Pending")]);
+            let status = rng.weighted(&[(80, "AwaitingCSR"), (20, "Pending")]);
             job(&rng.id("j-", c.created), "Issuance", None, None, status, c.created);
         }
         State::Failed => job(&rng.id("j-", c.created), "Issuance", None, None, "Failed", c.created),
@@ -505,7 +505,7 @@ fn jobs(batch: &mut Batch, estate: &Estate, c: &Certificate, agent: Option<&str>
     // What more there is are tries that came to nothing.
     for _ in 0..left {
         let at = c.created + rng.below((now - c.created).max(1) as u64) as Millis;
-        let status = *rng.weighted(&[(70, "Failed"), (30, "Cancelled")]);
+        let status = rng.weighted(&[(70, "Failed"), (30, "Cancelled")]);
         job(&rng.id("j-", at), "Renewal", None, None, status, at);
     }
 }
@@ -524,7 +524,7 @@ fn events_of(estate: &Estate, range: Range<u64>, all: u64) -> Batch {
     for n in range {
         let rng = &mut Rng::of(estate.size.seed, "event", n);
         let at = estate.past(n, all);
-        let (action, kind, actor) = *rng.weighted(&actions);
+        let (action, kind, actor) = rng.weighted(&actions);
         let agent = estate.agent_id(rng.below(estate.size.agents));
         let certificate = estate.certificate(rng.below(estate.size.certificates));
         batch[EVENTS].row(|r| {

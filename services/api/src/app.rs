@@ -66,6 +66,8 @@ pub struct App {
     pub trail: Trail,
     /// When the service started.
     pub started: Time,
+    /// Whether constant bodies are given, for measurements.
+    pub bench_route: bool,
 }
 
 impl App {
@@ -94,6 +96,7 @@ impl App {
             tasks: tasks.clone(),
             trail: Trail::new(config.audit.calls),
             started,
+            bench_route: config.bench_route,
         }))
     }
 }
@@ -290,6 +293,11 @@ impl Routes {
             .router
             .route(&positional(&E::path()), axum::routing::on(filter, route));
         self
+    }
+
+    /// What is mounted, which is beside the catalogue.
+    pub fn beside(self) -> Router<Arc<App>> {
+        self.router
     }
 
     /// Checks that what is mounted is the catalogue, no less and no more.

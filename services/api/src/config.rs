@@ -59,6 +59,11 @@ pub struct Config {
     #[command(flatten)]
     pub audit: AuditSettings,
 
+    /// Give constant bodies at `/api/v1/bench/constant`, to hold the cost of other answers against.
+    #[arg(long, env = "CERTCTL_BENCH_ROUTE", default_value = "false", hide = true,
+          value_parser = certctl_runtime::config::boolean, action = clap::ArgAction::Set)]
+    pub bench_route: bool,
+
     /// Unix socket of the signer.
     #[arg(long, env = "CERTCTL_SIGNER_SOCKET", default_value = "/run/certctl/signer.sock")]
     pub signer_socket: PathBuf,

@@ -19,6 +19,7 @@
 //! | [`access_log`] | request ids, one span and one line per request |
 //! | [`resources`] | one file per resource: SQL and handlers |
 //! | [`docs_page`] | the document of the API and a page that shows it |
+//! | [`bench`] | constant bodies, for measurements |
 //! | [`edge`] | the public CRL, OCSP and CA routes that relying parties fetch |
 //!
 //! Not here: CA keys, signatures, protocols of issuers.
@@ -27,6 +28,7 @@ pub mod access_log;
 pub mod app;
 pub mod auth;
 pub mod body;
+pub mod bench;
 pub mod calls;
 pub mod config;
 pub mod docs_page;
@@ -82,6 +84,7 @@ pub fn build(config: &Config, clock: Clock, stop: &Tasks) -> anyhow::Result<Arc<
 pub fn router(app: &Arc<App>) -> axum::Router {
     let routes = resources::mount(Routes::default());
     let router = docs_page::mount(oidc::mount(edge::mount(routes.finish())));
+    let router = bench::mount(router, app.bench_route);
     access_log::wrap(router.with_state(app.clone()), app)
 }
 

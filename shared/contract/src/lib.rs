@@ -19,6 +19,7 @@ pub mod agent_groups;
 pub mod agents;
 pub mod api_keys;
 pub mod audit;
+pub mod bench;
 pub mod bulk;
 pub mod certificates;
 pub mod discovery;
