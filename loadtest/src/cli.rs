@@ -30,10 +30,12 @@ pub(crate) enum What {
     Agents(Agents),
     /// Writers that change something again and again, and the events that tell of it.
     Changes(Changes),
-    /// How many requests a limit lets through.
+    /// How many requests pass the rate limit under more than it allows; prints one line of JSON.
     Limits(Limits),
     /// Read the plans that auto_explain wrote into the log of Postgres.
     Plans(Plans),
+    /// Make a page of the lines of several benches.
+    Page(Page),
     /// Answer everything with the same octets.
     #[command(hide = true)]
     Bare(Bare),
@@ -248,6 +250,14 @@ pub(crate) struct Combinations {
     #[arg(long, default_value_t = 100, value_parser = value_parser!(u32).range(1..=10_000))]
     pub(crate) repeat: u32,
 
+    /// Ask for every page once, and measure nothing: for the plans that Postgres writes into its log meanwhile.
+    #[arg(long)]
+    pub(crate) once: bool,
+
+    /// What was read from that log, to be printed with the figures.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plans: Option<PathBuf>,
+
     /// How many pages of 50 the far page lies behind the first, where there are so many.
     #[arg(long, default_value_t = 10_000, value_parser = value_parser!(u32).range(1..=1_000_000))]
     pub(crate) pages: u32,
@@ -307,25 +317,29 @@ pub(crate) struct Limits {
     #[command(flatten)]
     pub(crate) server: Server,
 
-    /// Requests a second that the limit allows.
-    #[arg(long, default_value_t = 50.0, value_parser = rate)]
-    pub(crate) limit: f64,
-
-    /// How many it allows at once.
-    #[arg(long, default_value_t = 100, value_parser = value_parser!(u32).range(1..=100_000))]
-    pub(crate) burst: u32,
-
     /// Requests a second that are sent.
-    #[arg(long, default_value_t = 400.0, value_parser = rate)]
-    pub(crate) rate: f64,
+    #[arg(long, default_value_t = 200, value_parser = value_parser!(u32).range(1..=20_000))]
+    pub(crate) offered: u32,
 
-    /// For how long, in seconds.
+    /// Seconds.
     #[arg(long, default_value_t = 30, value_parser = value_parser!(u64).range(1..=600))]
     pub(crate) seconds: u64,
 
-    /// Connections.
-    #[arg(long, default_value_t = 32, value_parser = value_parser!(u32).range(1..=1000))]
+    /// Requests open at once.
+    #[arg(long, default_value_t = 16, value_parser = value_parser!(u32).range(1..=1000))]
     pub(crate) connections: u32,
+
+    /// Requests a second that the limit lets pass.
+    #[arg(long, default_value_t = 50.0, value_parser = rate)]
+    pub(crate) rps: f64,
+
+    /// Requests that it lets pass at once.
+    #[arg(long, default_value_t = 100, value_parser = value_parser!(u32).range(0..=100_000))]
+    pub(crate) burst: u32,
+
+    /// Also measure what this machine can do at most.
+    #[arg(long)]
+    pub(crate) ceilings: bool,
 }
 
 #[derive(Debug, Args)]
@@ -337,6 +351,13 @@ pub(crate) struct Plans {
     /// Rows that a sort may take in: a page and one more.
     #[arg(long, default_value_t = 51)]
     pub(crate) most: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Page {
+    /// A file with one JSON object a line.
+    #[arg(long)]
+    pub(crate) lines: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -78,6 +78,15 @@ pub(crate) async fn run(args: &Combinations) -> anyhow::Result<Value> {
         }
     }
     bar.finish_and_clear();
+    if args.once {
+        searches(&client, &pool).await?;
+        summary(&client).await?;
+        return Ok(json!({ "name": "list-1m-once", "combinations": all.len() }));
+    }
+    let plans: Value = match &args.plans {
+        Some(file) => serde_json::from_str(&std::fs::read_to_string(file)?)?,
+        None => Value::Null,
+    };
     let totals = totals(&client, &pool).await?;
     let searches = searches(&client, &pool).await?;
     let summary = summary(&client).await?;
@@ -130,6 +139,7 @@ pub(crate) async fn run(args: &Combinations) -> anyhow::Result<Value> {
         "search_p99_ms": searches.as_ref().map(|figures| figures.percentile(99.0)),
         "summary_p99_ms": summary.percentile(99.0),
         "failed": failed,
+        "plans": plans,
         "cpu_ratio": cost["cpu_ratio"],
         "cpu": cost,
         "ceilings": {
@@ -188,10 +198,11 @@ async fn combination(
         page_size: Some(DEFAULT_PER_PAGE),
         ..first.clone()
     });
-    // Once before it counts: what is asked for the first time is read from disk.
-    let mut unheeded = Figures::default();
-    timed(client, first.clone(), &mut unheeded).await;
-    for _ in 0..args.repeat {
+    if !args.once {
+        // What is asked for the first time is read from disk.
+        timed(client, first.clone(), &mut Figures::default()).await;
+    }
+    for _ in 0..if args.once { 1 } else { args.repeat } {
         timed(client, first.clone(), &mut taken.first).await;
         if let (Some(far), Some(figures)) = (&far, &mut taken.far) {
             timed(client, far.clone(), figures).await;

@@ -9,12 +9,13 @@
 //! | [`combinations`] | every sort and filter of the list of certificates |
 //! | [`agents`] | heartbeats and waiting for work |
 //! | [`changes`] | writers, and the events that tell of what they did |
-//! | [`limits`] | how many requests a limit lets through |
+//! | [`limits`] | what passes a rate limit |
 //! | [`load`] | driving an operation, latencies by percentile |
 //! | [`ceilings`] | what this machine can do at most |
 //! | [`constant`] | the constant body that the API gives away for measurements |
 //! | [`cpu`] | processor time of processes |
 //! | [`plans`] | what Postgres says about its plans |
+//! | [`page`] | the page of figures |
 //! | [`served`] | what a TLS server shows, and how long the handshake takes |
 //! | [`report`] | figures of the main job, as a table and as JSON |
 //!
@@ -33,6 +34,7 @@ mod limits;
 mod load;
 mod main_job;
 mod mixes;
+mod page;
 mod plans;
 mod report;
 mod seed;
@@ -88,6 +90,10 @@ async fn run(what: What) -> anyhow::Result<()> {
         What::Changes(args) => changes::run(&args).await?,
         What::Limits(args) => limits::run(&args).await?,
         What::Plans(args) => plans::read(&args)?,
+        What::Page(args) => {
+            print!("{}", page::write(&args)?);
+            return Ok(());
+        }
         What::Bare(args) => return ceilings::stand_alone(args.octets).await,
     };
     println!("{json}");

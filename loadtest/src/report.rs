@@ -108,6 +108,8 @@ impl Report {
             .baselines()
             .map(|(name, spread)| (name.to_owned(), json!(self.ratio(spread))));
         json!({
+            "name": "main-job",
+            "served_p50_ms": self.spread(|r| r.served).p50,
             "runs": self.runs.iter().map(row).collect::<Vec<_>>(),
             "summary": summary,
             "bare": Map::from_iter(bare),

@@ -1,0 +1,114 @@
+//! The page of figures: `docs/BENCHMARKS.md`.
+
+use std::fs;
+
+use anyhow::Context;
+use serde_json::Value;
+
+use crate::cli::Page;
+
+/// A row of the page: the bench, what it shows, which figures, and which of them stands beside a ceiling.
+type Shown = (&'static str, &'static str, &'static [&'static str], &'static str);
+
+const SHOWN: [Shown; 5] = [
+    (
+        "main-job",
+        "from the request of a certificate to nginx serving it; beside a bare TLS handshake",
+        &["served_p50_ms"],
+        "/served_p50_over/tls_handshake",
+    ),
+    (
+        "list-1m",
+        "every sort and filter of the list of certificates, page 1 and 10,000 pages behind it; beside the same octets \
+         from a bare HTTP server",
+        &[
+            "rows",
+            "p99_ms",
+            "deep_over_first",
+            "total_p99_ms",
+            "search_p99_ms",
+            "summary_p99_ms",
+            "cpu_ratio",
+        ],
+        "/p99_over_bare",
+    ),
+    (
+        "agents-5k",
+        "heartbeats every 60 s and long polls; beside the processor time of a bare HTTP server for as many requests",
+        &["agents", "seconds", "core_share", "missed"],
+        "/core_share_over_bare",
+    ),
+    (
+        "audit-25",
+        "changes by 25 writers, each with its event; beside the same rows in bare SQL",
+        &["per_second", "changes", "events", "failed"],
+        "/over_bare_sql",
+    ),
+    (
+        "limits-3",
+        "what three replicas and one Redis let through; beside the budget",
+        &["accepted", "budget", "failed"],
+        "/ratio",
+    ),
+];
+
+/// Writes the page from the lines that the benches printed.
+///
+/// # Errors
+/// When a line is no JSON object with a name.
+pub(crate) fn write(args: &Page) -> anyhow::Result<String> {
+    let text = fs::read_to_string(&args.lines).with_context(|| format!("cannot read {}", args.lines.display()))?;
+    page(&text, &machine())
+}
+
+fn page(lines: &str, machine: &str) -> anyhow::Result<String> {
+    let mut table = String::new();
+    for line in lines.lines() {
+        let figures: Value = serde_json::from_str(line).context("a line is no JSON")?;
+        let name = figures["name"].as_str().context("a line has no name")?;
+        let (_, about, keys, ratio) = SHOWN
+            .iter()
+            .find(|shown| shown.0 == name)
+            .with_context(|| format!("{name} is not on the page"))?;
+        let cells: Vec<String> = keys.iter().map(|key| format!("`{key}` {}", figures[*key])).collect();
+        let ratio = figures.pointer(ratio).unwrap_or(&Value::Null);
+        table += &format!("| `script/bench {name}` | {about} | {} | {ratio} |\n", cells.join(", "));
+    }
+    Ok(format!(
+        "# Benchmarks\n\nWritten by `script/bench`. A figure is of the machine it was measured on; the ratio to a \
+         ceiling, which the same run\nmeasured on the same machine, says more.\n\n{machine}\n\n\
+         | command | what | figures | ratio |\n|---|---|---|---|\n{table}\n\
+         What each run printed, with its ceilings:\n\n```json\n{lines}```\n"
+    ))
+}
+
+/// What this machine is, as the kernel tells.
+fn machine() -> String {
+    let first = |file: &str, key: &str| -> String {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
+        line.map_or("unknown", |rest| rest.trim_start_matches([' ', '\t', ':'])).to_owned()
+    };
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    format!(
+        "Machine: {}, {cores} cores for everything (clients, API, Postgres), memory {}, Linux {}.",
+        first("/proc/cpuinfo", "model name"),
+        first("/proc/meminfo", "MemTotal"),
+        kernel.trim()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_becomes_a_row_and_stays_as_it_is() {
+        let line = r#"{"name":"audit-25","per_second":900.5,"changes":5,"events":5,"failed":0,"over_bare_sql":0.25}"#;
+        let page = page(&format!("{line}\n"), "A machine.").unwrap();
+        assert!(page.contains("| `per_second` 900.5, `changes` 5, `events` 5, `failed` 0 | 0.25 |\n"), "{page}");
+        assert!(page.contains(&format!("```json\n{line}\n```\n")), "{page}");
+        assert!(super::page("{}\n", "").is_err());
+    }
+}
