@@ -168,7 +168,9 @@ async fn poll(client: &Client, id: &str, first: Instant, end: Instant) -> (Figur
             id: id.parse().expect("an id of ours"),
         };
         let asked = Instant::now();
-        let answer = client.call::<AgentGetWork>(path, query, certctl_contract::endpoint::NoBody).await;
+        let answer = client
+            .call::<AgentGetWork>(path, query, certctl_contract::endpoint::NoBody)
+            .await;
         let busy = answer.as_ref().is_ok_and(|found| found.count > 0);
         let done = Done::of("poll", answer);
         figures.note(done.status, asked.elapsed());

@@ -44,7 +44,7 @@ impl Bare {
                 connections.spawn(async move { served.await.unwrap_or(()) });
             }
         });
-        Ok(Self { address, task: task })
+        Ok(Self { address, task })
     }
 
     async fn ended(&mut self) {

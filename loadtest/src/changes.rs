@@ -52,7 +52,10 @@ pub(crate) async fn run(args: &Changes) -> anyhow::Result<Value> {
     }
     let raw = raw_changes(&pool, args.writers).await?;
     let select_1 = ceilings::select_1(&pool, args.writers).await;
-    let path = { let team = team.id.clone(); move || Id { id: team.clone() } };
+    let path = {
+        let team = team.id.clone();
+        move || Id { id: team.clone() }
+    };
     let (bare, octets) =
         ceilings::bare::<UpdateTeam>(&team, args.writers, path, || NoParams, TeamChanges::default).await?;
     Ok(json!({
@@ -125,6 +128,8 @@ async fn raw_changes(pool: &PgPool, writers: u32) -> anyhow::Result<Report> {
         }
     })
     .await;
-    sqlx::raw_sql("DROP TABLE loadtest_rows, loadtest_events").execute(pool).await?;
+    sqlx::raw_sql("DROP TABLE loadtest_rows, loadtest_events")
+        .execute(pool)
+        .await?;
     Ok(report)
 }

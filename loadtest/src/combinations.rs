@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use crate::{
     ceilings,
     cli::{Combinations, Processes},
-    connect, constant, cpu,
+    connect_with, constant, cpu,
     estate::Rng,
     load::{Figures, round},
 };
@@ -58,7 +58,9 @@ struct Taken {
 /// When server or database are not on this machine or do not answer.
 pub(crate) async fn run(args: &Combinations) -> anyhow::Result<Value> {
     let client = args.server.client().await?;
-    let pool = connect(&args.database.database_url, 4).await?;
+    // The plans that are looked for are those of the API.
+    let quiet = [("auto_explain.log_min_duration", "-1")];
+    let pool = connect_with(&args.database.database_url, 4, |options| options.options(quiet)).await?;
     let filters = filters(&pool).await?;
     let rows = filters[0].rows;
     ensure!(rows > 0, "there are no certificates; seed some first");
@@ -213,7 +215,9 @@ async fn combination(
 
 /// Walks by cursor, and holds the last cursor against that of the page with its number. Returns how many pages it was.
 async fn walk_agrees(client: &Client, rows: u64) -> anyhow::Result<u32> {
-    let pages = (rows / u64::from(DEFAULT_PER_PAGE)).saturating_sub(1).min(u64::from(WALKED)) as u32;
+    let pages = (rows / u64::from(DEFAULT_PER_PAGE))
+        .saturating_sub(1)
+        .min(u64::from(WALKED)) as u32;
     if pages == 0 {
         return Ok(0);
     }
@@ -253,7 +257,11 @@ async fn filters(pool: &PgPool) -> anyhow::Result<Vec<Chosen>> {
         let Some(sql) = values_of(param.name) else { continue };
         let mut values: Vec<(String, i64)> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(pool).await?;
         if values.len() > 3 {
-            values = vec![values[0].clone(), values[values.len() / 2].clone(), values[values.len() - 1].clone()];
+            values = vec![
+                values[0].clone(),
+                values[values.len() / 2].clone(),
+                values[values.len() - 1].clone(),
+            ];
         }
         for (value, rows) in values {
             let pairs = vec![(param.name.to_owned(), value.clone())];
@@ -386,14 +394,20 @@ async fn summary(client: &Client) -> anyhow::Result<Figures> {
 /// The processor time of a page against that of a constant body of its size on the same way through the API.
 async fn cost(client: &Client, processes: &Processes, page: &Page<Certificate>) -> anyhow::Result<Value> {
     let octets = page.encode().len() as u32;
-    if constant::ask(client, octets).await.is_err_and(|error| error.status() == Some(404)) {
+    if constant::ask(client, octets)
+        .await
+        .is_err_and(|error| error.status() == Some(404))
+    {
         return Ok(json!({ "cpu_ratio": null, "why": "the API runs without CERTCTL_BENCH_ROUTE=true" }));
     }
     let mut used: BTreeMap<&str, [Duration; 2]> = BTreeMap::new();
     let mut cursor: Option<String> = None;
     for _ in 0..COST_ROUNDS {
         for what in ["page", "constant"] {
-            let before = [cpu::of_process(processes.api_pid)?, cpu::of_family(processes.postgres_pid)?];
+            let before = [
+                cpu::of_process(processes.api_pid)?,
+                cpu::of_family(processes.postgres_pid)?,
+            ];
             for _ in 0..COST_PAGES {
                 if what == "page" {
                     let query = Certificates {
@@ -406,7 +420,10 @@ async fn cost(client: &Client, processes: &Processes, page: &Page<Certificate>) 
                     constant::ask(client, octets).await?;
                 }
             }
-            let after = [cpu::of_process(processes.api_pid)?, cpu::of_family(processes.postgres_pid)?];
+            let after = [
+                cpu::of_process(processes.api_pid)?,
+                cpu::of_family(processes.postgres_pid)?,
+            ];
             let sum = used.entry(what).or_default();
             (0..2).for_each(|n| sum[n] += after[n].saturating_sub(before[n]));
         }

@@ -75,7 +75,12 @@ impl Rng {
     /// An id as the services make them: its prefix and a UUIDv7, so that ids sort by age.
     pub(crate) fn id(&mut self, prefix: &str, at: Millis) -> String {
         let (a, b) = (self.next(), self.next());
-        format!("{prefix}{at:012x}7{:03x}{:x}{:015x}", a & 0xfff, 8 | (a >> 60 & 3), b >> 4)
+        format!(
+            "{prefix}{at:012x}7{:03x}{:x}{:015x}",
+            a & 0xfff,
+            8 | (a >> 60 & 3),
+            b >> 4
+        )
     }
 }
 
@@ -188,8 +193,26 @@ const SERVICES: [&str; 24] = [
 ];
 
 pub(crate) const AREAS: [&str; 20] = [
-    "Payments", "Identity", "Platform", "Storefront", "Logistics", "Data", "Security", "Network", "Mobile", "Billing",
-    "Support", "Search", "Media", "Risk", "Treasury", "Factory", "Fleet", "Archive", "Research", "Operations",
+    "Payments",
+    "Identity",
+    "Platform",
+    "Storefront",
+    "Logistics",
+    "Data",
+    "Security",
+    "Network",
+    "Mobile",
+    "Billing",
+    "Support",
+    "Search",
+    "Media",
+    "Risk",
+    "Treasury",
+    "Factory",
+    "Fleet",
+    "Archive",
+    "Research",
+    "Operations",
 ];
 
 const REASONS: [(u32, &str); 4] = [

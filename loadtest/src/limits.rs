@@ -32,7 +32,12 @@ pub(crate) async fn run(args: &Limits) -> anyhow::Result<Value> {
     let length = Duration::from_secs(args.seconds);
     let report = load::at_rate(f64::from(args.offered), length, args.connections, move |_| {
         let client = asking.clone();
-        async move { Done::of(AuthCheck::NAME, client.call::<AuthCheck>(NoParams, NoParams, NoBody).await) }
+        async move {
+            Done::of(
+                AuthCheck::NAME,
+                client.call::<AuthCheck>(NoParams, NoParams, NoBody).await,
+            )
+        }
     })
     .await;
     let elapsed = began.elapsed().as_secs_f64();

@@ -124,7 +124,10 @@ pub(crate) struct Report {
 
 impl Report {
     fn note(&mut self, done: &Done, latency: Duration) {
-        self.operations.entry(done.operation).or_default().note(done.status, latency);
+        self.operations
+            .entry(done.operation)
+            .or_default()
+            .note(done.status, latency);
     }
 
     fn merge(&mut self, other: Self) {
@@ -146,7 +149,10 @@ impl Report {
     }
 
     pub(crate) fn json(&self) -> Value {
-        let operations = self.operations.iter().map(|(name, figures)| ((*name).to_owned(), figures.json()));
+        let operations = self
+            .operations
+            .iter()
+            .map(|(name, figures)| ((*name).to_owned(), figures.json()));
         json!({
             "seconds": round(self.elapsed.as_secs_f64()),
             "per_second": self.per_second(),
@@ -156,7 +162,10 @@ impl Report {
 
     /// For people.
     pub(crate) fn table(&self) -> String {
-        let mut text = format!("{:<28}{:>9}{:>10}{:>10}{:>10}{:>10}  refused\n", "", "count", "p50 ms", "p90", "p99", "max");
+        let mut text = format!(
+            "{:<28}{:>9}{:>10}{:>10}{:>10}{:>10}  refused\n",
+            "", "count", "p50 ms", "p90", "p99", "max"
+        );
         for (name, f) in &self.operations {
             text += &format!(
                 "{name:<28}{:>9}{:>10.2}{:>10.2}{:>10.2}{:>10.2}  {:?}\n",
@@ -168,7 +177,11 @@ impl Report {
                 f.refused,
             );
         }
-        text + &format!("{:.0} a second succeeded, for {:.1} s\n", self.per_second(), self.elapsed.as_secs_f64())
+        text + &format!(
+            "{:.0} a second succeeded, for {:.1} s\n",
+            self.per_second(),
+            self.elapsed.as_secs_f64()
+        )
     }
 }
 
@@ -294,7 +307,10 @@ mod tests {
         })
         .await;
         let whole = report.whole();
-        assert_eq!((whole.succeeded(), whole.failed(), whole.refused(|s| s == 429)), (5, 5, 5));
+        assert_eq!(
+            (whole.succeeded(), whole.failed(), whole.refused(|s| s == 429)),
+            (5, 5, 5)
+        );
     }
 
     #[tokio::test(start_paused = true)]

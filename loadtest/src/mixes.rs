@@ -42,14 +42,26 @@ pub(crate) async fn run(args: &Run) -> anyhow::Result<Measured> {
     let (rate, connections) = (args.rate, args.connections);
     let report = match args.scenario {
         Mix::Lists => {
-            ensure!(!page.data.is_empty(), "there are no certificates to read; seed some first");
+            ensure!(
+                !page.data.is_empty(),
+                "there are no certificates to read; seed some first"
+            );
             let filters = page.data.iter().flat_map(|certificate| {
                 let none = CertificateFilter::default;
                 [
                     none(),
-                    CertificateFilter { owner_id: Some(certificate.owner_id.clone()), ..none() },
-                    CertificateFilter { environment: Some(certificate.environment.clone()), ..none() },
-                    CertificateFilter { status: Some(certificate.status), ..none() },
+                    CertificateFilter {
+                        owner_id: Some(certificate.owner_id.clone()),
+                        ..none()
+                    },
+                    CertificateFilter {
+                        environment: Some(certificate.environment.clone()),
+                        ..none()
+                    },
+                    CertificateFilter {
+                        status: Some(certificate.status),
+                        ..none()
+                    },
                 ]
             });
             let reader = Arc::new(Reader {
@@ -66,12 +78,14 @@ pub(crate) async fn run(args: &Run) -> anyhow::Result<Measured> {
         Mix::Writes => {
             let teams = Arc::new(teams(&client, connections).await?);
             let client = client.clone();
-            load::at_rate(rate, length, connections, move |n| write(client.clone(), teams.clone(), n)).await
+            load::at_rate(rate, length, connections, move |n| {
+                write(client.clone(), teams.clone(), n)
+            })
+            .await
         }
     };
     let list = List::default;
-    let (bare, octets) =
-        ceilings::bare::<ListCertificates>(&page, connections, || NoParams, list, || NoBody).await?;
+    let (bare, octets) = ceilings::bare::<ListCertificates>(&page, connections, || NoParams, list, || NoBody).await?;
     let pool = match &args.database_url {
         Some(url) => Some(connect(url, connections).await?),
         None => None,
@@ -95,9 +109,15 @@ pub(crate) async fn run(args: &Run) -> anyhow::Result<Measured> {
         "p50_over_bare": load::round(whole.percentile(50.0) / bare.whole().percentile(50.0).max(0.001)),
     });
     let mut table = report.table();
-    table += &format!("bare hyper, {octets} octets: {:.0} a second on {connections} connections\n", bare.per_second());
+    table += &format!(
+        "bare hyper, {octets} octets: {:.0} a second on {connections} connections\n",
+        bare.per_second()
+    );
     if let Some(select_1) = select_1 {
-        table += &format!("SELECT 1: {:.0} a second on {connections} connections\n", select_1.per_second());
+        table += &format!(
+            "SELECT 1: {:.0} a second on {connections} connections\n",
+            select_1.per_second()
+        );
     }
     Ok(Measured { table, json })
 }

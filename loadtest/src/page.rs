@@ -87,7 +87,8 @@ fn machine() -> String {
     let first = |file: &str, key: &str| -> String {
         let text = fs::read_to_string(file).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix(key));
-        line.map_or("unknown", |rest| rest.trim_start_matches([' ', '\t', ':'])).to_owned()
+        line.map_or("unknown", |rest| rest.trim_start_matches([' ', '\t', ':']))
+            .to_owned()
     };
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -107,7 +108,10 @@ mod tests {
     fn a_line_becomes_a_row_and_stays_as_it_is() {
         let line = r#"{"name":"audit-25","per_second":900.5,"changes":5,"events":5,"failed":0,"over_bare_sql":0.25}"#;
         let page = page(&format!("{line}\n"), "A machine.").unwrap();
-        assert!(page.contains("| `per_second` 900.5, `changes` 5, `events` 5, `failed` 0 | 0.25 |\n"), "{page}");
+        assert!(
+            page.contains("| `per_second` 900.5, `changes` 5, `events` 5, `failed` 0 | 0.25 |\n"),
+            "{page}"
+        );
         assert!(page.contains(&format!("```json\n{line}\n```\n")), "{page}");
         assert!(super::page("{}\n", "").is_err());
     }

@@ -29,24 +29,45 @@ const REQUEST: &str = "\\x3000";
 
 /// The tables that grow, in the order in which they are filled.
 const TABLES: [Table; 9] = [
-    Table("agents", "id, name, hostname, os, architecture, ip_address, version, capabilities, api_key_hash,
-                     last_heartbeat_at, offline_since, registered_at, updated_at"),
+    Table(
+        "agents",
+        "id, name, hostname, os, architecture, ip_address, version, capabilities, api_key_hash,
+                     last_heartbeat_at, offline_since, registered_at, updated_at",
+    ),
     Table("targets", "id, name, type, agent_id, config, created_at, updated_at"),
-    Table("certificates", "id, name, common_name, sans, environment, owner_id, team_id, issuer_id, renewal_policy_id,
+    Table(
+        "certificates",
+        "id, name, common_name, sans, environment, owner_id, team_id, issuer_id, renewal_policy_id,
                            profile_id, tags, current_version_id, not_before, not_after, renew_at, failed_at, failure,
                            revoked_at, revocation_reason, archived_at, last_renewal_at, last_deployment_at, created_at,
-                           updated_at"),
-    Table("certificate_versions", "id, certificate_id, job_id, issuer_id, agent_id, version, serial_number, not_before,
+                           updated_at",
+    ),
+    Table(
+        "certificate_versions",
+        "id, certificate_id, job_id, issuer_id, agent_id, version, serial_number, not_before,
                                    not_after, fingerprint_sha256, spki_sha256, cert_pem, chain_pem, csr_der,
-                                   key_algorithm, key_size, created_at"),
+                                   key_algorithm, key_size, created_at",
+    ),
     Table("certificate_targets", "certificate_id, target_id"),
-    Table("jobs", "id, type, certificate_id, agent_id, target_id, version_id, status, csr_der, attempts, last_error,
-                   reason, run_at, started_at, finished_at, created_at"),
-    Table("revocations", "id, issuer_id, serial_number, certificate_id, reason, revoked_by, not_after, short_lived,
-                          revoked_at"),
-    Table("audit_events", "id, actor, actor_type, action, resource_type, resource_id, details, at"),
-    Table("notifications", "id, type, certificate_id, channel, recipient, subject, message, dedup_key, status, attempts,
-                            not_before, sent_at, created_at"),
+    Table(
+        "jobs",
+        "id, type, certificate_id, agent_id, target_id, version_id, status, csr_der, attempts, last_error,
+                   reason, run_at, started_at, finished_at, created_at",
+    ),
+    Table(
+        "revocations",
+        "id, issuer_id, serial_number, certificate_id, reason, revoked_by, not_after, short_lived,
+                          revoked_at",
+    ),
+    Table(
+        "audit_events",
+        "id, actor, actor_type, action, resource_type, resource_id, details, at",
+    ),
+    Table(
+        "notifications",
+        "id, type, certificate_id, channel, recipient, subject, message, dedup_key, status, attempts,
+                            not_before, sent_at, created_at",
+    ),
 ];
 
 const AGENTS: usize = 0;
@@ -105,7 +126,10 @@ pub(crate) async fn run(args: &Seed) -> anyhow::Result<Value> {
     sqlx::raw_sql("ANALYZE").execute(&pool).await?;
     let seconds = started.elapsed().as_secs_f64();
     let all: u64 = rows.iter().sum();
-    let of_tables = TABLES.iter().zip(rows).map(|(table, rows)| (table.0.to_owned(), json!(rows)));
+    let of_tables = TABLES
+        .iter()
+        .zip(rows)
+        .map(|(table, rows)| (table.0.to_owned(), json!(rows)));
     Ok(json!({
         "name": "seed",
         "seed": args.seed,
@@ -141,7 +165,11 @@ async fn admit(pool: &PgPool, args: &Seed) -> anyhow::Result<()> {
         .bind(format!("t-{}-0", args.seed))
         .fetch_one(pool)
         .await?;
-    ensure!(!seeded, "seed {} is in this database already; give another --seed", args.seed);
+    ensure!(
+        !seeded,
+        "seed {} is in this database already; give another --seed",
+        args.seed
+    );
     Ok(())
 }
 
@@ -157,16 +185,27 @@ async fn few(pool: &PgPool, estate: &Estate) -> anyhow::Result<()> {
             r.time(longest).time(longest);
         });
     }
-    copy(pool, &Table("teams", "id, name, description, created_at, updated_at"), teams).await?;
+    copy(
+        pool,
+        &Table("teams", "id, name, description, created_at, updated_at"),
+        teams,
+    )
+    .await?;
     let mut owners = Rows::default();
     for n in 0..estate.owners {
         owners.row(|r| {
             r.text(&estate.owner_id(n)).text(&format!("Group {seed}.{n}"));
-            r.text(&format!("group-{n}@example.com")).text(&estate.team_id(estate.team_of(n)));
+            r.text(&format!("group-{n}@example.com"))
+                .text(&estate.team_id(estate.team_of(n)));
             r.time(longest).time(longest);
         });
     }
-    copy(pool, &Table("owners", "id, name, email, team_id, created_at, updated_at"), owners).await?;
+    copy(
+        pool,
+        &Table("owners", "id, name, email, team_id, created_at, updated_at"),
+        owners,
+    )
+    .await?;
     // These have ids of their own, and are shared by estates of several seeds.
     for (_, id) in ISSUERS {
         sqlx::query(
@@ -284,7 +323,9 @@ fn bar(length: u64, template: &str) -> ProgressBar {
 
 /// Writes the tables that grow; returns how many rows went into each.
 async fn fill(pool: &PgPool, estate: &Estate, events: u64, connections: u32) -> anyhow::Result<[u64; 9]> {
-    let Size { certificates, agents, .. } = estate.size;
+    let Size {
+        certificates, agents, ..
+    } = estate.size;
     let bar = bar(
         agents + certificates + events,
         "{bar:40} {pos}/{len} agents, certificates and events, {per_sec}, {eta}",
@@ -346,7 +387,9 @@ async fn copy(pool: &PgPool, Table(name, columns): &Table, rows: Rows) -> anyhow
     let mut db = pool.acquire().await?;
     let mut sink = db.copy_in_raw(&format!("COPY {name} ({columns}) FROM STDIN")).await?;
     sink.send(rows.octets()).await?;
-    sink.finish().await.with_context(|| format!("rows of {name} are refused"))?;
+    sink.finish()
+        .await
+        .with_context(|| format!("rows of {name} are refused"))?;
     Ok(())
 }
 
@@ -369,17 +412,28 @@ fn agents_of(estate: &Estate, range: Range<u64>) -> Batch {
         .max(registered);
         let host = format!("host-{n}.example.com");
         batch[AGENTS].row(|r| {
-            r.text(&estate.agent_id(n)).text(&format!("agent-{}-{n}", estate.size.seed)).text(&host);
+            r.text(&estate.agent_id(n))
+                .text(&format!("agent-{}-{n}", estate.size.seed))
+                .text(&host);
             r.text(rng.weighted(&[(90, "linux"), (7, "windows"), (3, "darwin")]));
             r.text(rng.weighted(&[(80, "x86_64"), (20, "aarch64")]));
-            r.text(&format!("10.{}.{}.{}", n >> 16 & 255, n >> 8 & 255, n & 255)).text("1.0.0").list(&["NGINX"]);
+            r.text(&format!("10.{}.{}.{}", n >> 16 & 255, n >> 8 & 255, n & 255))
+                .text("1.0.0")
+                .list(&["NGINX"]);
             r.text(&estate.agent_key(n)).time(heard);
-            r.maybe_time(silent.then_some(heard + 180_000)).time(registered).time(heard);
+            r.maybe_time(silent.then_some(heard + 180_000))
+                .time(registered)
+                .time(heard);
         });
         for (number, target) in [n, n + agents].into_iter().enumerate() {
             batch[TARGETS].row(|r| {
-                r.text(&estate.target_id(target)).text(&format!("nginx-{number}")).text("NGINX");
-                r.text(&estate.agent_id(n)).text(&config).time(registered).time(registered);
+                r.text(&estate.target_id(target))
+                    .text(&format!("nginx-{number}"))
+                    .text("NGINX");
+                r.text(&estate.agent_id(n))
+                    .text(&config)
+                    .time(registered)
+                    .time(registered);
             });
         }
     }
@@ -403,14 +457,26 @@ fn certificate(batch: &mut Batch, estate: &Estate, number: u64, c: &Certificate)
         None => json!({}),
     };
     batch[CERTIFICATES].row(|r| {
-        r.text(&c.id).text(&c.name).text(&c.common_name).list(&c.sans).text(c.environment);
-        r.text(&estate.owner_id(c.owner)).text(&estate.team_id(c.team)).text(c.issuer).text(c.policy);
-        r.maybe(c.profile.map(|name| format!("prof-{name}")).as_deref()).text(&tags.to_string());
+        r.text(&c.id)
+            .text(&c.name)
+            .text(&c.common_name)
+            .list(&c.sans)
+            .text(c.environment);
+        r.text(&estate.owner_id(c.owner))
+            .text(&estate.team_id(c.team))
+            .text(c.issuer)
+            .text(c.policy);
+        r.maybe(c.profile.map(|name| format!("prof-{name}")).as_deref())
+            .text(&tags.to_string());
         r.maybe(current.map(|v| v.id.as_str()));
-        r.maybe_time(current.map(|v| v.not_before)).maybe_time(current.map(|v| v.not_after)).maybe_time(c.renew_at);
-        r.maybe_time(given_up.then_some(c.ended)).maybe(given_up.then_some("no request came from the agent"));
+        r.maybe_time(current.map(|v| v.not_before))
+            .maybe_time(current.map(|v| v.not_after))
+            .maybe_time(c.renew_at);
+        r.maybe_time(given_up.then_some(c.ended))
+            .maybe(given_up.then_some("no request came from the agent"));
         let revoked = c.state == State::Revoked;
-        r.maybe_time(revoked.then_some(c.ended)).maybe(revoked.then_some(c.reason));
+        r.maybe_time(revoked.then_some(c.ended))
+            .maybe(revoked.then_some(c.reason));
         r.maybe_time((c.state == State::Archived).then_some(c.ended));
         r.maybe_time(current.filter(|_| c.versions.len() > 1).map(|v| v.not_before));
         r.maybe_time(current.filter(|_| !c.targets.is_empty()).map(|v| v.not_before + 5_000));
@@ -421,11 +487,23 @@ fn certificate(batch: &mut Batch, estate: &Estate, number: u64, c: &Certificate)
             r.text(&c.id).text(&estate.target_id(*target));
         });
     }
-    let agent = c.targets.first().map(|target| estate.agent_id(target % estate.size.agents));
+    let agent = c
+        .targets
+        .first()
+        .map(|target| estate.agent_id(target % estate.size.agents));
     for (n, v) in c.versions.iter().enumerate() {
         batch[VERSIONS].row(|r| {
-            r.text(&v.id).text(&c.id).text(&v.job).text(c.issuer).maybe(agent.as_deref()).number(n as u64 + 1);
-            r.text(&v.serial).time(v.not_before).time(v.not_after).text(&v.fingerprint).text(&v.spki);
+            r.text(&v.id)
+                .text(&c.id)
+                .text(&v.job)
+                .text(c.issuer)
+                .maybe(agent.as_deref())
+                .number(n as u64 + 1);
+            r.text(&v.serial)
+                .time(v.not_before)
+                .time(v.not_after)
+                .text(&v.fingerprint)
+                .text(&v.spki);
             r.text(SPECIMEN).text(SPECIMEN).text(REQUEST);
             match rng.chance(0.8) {
                 true => r.text("ECDSA").number(256),
@@ -436,16 +514,27 @@ fn certificate(batch: &mut Batch, estate: &Estate, number: u64, c: &Certificate)
     }
     if let (State::Revoked, Some(v)) = (c.state, current) {
         batch[REVOCATIONS].row(|r| {
-            r.text(&format!("{}-{}", rng.id("rev-", c.ended), v.serial)).text(c.issuer).text(&v.serial).text(&c.id);
-            r.text(c.reason).text("api-key-user").time(v.not_after).text("false").time(c.ended);
+            r.text(&format!("{}-{}", rng.id("rev-", c.ended), v.serial))
+                .text(c.issuer)
+                .text(&v.serial)
+                .text(&c.id);
+            r.text(c.reason)
+                .text("api-key-user")
+                .time(v.not_after)
+                .text("false")
+                .time(c.ended);
         });
     }
     if let (State::Expiring | State::Expired | State::RenewalFailed, Some(v)) = (c.state, current) {
         let id = rng.id("ne-", v.not_after);
         batch[NOTICES].row(|r| {
             r.text(&id).text("ExpirationWarning").text(&c.id).text("email");
-            r.text(&format!("group-{}@example.com", c.owner)).text(&format!("{} expires", c.common_name));
-            r.text(&format!("The certificate of {} ends soon.", c.common_name)).text(&id).text("sent").number(1);
+            r.text(&format!("group-{}@example.com", c.owner))
+                .text(&format!("{} expires", c.common_name));
+            r.text(&format!("The certificate of {} ends soon.", c.common_name))
+                .text(&id)
+                .text("sent")
+                .number(1);
             r.time(v.not_after).time(v.not_after).time(v.not_after);
         });
     }
@@ -457,7 +546,10 @@ fn jobs(batch: &mut Batch, estate: &Estate, c: &Certificate, agent: Option<&str>
     let now = estate.size.now;
     let mut job = |id: &str, kind: &str, target: Option<u64>, version: Option<&Version>, status: &str, at: Millis| {
         let asked = !matches!(status, "Pending" | "AwaitingCSR") && kind != "Deployment";
-        let (failed, ended) = (status == "Failed", matches!(status, "Completed" | "Failed" | "Cancelled"));
+        let (failed, ended) = (
+            status == "Failed",
+            matches!(status, "Completed" | "Failed" | "Cancelled"),
+        );
         let reason = match status {
             "Failed" => Some("no request came from the agent"),
             "Cancelled" => Some("cancelled by api-key-user"),
@@ -465,8 +557,11 @@ fn jobs(batch: &mut Batch, estate: &Estate, c: &Certificate, agent: Option<&str>
         };
         batch[JOBS].row(|r| {
             r.text(id).text(kind).text(&c.id).maybe(agent);
-            r.maybe(target.map(|target| estate.target_id(target)).as_deref()).maybe(version.map(|v| v.id.as_str()));
-            r.text(status).maybe(asked.then_some(REQUEST)).number(if failed { 3 } else { u64::from(ended) });
+            r.maybe(target.map(|target| estate.target_id(target)).as_deref())
+                .maybe(version.map(|v| v.id.as_str()));
+            r.text(status)
+                .maybe(asked.then_some(REQUEST))
+                .number(if failed { 3 } else { u64::from(ended) });
             r.maybe(reason.filter(|_| failed)).maybe(reason).time(at);
             r.maybe_time((ended || status == "Running").then_some(at + 1_000));
             r.maybe_time(ended.then_some(at + 3_000)).time(at);
@@ -475,7 +570,12 @@ fn jobs(batch: &mut Batch, estate: &Estate, c: &Certificate, agent: Option<&str>
     let (current, lately) = (c.versions.last(), now - rng.below(3_600_000) as Millis);
     match c.state {
         State::Renewing => {
-            let status = rng.weighted(&[(50, "AwaitingCSR"), (20, "Pending"), (20, "Running"), (10, "AwaitingApproval")]);
+            let status = rng.weighted(&[
+                (50, "AwaitingCSR"),
+                (20, "Pending"),
+                (20, "Running"),
+                (10, "AwaitingApproval"),
+            ]);
             job(&rng.id("j-", lately), "Renewal", None, None, status, lately);
         }
         State::Pending if agent.is_some() => {
@@ -493,7 +593,10 @@ fn jobs(batch: &mut Batch, estate: &Estate, c: &Certificate, agent: Option<&str>
     for (n, v) in c.versions.iter().enumerate().rev() {
         let kind = if n == 0 { "Issuance" } else { "Renewal" };
         let at = v.not_before - 20_000;
-        let steps = [(v.job.clone(), kind, None), (rng.id("j-", v.not_before), "Deployment", c.targets.first().copied())];
+        let steps = [
+            (v.job.clone(), kind, None),
+            (rng.id("j-", v.not_before), "Deployment", c.targets.first().copied()),
+        ];
         for (id, kind, target) in steps {
             let belongs = kind != "Deployment" || target.is_some();
             if left > 0 && belongs {
@@ -528,7 +631,10 @@ fn events_of(estate: &Estate, range: Range<u64>, all: u64) -> Batch {
         let agent = estate.agent_id(rng.below(estate.size.agents));
         let certificate = estate.certificate(rng.below(estate.size.certificates));
         batch[EVENTS].row(|r| {
-            r.text(&rng.id("audit-", at)).text(if kind == "Agent" { &agent } else { actor }).text(kind).text(action);
+            r.text(&rng.id("audit-", at))
+                .text(if kind == "Agent" { &agent } else { actor })
+                .text(kind)
+                .text(action);
             r.text("certificate").text(&certificate.id);
             r.text(&json!({ "name": certificate.name }).to_string()).time(at);
         });

@@ -27,8 +27,8 @@
 pub mod access_log;
 pub mod app;
 pub mod auth;
-pub mod body;
 pub mod bench;
+pub mod body;
 pub mod calls;
 pub mod config;
 pub mod docs_page;
