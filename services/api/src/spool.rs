@@ -16,9 +16,8 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use certctl_runtime::tasks::Tasks;
-use sqlx::PgPool;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -108,10 +107,7 @@ impl Home {
     /// Opens one, and takes over what processes that are gone have left.
     fn open(base: &Path) -> anyhow::Result<(Self, Vec<PathBuf>)> {
         private(base)?;
-        let path = base.join(Uuid::now_v7().to_string());
-        DirBuilder::new().mode(0o700).create(&path)?;
-        let lock = File::create_new(path.join("lock"))?;
-        lock.try_lock().context("another process took the directory")?;
+        let (path, lock) = Self::make(base)?;
         let mut left = vec![];
         let mut others: Vec<PathBuf> = fs::read_dir(base)?.flatten().map(|entry| entry.path()).collect();
         others.sort();
@@ -122,7 +118,9 @@ impl Home {
             if lock.try_lock().is_err() {
                 continue;
             }
-            let mut segments: Vec<PathBuf> = fs::read_dir(&other)?.flatten().map(|entry| entry.path()).collect();
+            // Another process was quicker.
+            let Ok(entries) = fs::read_dir(&other) else { continue };
+            let mut segments: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
             segments.retain(|segment| segment.extension().is_some_and(|end| end == "ndjson"));
             segments.sort();
             for segment in segments {
@@ -135,6 +133,20 @@ impl Home {
             let _ = fs::remove_dir(&other);
         }
         Ok((Self { path, _lock: lock }, left))
+    }
+
+    fn make(base: &Path) -> anyhow::Result<(PathBuf, File)> {
+        const TRIES: usize = 5;
+        for _ in 0..TRIES {
+            let path = base.join(Uuid::now_v7().to_string());
+            DirBuilder::new().mode(0o700).create(&path)?;
+            let lock = File::create_new(path.join("lock"))?;
+            // A process that looks for what others left may be there first, and takes the directory away.
+            if lock.try_lock().is_ok() {
+                return Ok((path, lock));
+            }
+        }
+        bail!("no directory of our own could be made")
     }
 }
 
@@ -308,7 +320,7 @@ async fn insert_all(app: &App, mut segments: mpsc::UnboundedReceiver<Segment>, l
     let mut told = false;
     while let Some(segment) = segments.recv().await {
         loop {
-            match insert(&app.pool, &app.trail, &segment.path).await {
+            match insert(app, &segment.path).await {
                 Outcome::Stored => {
                     told = false;
                     if let Err(error) = fs::remove_file(&segment.path) {
@@ -338,22 +350,18 @@ async fn insert_all(app: &App, mut segments: mpsc::UnboundedReceiver<Segment>, l
     }
 }
 
-async fn insert(pool: &PgPool, trail: &Trail, path: &Path) -> Outcome {
+async fn insert(app: &App, path: &Path) -> Outcome {
     let text = match tokio::fs::read(path).await {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Outcome::Stored,
         Err(error) => return Outcome::Later(error.to_string()),
     };
-    let mut records: Vec<Record> = vec![];
+    let (mut records, mut broken): (Vec<Record>, usize) = (vec![], 0);
     for line in text.split(|octet| *octet == b'\n').filter(|line| !line.is_empty()) {
         match serde_json::from_slice(line) {
             Ok(record) => records.push(record),
             // The last line of a process that was killed while it wrote, or of a disk that was full.
-            Err(_) => records
-                .last()
-                .map(|last| last.at)
-                .into_iter()
-                .for_each(|at| trail.lose(at)),
+            Err(_) => broken += 1,
         }
     }
     let column = |f: fn(&Record) -> String| records.iter().map(f).collect::<Vec<String>>();
@@ -371,10 +379,14 @@ async fn insert(pool: &PgPool, trail: &Trail, path: &Path) -> Outcome {
     .bind(column(|r| r.resource_id.clone()))
     .bind(records.iter().map(|r| r.details.clone()).collect::<Vec<_>>())
     .bind(records.iter().map(|r| r.at.date_time()).collect::<Vec<_>>())
-    .execute(pool)
+    .execute(&app.pool)
     .await;
     match inserted {
-        Ok(_) => Outcome::Stored,
+        Ok(_) => {
+            let at = records.last().map_or_else(|| app.clock.now(), |last| last.at);
+            (0..broken).for_each(|_| app.trail.lose(at));
+            Outcome::Stored
+        }
         Err(sqlx::Error::Database(error))
             if error
                 .code()
