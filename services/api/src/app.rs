@@ -202,7 +202,7 @@ impl Routes {
                     let kept = idempotency::is_kept::<E>().then(|| reply.encode());
                     Ok((respond::<E>(reply, &fields, None)?, kept))
                 };
-                idempotency::once(cx, once, move |cx| work(cx)).await
+                idempotency::once(cx, once, work).await
             }
         })
     }

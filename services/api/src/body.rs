@@ -135,15 +135,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_body_moves_or_is_given_up() {
-        let cases: [(Class, Vec<(u64, usize)>, Result<usize, Kind>); 6] = [
+        for (class, chunks, outcome) in [
             (Class::Ordinary, vec![(0, 5), (9, 5)], Ok(10)),
             (Class::Ordinary, vec![(0, 5), (11, 5)], Err(Kind::TooSlow)),
             (Class::Ordinary, vec![(4, 100); 6], Err(Kind::TooSlow)),
             (Class::Ordinary, vec![(4, 10_000); 9], Err(Kind::TooSlow)),
             (Class::Ordinary, vec![(0, 1 << 19); 3], Err(Kind::TooLarge)),
             (Class::Import, vec![(4, 1 << 19); 9], Ok(9 << 19)),
-        ];
-        for (class, chunks, outcome) in cases {
+        ] {
             let read = upload(class, chunks.into_iter()).whole().await;
             assert_eq!(read.map(|octets| octets.len()).map_err(|e| e.kind()), outcome);
         }
