@@ -28,6 +28,10 @@ pub struct Config {
     #[arg(long = "server", env = "CERTCTL_SERVER_URL", default_value = "http://localhost:8443")]
     pub server_url: Url,
 
+    /// PEM file of authorities that are trusted besides those of the system, for a server with a certificate of its own.
+    #[arg(long, env = "CERTCTL_CA_CERT")]
+    pub ca_cert: Option<PathBuf>,
+
     /// The agent's own key when its id is given as well; otherwise a key that allows it to register.
     #[arg(long, env = "CERTCTL_API_KEY", hide_env_values = true)]
     pub api_key: Option<Secret>,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use certctl_client::retry::Backoff;
 use certctl_client::{Client, ClientError};
 use certctl_contract::endpoint::Endpoint;
@@ -47,8 +47,13 @@ impl From<ClientError> for Trouble {
 
 impl Server {
     pub(crate) fn new(config: &Config, token: Option<Secret>) -> Result<Self> {
+        let authorities = match &config.ca_cert {
+            Some(path) => std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
+            None => Vec::new(),
+        };
         let client = Client::builder(config.server_url.as_str())
             .token(token.unwrap_or_default())
+            .ca_cert(authorities)
             .user_agent(concat!("certctl-agent/", env!("CARGO_PKG_VERSION")))
             .build()?;
         Ok(Self {

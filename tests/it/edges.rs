@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::ensure;
 use axum::Router;
 use axum::routing::{get, post};
+use certctl_client::{Client, Secret};
+use certctl_contract::{health::AuthCheck, query::NoParams};
 use certctl_runtime::client_addr::{ClientAddr, ForwardedHeader, Proxies};
 use certctl_runtime::serve::{self, Front, Limits};
 use certctl_runtime::tasks::Tasks;
@@ -295,6 +297,40 @@ async fn a_head_that_is_too_large_is_a_431() {
     let ordinary = format!("{ASK}x-large: {}\r\n\r\n", "x".repeat(30_000));
     assert!(exchange(address, ordinary.as_bytes()).await.starts_with("HTTP/1.1 200"));
     assert!(tasks.drain(PATIENCE).await);
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn the_client_speaks_to_a_server_whose_authority_it_is_told(db: PgPool) {
+    let dir = directory();
+    let (cert, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
+    let authority = pair(&cert, &key);
+    let settings = [
+        ("--tls-cert-path", cert.to_str().unwrap()),
+        ("--tls-key-path", key.to_str().unwrap()),
+    ];
+    let w = World::with_api(db, &settings).await;
+    let url = w.url.replace("http://127.0.0.1", "https://localhost");
+    let told = Client::builder(&url).token(Secret::new(KEY)).ca_cert(authority);
+    told.build()
+        .unwrap()
+        .call::<AuthCheck>(NoParams, NoParams, Default::default())
+        .await
+        .unwrap();
+    let untold = Client::builder(&url).token(Secret::new(KEY)).build().unwrap();
+    assert!(
+        untold
+            .call::<AuthCheck>(NoParams, NoParams, Default::default())
+            .await
+            .is_err()
+    );
+    let answer = browser(&std::fs::read_to_string(&cert).unwrap(), None)
+        .get(format!("{url}/health"))
+        .send()
+        .await;
+    assert_eq!(
+        answer.unwrap().headers()["strict-transport-security"],
+        "max-age=31536000"
+    );
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]

@@ -144,6 +144,10 @@ fn addresses_and_keys_that_cannot_work_are_refused() {
         let error = Client::builder(base).build().unwrap_err();
         assert!(matches!(error, ClientError::BadInput(_)), "{base}: {error}");
     }
+    for pem in ["nothing", "-----BEGIN CERTIFICATE-----\nAA\n"] {
+        let error = Client::builder("https://host").ca_cert(pem).build().unwrap_err();
+        assert!(matches!(error, ClientError::BadInput(_)), "{pem}: {error}");
+    }
     let error = Client::builder("http://host")
         .token(Secret::new("s3cr3t\n"))
         .build()
