@@ -45,6 +45,7 @@ pub(crate) enum Format {
 pub(crate) struct Globals {
     pub(crate) server: String,
     pub(crate) api_key: Secret,
+    pub(crate) ca_cert: Option<PathBuf>,
     pub(crate) format: Option<Format>,
     pub(crate) output: Option<PathBuf>,
     pub(crate) idempotency_key: Option<String>,
@@ -144,6 +145,12 @@ fn globals() -> Vec<Arg> {
             .env("CERTCTL_API_KEY")
             .hide_env_values(true)
             .help("API key"),
+        global("ca_cert")
+            .long("ca-cert")
+            .value_name("FILE")
+            .env("CERTCTL_CA_CERT")
+            .value_parser(value_parser!(PathBuf))
+            .help("PEM file of authorities that the server's certificate may come from, besides those of the system"),
         global("format")
             .long("format")
             .value_name("FORMAT")
@@ -298,6 +305,7 @@ pub(crate) fn read(matches: ArgMatches) -> (Globals, Action) {
     let globals = Globals {
         server: text("server").unwrap_or_default(),
         api_key: Secret::new(text("api_key").unwrap_or_default()),
+        ca_cert: matches.get_one::<PathBuf>("ca_cert").cloned(),
         // An operation may have a format of its own, with words of its own.
         format: match text("format").as_deref() {
             Some("table") => Some(Format::Table),

@@ -39,10 +39,14 @@ pub(crate) struct Session {
 impl Session {
     /// Checks the settings; connects to nothing yet.
     pub(crate) fn new(globals: Globals) -> Result<Self, Failure> {
-        let client = Client::builder(&globals.server)
+        let mut builder = Client::builder(&globals.server)
             .token(globals.api_key)
-            .user_agent(concat!("certctl-cli/", env!("CARGO_PKG_VERSION")))
-            .build()?;
+            .user_agent(concat!("certctl-cli/", env!("CARGO_PKG_VERSION")));
+        if let Some(file) = &globals.ca_cert {
+            let pem = std::fs::read(file).map_err(|e| Failure::Usage(format!("{}: {e}", file.display())))?;
+            builder = builder.ca_cert(pem);
+        }
+        let client = builder.build()?;
         let client = match &globals.idempotency_key {
             Some(key) => client.with_idempotency_key(key)?,
             None => client,

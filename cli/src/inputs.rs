@@ -12,6 +12,7 @@ use crate::failure::Failure;
 const OURS: &[&str] = &[
     "server",
     "api_key",
+    "ca_cert",
     "output",
     "idempotency_key",
     "color",

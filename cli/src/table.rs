@@ -93,10 +93,10 @@ const VERBS: &[(&str, &str)] = &[
     ("trigger_deployment", "deploy"),
     ("list_certificate_versions", "versions"),
     ("list_certificate_deployments", "deployments"),
+    ("export_certificate", "export"),
     ("list_audit_events", "list"),
     ("get_audit_event", "get"),
     ("export_audit_events", "export"),
-    ("export_audit", "export"),
     ("list_discovered_certificates", "list"),
     ("get_discovered_certificate", "get"),
     ("claim_discovered_certificate", "claim"),
@@ -114,7 +114,6 @@ const VERBS: &[(&str, &str)] = &[
     ("cancel_bulk_operation", "cancel"),
     // `certs import` reads files and asks this many times.
     ("import_certificates", "import-pem"),
-    ("import_certificate", "import-pem"),
 ];
 
 /// An operation as a command.

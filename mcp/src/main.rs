@@ -5,6 +5,8 @@
 
 mod server;
 
+use std::path::PathBuf;
+
 use anyhow::Context;
 use certctl_client::{Client, Secret};
 use clap::Parser;
@@ -24,6 +26,10 @@ struct Args {
     #[arg(long, env = "CERTCTL_API_KEY", hide_env_values = true)]
     api_key: Option<Secret>,
 
+    /// PEM file of authorities that the server's certificate may come from, besides those of the system.
+    #[arg(long, env = "CERTCTL_CA_CERT", value_name = "FILE")]
+    ca_cert: Option<PathBuf>,
+
     /// Offer only tools that change nothing.
     #[arg(long, env = "CERTCTL_MCP_READ_ONLY", value_parser = clap::builder::BoolishValueParser::new(), default_missing_value = "true", num_args = 0..=1, require_equals = true, default_value = "false")]
     read_only: bool,
@@ -32,10 +38,13 @@ struct Args {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let client = Client::builder(&args.server)
+    let mut builder = Client::builder(&args.server)
         .token(args.api_key.unwrap_or_default())
-        .user_agent(concat!("certctl-mcp/", env!("CARGO_PKG_VERSION")))
-        .build()?;
+        .user_agent(concat!("certctl-mcp/", env!("CARGO_PKG_VERSION")));
+    if let Some(file) = &args.ca_cert {
+        builder = builder.ca_cert(std::fs::read(file).with_context(|| file.display().to_string())?);
+    }
+    let client = builder.build()?;
     let offer = if args.read_only {
         Offer::Reading
     } else {

@@ -66,6 +66,7 @@ const OF_CLIENTS: &str = "## certctl-cli, certctl-mcp, certctl-loadtest
 |---|---|---|---|
 | `CERTCTL_SERVER_URL` | `--server` | `http://localhost:8443` | Address of the certctl API |
 | `CERTCTL_API_KEY` | `--api-key` |  | API key |
+| `CERTCTL_CA_CERT` | `--ca-cert` |  | Of certctl-cli and certctl-mcp: PEM file of authorities that the server's certificate may come from, besides those of the system |
 | `CERTCTL_MCP_READ_ONLY` | `--read-only` | `false` | Of certctl-mcp: offer only tools that change nothing |
 | `CERTCTL_DEMO_TLS` | `--demo-tls` | `127.0.0.1:8444` | Of certctl-loadtest: where the demo serves TLS, on loopback |
 

@@ -7,6 +7,7 @@ mod bad_input;
 mod broken_nginx;
 mod bulk;
 mod calls;
+mod cli;
 mod compatibility;
 mod crashes;
 mod discovery;
