@@ -11,6 +11,7 @@
 //! | [`notices`] | warns of what ends |
 //! | [`crls`] | has revocation lists made before they are stale |
 //! | [`agents`] | notices silence |
+//! | [`tallies`] | settles statuses that changed by themselves, keeps counts short |
 //! | [`leader`] | which of several schedulers runs the loops that one should run |
 //! | [`bell`] | wakes a loop for what is due before its next round |
 //! | [`config`] | the variables |
@@ -31,6 +32,7 @@ pub mod leader;
 pub mod loops;
 pub mod notices;
 pub mod renewals;
+pub mod tallies;
 pub mod worker;
 
 use std::{sync::Arc, time::Duration};

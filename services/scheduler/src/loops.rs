@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc};
 use certctl_runtime::periodic::Periodic;
 use certctl_store::wake::Channel;
 
-use crate::{Scheduler, agents, bulk, config::Config, crls, leader, notices, renewals, worker};
+use crate::{Scheduler, agents, bulk, config::Config, crls, leader, notices, renewals, tallies, worker};
 
 /// Every loop of the scheduler. Those behind the leader's gate are run by one scheduler of several: not because two
 /// would do harm, but because one is enough.
@@ -50,6 +50,14 @@ pub fn loops(config: &Config, scheduler: &Arc<Scheduler>) -> Vec<Periodic> {
         led(
             scheduler,
             Periodic::new("reaper", config.job_lease, on(scheduler, worker::reap)),
+        ),
+        led(
+            scheduler,
+            Periodic::new("statuses", tallies::SETTLE_EVERY, on(scheduler, tallies::settle)),
+        ),
+        led(
+            scheduler,
+            Periodic::new("tallies", tallies::COMPACT_EVERY, on(scheduler, tallies::compact)),
         ),
     ]
 }

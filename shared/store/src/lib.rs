@@ -13,6 +13,7 @@
 //! | [`ledger`] | what the signer is about to sign, and what it signed |
 //! | [`agents`] | signs of life and their absence |
 //! | [`outbox`] | notifications on their way out |
+//! | [`tallies`] | counts kept as differences; statuses that change by themselves |
 //! | [`lease`] | who runs a periodic loop |
 //! | [`wake`] | LISTEN and NOTIFY |
 //! | [`error`] | what can happen to data |
@@ -32,6 +33,7 @@ pub mod ledger;
 pub mod outbox;
 pub mod planning;
 pub mod revocations;
+pub mod tallies;
 pub mod tx;
 pub mod wake;
 

@@ -1,0 +1,109 @@
+//! Counts that are kept as differences, and statuses that change by themselves.
+//!
+//! Triggers append to `tallies` what each statement changed; a count is a sum, and nobody waits for anybody. `status` of a
+//! certificate is an index over what `certificate_status` answers: it is settled before anyone chooses, sorts or counts
+//! by it.
+
+use certctl_model::time::Time;
+use sqlx::PgPool;
+
+use crate::error::*;
+
+/// Statuses settled at a time.
+const BATCH: u64 = 500;
+
+/// Brings the statuses up to date that changed by themselves until `now`. Returns how many.
+///
+/// Those that somebody else has locked are left to them: whoever changes a certificate settles it.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn settle(pool: &PgPool, now: Time) -> Result<u64> {
+    let mut settled = 0;
+    loop {
+        let batch = sqlx::query(
+            "UPDATE certificates SET status_at = $1
+              WHERE id IN (SELECT id FROM certificates
+                            WHERE status_until <= $1 AND status_until < 'infinity'
+                            ORDER BY status_until LIMIT $2 FOR UPDATE SKIP LOCKED)",
+        )
+        .bind(now)
+        .bind(BATCH.cast_signed())
+        .execute(pool)
+        .await?
+        .rows_affected();
+        settled += batch;
+        if batch < BATCH {
+            return Ok(settled);
+        }
+    }
+}
+
+/// Replaces differences by their sums. Whoever reads meanwhile sees the ones or the others.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn compact(pool: &PgPool) -> Result<u64> {
+    let done = sqlx::query(
+        "WITH piled AS (
+             SELECT subject, kind, status, coalesce(day, 'infinity') AS day FROM tallies
+              GROUP BY 1, 2, 3, 4 HAVING count(*) > 1
+         ), taken AS (
+             DELETE FROM tallies t USING piled p
+              WHERE t.subject = p.subject AND t.kind = p.kind AND t.status = p.status
+                AND coalesce(t.day, 'infinity') = p.day
+             RETURNING t.*
+         )
+         INSERT INTO tallies (subject, kind, status, day, delta)
+         SELECT subject, kind, status, day, sum(delta) FROM taken GROUP BY 1, 2, 3, 4 HAVING sum(delta) <> 0",
+    )
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// What is tallied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Certificates, by status and by the day they end.
+    Certificate,
+    /// Jobs, by type, status and the day they were finished.
+    Job,
+}
+
+impl Subject {
+    /// The word in the table.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Subject::Certificate => "certificate",
+            Subject::Job => "job",
+        }
+    }
+}
+
+/// How many there are, of one status or of all.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn count(pool: &PgPool, subject: Subject, status: Option<&str>) -> Result<i64> {
+    Ok(sqlx::query_scalar(
+        "SELECT coalesce(sum(delta), 0)::bigint FROM tallies WHERE subject = $1 AND ($2::text IS NULL OR status = $2)",
+    )
+    .bind(subject.as_str())
+    .bind(status)
+    .fetch_one(pool)
+    .await?)
+}
+
+/// How many there are of each status.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn by_status(pool: &PgPool, subject: Subject) -> Result<Vec<(String, i64)>> {
+    Ok(sqlx::query_as(
+        "SELECT status, sum(delta)::bigint FROM tallies WHERE subject = $1 GROUP BY status ORDER BY status",
+    )
+    .bind(subject.as_str())
+    .fetch_all(pool)
+    .await?)
+}
