@@ -29,6 +29,7 @@ mod revocation;
 mod rollback;
 mod schema;
 mod schemathesis;
+mod stats;
 mod surface;
 mod targets;
 mod tokens;

@@ -68,6 +68,8 @@ pub struct App {
     pub started: Time,
     /// Whether constant bodies are given, for measurements.
     pub bench_route: bool,
+    /// How long the large lists are.
+    pub totals: crate::listing::Totals,
 }
 
 impl App {
@@ -97,6 +99,7 @@ impl App {
             trail: Trail::new(config.audit.calls),
             started,
             bench_route: config.bench_route,
+            totals: crate::listing::Totals::default(),
         }))
     }
 }

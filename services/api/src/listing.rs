@@ -2,6 +2,11 @@
 //!
 //! WHERE, ORDER BY and cursor of a list come from the same [`Column`]. A cursor carries the order and the filter it was
 //! made for and is refused by any other; `total` counts what matches the filter, wherever the cursor stands.
+//!
+//! Statements are written so that an index gives the order: how many rows is part of their text, and those whose best
+//! plan depends on the values are planned for the values.
+
+use std::{collections::HashMap, sync::Mutex, time::Duration};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use certctl_contract::{
@@ -10,7 +15,10 @@ use certctl_contract::{
     query::{Invalid, Query, Several},
 };
 use certctl_model::time::Time;
-use certctl_store::{Error as StoreError, Tx};
+use certctl_store::{
+    Error as StoreError, Tx,
+    tallies::{self, Subject},
+};
 use serde::{Deserialize, Serialize};
 use sqlx::{
     Encode, PgPool, Postgres, QueryBuilder, Row, Type,
@@ -70,6 +78,14 @@ pub trait Listed: Sized + Send {
     /// The order when none is asked for.
     const DEFAULT: Sort<Self::Sort>;
 
+    /// What it is tallied as, in all and by `status`.
+    const TALLY: Option<Subject> = None;
+
+    /// Whether this filter or order looks at what changes by itself and is settled first.
+    fn unsettled(_: &Self::Filter, _: Self::Sort) -> bool {
+        false
+    }
+
     /// What a sort key stands for.
     fn column(key: Self::Sort) -> Column;
 
@@ -88,6 +104,24 @@ pub struct Where<'a> {
     sql: &'a mut QueryBuilder<Postgres>,
     /// The instant of the request.
     pub now: Time,
+    conditions: u32,
+    ranges: bool,
+}
+
+impl<'a> Where<'a> {
+    fn new(sql: &'a mut QueryBuilder<Postgres>, now: Time) -> Self {
+        Self {
+            sql,
+            now,
+            conditions: 0,
+            ranges: false,
+        }
+    }
+
+    /// Whether more is asked than that one column has one value: then no index has both the rows and their order.
+    fn is_mixed(&self) -> bool {
+        self.ranges || self.conditions > 1
+    }
 }
 
 impl Where<'_> {
@@ -111,11 +145,13 @@ impl Where<'_> {
 
     /// `expression < value`, when there is a value.
     pub fn before(&mut self, expression: &str, value: &Option<Time>) {
+        self.ranges |= value.is_some();
         self.compare(expression, "<", value);
     }
 
     /// `expression > value`, when there is a value.
     pub fn after(&mut self, expression: &str, value: &Option<Time>) {
+        self.ranges |= value.is_some();
         self.compare(expression, ">", value);
     }
 
@@ -124,6 +160,7 @@ impl Where<'_> {
         T: Clone + Send + for<'q> Encode<'q, Postgres> + Type<Postgres> + 'static,
     {
         if let Some(value) = value {
+            self.conditions += 1;
             self.sql
                 .push(format!(" AND {expression} {operator} "))
                 .push_bind(value.clone());
@@ -135,14 +172,28 @@ impl Where<'_> {
     where
         T: Send + for<'q> Encode<'q, Postgres> + Type<Postgres> + 'static,
     {
+        self.ranges = true;
         self.sql
             .push(format!(" AND {before} "))
             .push_bind(value)
             .push(format!(" {after}"));
     }
 
+    /// A condition of the caller's own text around several values.
+    pub fn all<const N: usize>(&mut self, texts: [&str; N], values: &[String]) {
+        self.ranges = true;
+        self.sql.push(" AND ");
+        for (n, text) in texts.into_iter().enumerate() {
+            self.sql.push(text);
+            if let Some(value) = values.get(n) {
+                self.sql.push_bind(value.clone());
+            }
+        }
+    }
+
     /// A condition without a value.
     pub fn and(&mut self, condition: &str) {
+        self.ranges = true;
         self.sql.push(format!(" AND {condition}"));
     }
 }
@@ -188,9 +239,48 @@ fn is_of_data(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| code.starts_with("22"))
 }
 
+/// Up to here rows are counted; what is more is estimated, unless it is tallied.
+const COUNTED: i64 = 10_000;
+/// How long the total of more rows than that is kept.
+const KEPT: Duration = Duration::from_secs(5);
+/// How many totals are kept.
+const MOST_KEPT: usize = 1_000;
+
+/// Totals of large lists, by list and filter. They are kept for [`KEPT`]; small ones are counted each time.
+#[derive(Default)]
+pub struct Totals(Mutex<HashMap<(&'static str, String), (Time, i64)>>);
+
+impl Totals {
+    fn known(&self, key: &(&'static str, String), now: Time) -> Option<i64> {
+        let kept = self.0.lock().expect("nobody panics with the lock");
+        let (at, total) = *kept.get(key)?;
+        (at <= now && now < at + KEPT).then_some(total)
+    }
+
+    fn keep(&self, key: (&'static str, String), now: Time, total: i64) {
+        let mut kept = self.0.lock().expect("nobody panics with the lock");
+        if kept.len() >= MOST_KEPT {
+            kept.retain(|_, (at, _)| *at <= now && now < *at + KEPT);
+        }
+        if kept.len() < MOST_KEPT {
+            kept.insert(key, (now, total));
+        }
+    }
+}
+
 /// Answers a list.
 pub async fn list<T: Listed>(cx: &Cx, query: List<T::Filter, T::Sort>) -> Result<Page<T>, ApiError> {
-    list_where::<T>(cx.pool(), cx.now(), query, |_| {}).await
+    answer::<T>(cx.pool(), cx.now(), query, |_| {}, Some(&cx.app.totals)).await
+}
+
+/// Answers a list of which it is known beforehand where the matching rows are: a condition that every one of them
+/// fulfils, and that finds them faster than the filter.
+pub async fn list_near<T: Listed>(
+    cx: &Cx,
+    query: List<T::Filter, T::Sort>,
+    near: impl Fn(&mut Where<'_>),
+) -> Result<Page<T>, ApiError> {
+    answer::<T>(cx.pool(), cx.now(), query, near, Some(&cx.app.totals)).await
 }
 
 /// Answers a list of the rows for which a further condition holds.
@@ -200,48 +290,55 @@ pub async fn list_where<T: Listed>(
     query: List<T::Filter, T::Sort>,
     narrow: impl Fn(&mut Where<'_>),
 ) -> Result<Page<T>, ApiError> {
+    answer::<T>(pool, now, query, narrow, None).await
+}
+
+async fn answer<T: Listed>(
+    pool: &PgPool,
+    now: Time,
+    query: List<T::Filter, T::Sort>,
+    narrow: impl Fn(&mut Where<'_>),
+    totals: Option<&Totals>,
+) -> Result<Page<T>, ApiError> {
     let sort = query.sort.unwrap_or(T::DEFAULT);
-    let (direction, beyond) = if sort.descending { ("DESC", "<") } else { ("ASC", ">") };
     let order = format!("{}{}", if sort.descending { "-" } else { "" }, sort.key.as_str());
     let mut pairs = vec![];
     query.filter.pairs(&mut pairs);
     let filter = serde_urlencoded::to_string(&pairs).unwrap_or_default();
-    let Column { expression, cast } = T::column(sort.key);
     let limit = query.limit();
-
-    let mut sql = select::<T>("count(*)", now);
-    let restrict = |sql: &mut QueryBuilder<Postgres>| {
-        let mut conditions = Where { sql, now };
-        T::restrict(&query.filter, &mut conditions);
-        narrow(&mut conditions);
+    let cursor = query
+        .cursor
+        .as_deref()
+        .map(|text| Cursor::read(text, &order, &filter))
+        .transpose()?;
+    if T::unsettled(&query.filter, sort.key) {
+        tallies::settle(pool, now).await?;
+    }
+    let total = match totals {
+        None => count::<T>(pool, now, &query.filter, &narrow).await?,
+        Some(totals) => {
+            let key = (T::KIND, filter.clone());
+            match totals.known(&key, now) {
+                Some(total) => total,
+                None => {
+                    let total = match (T::TALLY, pairs.as_slice()) {
+                        (Some(subject), []) => tallies::count(pool, subject, None).await?,
+                        (Some(subject), [("status", word)]) if !word.contains(',') => {
+                            tallies::count(pool, subject, Some(word)).await?
+                        }
+                        _ => count::<T>(pool, now, &query.filter, &narrow).await?,
+                    };
+                    if total > COUNTED {
+                        totals.keep(key, now, total);
+                    }
+                    total
+                }
+            }
+        }
     };
-    restrict(&mut sql);
-    let total: i64 = sql.build_query_scalar().fetch_one(pool).await?;
 
-    let columns = format!(
-        "{}, ({expression})::text AS sort_key, {}::text AS sort_id",
-        T::COLUMNS,
-        T::ID
-    );
-    let mut sql = select::<T>(&columns, now);
-    restrict(&mut sql);
-    if let Some(text) = &query.cursor {
-        let cursor = Cursor::read(text, &order, &filter)?;
-        sql.push(format!(" AND ({expression}, {}) {beyond} (", T::ID))
-            .push_bind(cursor.k)
-            .push(format!("::{cast}, "))
-            .push_bind(cursor.i)
-            .push(")");
-    }
-    sql.push(format!(
-        " ORDER BY {expression} {direction}, {} {direction} LIMIT ",
-        T::ID
-    ))
-    .push_bind(i64::from(limit) + 1);
-    if let Some(page) = query.page {
-        sql.push(" OFFSET ").push_bind(i64::from(page - 1) * i64::from(limit));
-    }
-    let rows = sql.build().fetch_all(pool).await;
+    let (mut sql, by_value) = statement::<T>("", now, &query, sort, cursor.as_ref(), &narrow);
+    let rows = sql.build().persistent(!by_value).fetch_all(pool).await;
     let mut rows = rows.map_err(|error| match query.cursor.is_some() && is_of_data(&error) {
         true => bad_cursor(NOT_OURS),
         false => error.into(),
@@ -287,13 +384,117 @@ pub async fn list_where<T: Listed>(
 /// Adds the rows that a list with this filter has: tables and conditions, for a statement of the caller's own.
 pub fn matching<T: Listed>(sql: &mut QueryBuilder<Postgres>, filter: &T::Filter, now: Time) {
     from::<T>(sql, now);
-    T::restrict(filter, &mut Where { sql, now });
+    T::restrict(filter, &mut Where::new(sql, now));
+}
+
+/// The statement of a page, behind `prefix`, with one row more than the page has; and whether it is to be planned for its
+/// values: no index can be relied on to give both the rows and their order.
+fn statement<T: Listed>(
+    prefix: &str,
+    now: Time,
+    query: &List<T::Filter, T::Sort>,
+    sort: Sort<T::Sort>,
+    cursor: Option<&Cursor>,
+    narrow: &impl Fn(&mut Where<'_>),
+) -> (QueryBuilder<Postgres>, bool) {
+    let Column { expression, cast } = T::column(sort.key);
+    let (direction, beyond) = if sort.descending { ("DESC", "<") } else { ("ASC", ">") };
+    let (id, rows) = (T::ID, query.limit() + 1);
+    let shown = format!(
+        "{}, ({expression})::text AS sort_key, {id}::text AS sort_id",
+        T::COLUMNS
+    );
+    let order = format!(" ORDER BY {expression} {direction}, {id} {direction}");
+    let window = |sql: &mut QueryBuilder<Postgres>| -> bool {
+        let mixed = restrict::<T>(sql, now, &query.filter, narrow);
+        if let Some(cursor) = cursor {
+            sql.push(format!(" AND ({expression}, {id}) {beyond} ("))
+                .push_bind(cursor.k.clone())
+                .push(format!("::{cast}, "))
+                .push_bind(cursor.i.clone())
+                .push(")");
+        }
+        sql.push(format!("{order} LIMIT {rows}"));
+        let skipped = u64::from(query.page.unwrap_or(1) - 1) * u64::from(query.limit());
+        if skipped > 0 {
+            sql.push(format!(" OFFSET {skipped}"));
+        }
+        mixed || skipped > 0
+    };
+    let mut sql = QueryBuilder::new(prefix);
+    push_select::<T>(&mut sql, &shown, now);
+    if !window(&mut sql) {
+        return (sql, false);
+    }
+    // First which rows, by as little as possible; then what they hold.
+    let mut sql = QueryBuilder::new(prefix);
+    push_select::<T>(&mut sql, &shown, now);
+    sql.push(format!(" AND {id} IN ("));
+    push_select::<T>(&mut sql, id, now);
+    window(&mut sql);
+    sql.push(format!("){order}"));
+    (sql, true)
+}
+
+/// Adds the conditions. True when more is asked than that one column has one value.
+fn restrict<T: Listed>(
+    sql: &mut QueryBuilder<Postgres>,
+    now: Time,
+    filter: &T::Filter,
+    narrow: &impl Fn(&mut Where<'_>),
+) -> bool {
+    let mut conditions = Where::new(sql, now);
+    T::restrict(filter, &mut conditions);
+    narrow(&mut conditions);
+    conditions.is_mixed()
+}
+
+/// The ids of the rows for which a condition holds, unless they are more than `most`.
+pub async fn find<T: Listed>(
+    pool: &PgPool,
+    now: Time,
+    most: usize,
+    narrow: impl Fn(&mut Where<'_>),
+) -> Result<Option<Vec<String>>, ApiError> {
+    let mut sql = select::<T>(T::ID, now);
+    narrow(&mut Where::new(&mut sql, now));
+    sql.push(format!(" LIMIT {}", most + 1));
+    let found: Vec<String> = sql.build_query_scalar().persistent(false).fetch_all(pool).await?;
+    Ok((found.len() <= most).then_some(found))
+}
+
+/// How many rows there are: counted, or what Postgres expects when it is more than [`COUNTED`].
+async fn count<T: Listed>(
+    pool: &PgPool,
+    now: Time,
+    filter: &T::Filter,
+    narrow: &impl Fn(&mut Where<'_>),
+) -> Result<i64, ApiError> {
+    let mut sql = QueryBuilder::new("SELECT count(*) FROM (");
+    push_select::<T>(&mut sql, "1", now);
+    let mixed = restrict::<T>(&mut sql, now, filter, narrow);
+    sql.push(format!(" LIMIT {}) counted", COUNTED + 1));
+    let counted: i64 = sql.build_query_scalar().persistent(!mixed).fetch_one(pool).await?;
+    if counted <= COUNTED {
+        return Ok(counted);
+    }
+    let mut sql = QueryBuilder::new("EXPLAIN (FORMAT JSON) ");
+    push_select::<T>(&mut sql, "1", now);
+    restrict::<T>(&mut sql, now, filter, narrow);
+    let plan: serde_json::Value = sql.build_query_scalar().persistent(false).fetch_one(pool).await?;
+    let expected = plan.pointer("/0/Plan/Plan Rows").and_then(serde_json::Value::as_i64);
+    Ok(expected.unwrap_or(counted).max(counted))
 }
 
 fn select<T: Listed>(columns: &str, now: Time) -> QueryBuilder<Postgres> {
-    let mut sql = QueryBuilder::new(format!("SELECT {columns} FROM "));
-    from::<T>(&mut sql, now);
+    let mut sql = QueryBuilder::new("");
+    push_select::<T>(&mut sql, columns, now);
     sql
+}
+
+fn push_select<T: Listed>(sql: &mut QueryBuilder<Postgres>, columns: &str, now: Time) {
+    sql.push(format!("SELECT {columns} FROM "));
+    from::<T>(sql, now);
 }
 
 fn from<T: Listed>(sql: &mut QueryBuilder<Postgres>, now: Time) {
@@ -312,7 +513,7 @@ fn from<T: Listed>(sql: &mut QueryBuilder<Postgres>, now: Time) {
 /// 404.
 pub async fn get<T: Listed>(db: &mut sqlx::PgConnection, now: Time, id: &str) -> Result<T, ApiError> {
     let mut sql = select::<T>(T::COLUMNS, now);
-    Where { sql: &mut sql, now }.eq(T::ID, &Some(id.to_owned()));
+    Where::new(&mut sql, now).eq(T::ID, &Some(id.to_owned()));
     let row = sql
         .build()
         .fetch_optional(db)
@@ -372,4 +573,111 @@ pub async fn commit(mut tx: Tx, action: &'static str, resource: &'static str, id
     let event = tx.event(action, resource, id);
     tx.note(event);
     Ok(tx.commit().await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use certctl_contract::certificates::{Certificate, CertificateFilter, CertificateSort};
+    use serde_json::Value;
+
+    use super::*;
+
+    /// An inventory large enough that reading all of it is the wrong plan, with rare and frequent values.
+    async fn inventory(db: &PgPool) {
+        for sql in [
+            "INSERT INTO profiles (id, name, created_at, updated_at)
+             SELECT 'p-' || n, 'p-' || n, now(), now() FROM generate_series(1, 10) n",
+            "INSERT INTO owners (id, name, team_id, created_at, updated_at)
+             SELECT 'o-' || n, 'o-' || n, 't-unassigned', now(), now() FROM generate_series(1, 50) n",
+            "INSERT INTO certificates (id, name, common_name, environment, owner_id, team_id, issuer_id,
+                                       renewal_policy_id, profile_id, archived_at, created_at, updated_at)
+             SELECT 'mc-' || n, 'name-' || n, 'host-' || n % 9000, 'env-' || n % 7, 'o-' || 1 + n * n % 50, 't-unassigned',
+                    'iss-local', 'rp-default', 'p-' || 1 + n % 10, CASE WHEN n % 100 = 0 THEN now() END,
+                    to_timestamp(1700000000 + n * 7919 % 20000), to_timestamp(1700000000 + n * 104729 % 20000)
+               FROM generate_series(1, 20000) n",
+            "ANALYZE",
+        ] {
+            sqlx::query(sqlx::AssertSqlSafe(sql)).execute(db).await.unwrap();
+        }
+    }
+
+    /// What a plan does that it should not: reads all certificates, or sorts more than `most` rows.
+    fn faults(node: &Value, most: f64, out: &mut Vec<String>) {
+        let of = |key: &str| node[key].as_str().unwrap_or_default();
+        if of("Node Type") == "Seq Scan" && of("Relation Name") == "certificates" {
+            out.push("reads every certificate".to_owned());
+        }
+        if of("Node Type") == "Sort" && node["Plan Rows"].as_f64().unwrap_or(f64::MAX) > most {
+            out.push(format!("sorts {} rows", node["Plan Rows"]));
+        }
+        for child in node["Plans"].as_array().into_iter().flatten() {
+            faults(child, most, out);
+        }
+    }
+
+    #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+    async fn every_order_of_every_filter_is_read_from_an_index_wherever_the_page_begins(db: PgPool) {
+        inventory(&db).await;
+        let now = Time::from_unix(1_800_000_000);
+        let filters = [
+            "",
+            "status=Pending",
+            "status=Archived",
+            "environment=env-3",
+            "owner_id=o-2",
+            "team_id=t-unassigned",
+            "issuer_id=iss-local",
+            "profile_id=p-4",
+        ];
+        for filter in filters {
+            for key in CertificateSort::all() {
+                for (descending, deep) in [(false, false), (false, true), (true, false), (true, true)] {
+                    let sort = Sort { key: *key, descending };
+                    let pairs = filter.split_once('=').map(|(n, v)| (n.to_owned(), v.to_owned()));
+                    let filter_of = certctl_contract::query::parse::<CertificateFilter>(pairs.into_iter().collect());
+                    let query = List {
+                        filter: filter_of.unwrap(),
+                        ..List::default()
+                    };
+                    let cursor = deep.then(|| Cursor {
+                        s: String::new(),
+                        f: String::new(),
+                        k: match Certificate::column(*key).cast {
+                            "timestamptz" => "2023-11-15T00:00:00Z".to_owned(),
+                            _ => "host-5".to_owned(),
+                        },
+                        i: "mc-5".to_owned(),
+                    });
+                    let explain = "EXPLAIN (FORMAT JSON) ";
+                    let (mut sql, by_value) =
+                        statement::<Certificate>(explain, now, &query, sort, cursor.as_ref(), &|_: &mut Where<'_>| {});
+                    assert!(!by_value, "{filter}: one plan fits all values");
+                    let plan: Value = sql.build_query_scalar().persistent(false).fetch_one(&db).await.unwrap();
+                    let mut found = vec![];
+                    faults(&plan[0]["Plan"], f64::from(query.limit() + 1), &mut found);
+                    assert!(
+                        found.is_empty(),
+                        "{filter} by {} {deep}: {found:?}\n{plan:#}",
+                        key.as_str()
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn totals_of_large_lists_are_kept_for_a_while() {
+        let (totals, now) = (Totals::default(), Time::from_unix(1_800_000_000));
+        let key = ("certificate", "status=Active".to_owned());
+        assert_eq!(totals.known(&key, now), None);
+        totals.keep(key.clone(), now, 20_000);
+        assert_eq!(totals.known(&key, now + KEPT / 2), Some(20_000));
+        assert_eq!(totals.known(&key, now + KEPT), None);
+        for n in 0..2 * MOST_KEPT {
+            totals.keep(("job", n.to_string()), now, 20_000);
+        }
+        assert_eq!(totals.0.lock().unwrap().len(), MOST_KEPT);
+        totals.keep(("job", "later".to_owned()), now + KEPT, 20_000);
+        assert_eq!(totals.0.lock().unwrap().len(), 1);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use certctl_model::{certificate::CertificateStatus, job::JobStatus};
 use certctl_store::tallies::{self, Subject};
 
 use crate::Scheduler;
@@ -26,11 +27,21 @@ pub async fn settle(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
 /// When the database cannot be asked.
 pub async fn compact(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
     tallies::compact(&scheduler.db).await?;
-    for (subject, name) in [(Subject::Certificate, "certificates"), (Subject::Job, "jobs")] {
-        for (status, count) in tallies::by_status(&scheduler.db, subject).await? {
-            #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
-            metrics::gauge!(name, "status" => status).set(count as f64);
-        }
+    let certificates = tallies::by_status(&scheduler.db, Subject::Certificate).await?;
+    for status in CertificateStatus::ALL {
+        publish("certificates", status.as_str(), &certificates);
+    }
+    let jobs = tallies::by_status(&scheduler.db, Subject::Job).await?;
+    for status in JobStatus::ALL {
+        publish("jobs", status.as_str(), &jobs);
     }
     Ok(0)
+}
+
+fn publish(name: &'static str, status: &'static str, counts: &[(String, i64)]) {
+    let count = counts
+        .iter()
+        .find(|(word, _)| word == status)
+        .map_or(0, |(_, count)| *count);
+    metrics::gauge!(name, "status" => status).set(count as f64);
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     endpoint::NoContent,
     health::Outcome,
-    list::{Clearable, List, Page, blank},
+    list::{Clearable, List, Page, Search, blank},
     query::Id,
     targets::Target,
 };
@@ -57,6 +57,9 @@ crate::resource! {
 crate::query! {
     /// Which certificates.
     pub struct CertificateFilter {
+        /// Only certificates found by this text: at least three characters anywhere in the name, the common name or another
+        /// name, in any case; or the beginning of the serial number or fingerprint of any version.
+        q: Search,
         /// Only certificates of this status.
         status: CertificateStatus,
         /// Only certificates of this environment.
@@ -77,8 +80,12 @@ crate::query! {
         expires_after: Time,
         /// Only certificates created after this time.
         created_after: Time,
+        /// Only certificates created before this time.
+        created_before: Time,
         /// Only certificates changed after this time.
         updated_after: Time,
+        /// Only certificates changed before this time.
+        updated_before: Time,
     }
 }
 

@@ -242,6 +242,69 @@ pub struct Page<T> {
     pub next_cursor: Option<String>,
 }
 
+/// What is searched for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Search(String);
+
+impl Search {
+    /// Characters at least.
+    pub const LEAST: usize = 3;
+    /// Characters at most.
+    pub const MOST: usize = 255;
+
+    /// What names, serial numbers and fingerprints are like that are found: patterns of SQL's LIKE. Serial numbers and
+    /// fingerprints are found by their beginning, in any spelling; by anything else they are not.
+    pub fn patterns(&self) -> [String; 3] {
+        let escaped: String = self
+            .0
+            .chars()
+            .flat_map(|c| matches!(c, '%' | '_' | '\\').then_some('\\').into_iter().chain([c]))
+            .collect();
+        let digits = self.0.replace(':', "").to_ascii_lowercase();
+        let digits = digits.strip_prefix("0x").unwrap_or(&digits);
+        let prefix = |digits: &str| match digits.len() >= Self::LEAST && digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            true => format!("{digits}%"),
+            false => String::new(),
+        };
+        [
+            format!("%{escaped}%"),
+            prefix(digits.trim_start_matches('0')),
+            prefix(digits),
+        ]
+    }
+}
+
+impl FromStr for Search {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (Self::LEAST..=Self::MOST).contains(&text.trim().chars().count()) {
+            true => Ok(Self(text.trim().to_owned())),
+            false => Err(format!("has {} to {} characters", Self::LEAST, Self::MOST)),
+        }
+    }
+}
+
+impl std::fmt::Display for Search {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl JsonSchema for Search {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Search".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "minLength": Self::LEAST, "maxLength": Self::MOST })
+    }
+}
+
 /// Reads an optional field in which the empty text means "not given".
 ///
 /// # Errors
@@ -316,6 +379,18 @@ mod tests {
     }
 
     #[test]
+    fn a_search_is_taken_literally_and_serials_in_any_spelling() {
+        let patterns = |text: &str| text.parse::<Search>().unwrap().patterns();
+        assert_eq!(patterns("a_b%"), ["%a\\_b\\%%", "", ""].map(str::to_owned));
+        assert_eq!(
+            patterns("0x00:AB:cd"),
+            ["%0x00:AB:cd%", "abcd%", "00abcd%"].map(str::to_owned)
+        );
+        assert_eq!(patterns("0ab"), ["%0ab%", "", "0ab%"].map(str::to_owned));
+        assert!("ab".parse::<Search>().is_err());
+    }
+
+    #[test]
     fn whatever_is_wrong_is_named() {
         for (text, field) in [
             ("statsu=Active", "statsu"),
@@ -327,6 +402,7 @@ mod tests {
             ("expires_before=tomorrow", "expires_before"),
             ("status=Active&status=Expired", "status"),
             ("cursor=abc&page=2", "cursor"),
+            ("q=ab", "q"),
         ] {
             let invalid = parse::<Certificates>(pairs(text)).unwrap_err();
             assert_eq!(

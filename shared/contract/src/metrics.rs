@@ -1,5 +1,7 @@
 //! Figures as JSON. Prometheus reads `/metrics` of each service instead.
 
+use std::collections::BTreeMap;
+
 use certctl_model::time::Time;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,7 +28,6 @@ pub struct MetricsReport {
 
 /// How many there are now.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[cfg_attr(feature = "sqlx", derive(sqlx::FromRow))]
 pub struct Gauges {
     /// All certificates.
     pub certificate_total: i64,
@@ -38,10 +39,16 @@ pub struct Gauges {
     pub certificate_expired: i64,
     /// Revoked.
     pub certificate_revoked: i64,
+    /// Of each of the eight statuses.
+    #[serde(default)]
+    pub certificate_by_status: BTreeMap<String, i64>,
     /// All agents.
     pub agent_total: i64,
-    /// Agents heard of lately.
+    /// Agents heard of within five minutes.
     pub agent_online: i64,
+    /// The others.
+    #[serde(default)]
+    pub agent_offline: i64,
     /// Jobs that are not finished.
     pub job_pending: i64,
 }
@@ -82,9 +89,9 @@ pub struct Summary {
     pub expired_certificates: i64,
     /// Revoked.
     pub revoked_certificates: i64,
-    /// Agents heard of lately.
+    /// Agents heard of within five minutes.
     pub active_agents: i64,
-    /// Agents not heard of lately.
+    /// The others.
     pub offline_agents: i64,
     /// All agents.
     pub total_agents: i64,
@@ -94,6 +101,12 @@ pub struct Summary {
     pub failed_jobs: i64,
     /// Jobs completed.
     pub complete_jobs: i64,
+    /// Certificates that are being renewed.
+    #[serde(default)]
+    pub renewals_in_progress: i64,
+    /// Certificates of each of the eight statuses.
+    #[serde(default)]
+    pub by_status: BTreeMap<String, i64>,
     /// When this was computed.
     pub completed_at: Time,
 }

@@ -5,7 +5,7 @@
 //! by it.
 
 use certctl_model::time::Time;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 
 use crate::error::*;
 
@@ -19,6 +19,14 @@ const BATCH: u64 = 500;
 /// # Errors
 /// When the database cannot be asked.
 pub async fn settle(pool: &PgPool, now: Time) -> Result<u64> {
+    settle_in(&mut *pool.acquire().await?, now).await
+}
+
+/// Does the same within a unit of work.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn settle_in(db: &mut PgConnection, now: Time) -> Result<u64> {
     let mut settled = 0;
     loop {
         let batch = sqlx::query(
@@ -29,7 +37,7 @@ pub async fn settle(pool: &PgPool, now: Time) -> Result<u64> {
         )
         .bind(now)
         .bind(BATCH.cast_signed())
-        .execute(pool)
+        .execute(&mut *db)
         .await?
         .rows_affected();
         settled += batch;

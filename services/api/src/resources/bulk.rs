@@ -13,7 +13,7 @@ use certctl_model::{
     id::{BulkId, OwnerId, TeamId},
     revocation::RevocationReason,
 };
-use certctl_store::{Tx, wake::Channel};
+use certctl_store::{Tx, tallies, wake::Channel};
 use sqlx::{FromRow, postgres::PgRow, types::Json};
 
 use crate::{
@@ -208,6 +208,7 @@ async fn record(mut tx: Tx, selection: Selection, order: Order) -> Result<BulkOp
                 }
                 let filter: CertificateFilter =
                     query::parse(pairs).map_err(|wrong| ApiError::malformed("the filter cannot be read", wrong))?;
+                tallies::settle_in(&mut tx, now).await?;
                 let mut sql = sqlx::QueryBuilder::new("INSERT INTO bulk_items (bulk_id, certificate_id) SELECT ");
                 sql.push_bind(&id).push(", c.id FROM ");
                 listing::matching::<Certificate>(&mut sql, &filter, now);

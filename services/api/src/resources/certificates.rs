@@ -23,6 +23,7 @@ use certctl_store::{
     Tx, certificates as store, jobs,
     planning::{self, Planned},
     revocations,
+    tallies::Subject,
 };
 use certctl_x509::pem;
 use sqlx::{FromRow, Row, postgres::PgRow, types::Json};
@@ -64,6 +65,7 @@ impl Listed for Certificate {
         CROSS JOIN (SELECT {now}::timestamptz AS at) clock
         LEFT JOIN certificate_versions v ON v.id = c.current_version_id";
     const ID: &'static str = "c.id";
+    const TALLY: Option<Subject> = Some(Subject::Certificate);
     const DEFAULT: Sort<CertificateSort> = Sort {
         key: CertificateSort::CreatedAt,
         descending: true,
@@ -79,26 +81,39 @@ impl Listed for Certificate {
             }
             CertificateSort::CommonName => Column::text("c.common_name"),
             CertificateSort::Name => Column::text("c.name"),
-            CertificateSort::Status => Column::text("certificate_status(c, clock.at)"),
+            CertificateSort::Status => Column::text("c.status"),
             CertificateSort::Environment => Column::text("c.environment"),
         }
     }
 
+    fn unsettled(f: &CertificateFilter, sort: CertificateSort) -> bool {
+        f.status.is_some() || sort == CertificateSort::Status
+    }
+
     fn restrict(f: &CertificateFilter, sql: &mut Where<'_>) {
-        sql.eq("certificate_status(c, clock.at)", &f.status);
+        sql.eq("c.status", &f.status);
         sql.eq("c.environment", &f.environment);
         sql.eq("c.owner_id", &f.owner_id);
         sql.eq("c.team_id", &f.team_id);
         sql.eq("c.issuer_id", &f.issuer_id);
         sql.eq("c.profile_id", &f.profile_id);
-        sql.before("c.not_after", &f.expires_before);
-        sql.after("c.not_after", &f.expires_after);
+        // As it is indexed; what has not been issued ends neither before nor after.
+        sql.before("coalesce(c.not_after, 'infinity')", &f.expires_before);
+        sql.after("coalesce(c.not_after, 'infinity')", &f.expires_after);
+        if f.expires_after.is_some() {
+            sql.and("c.not_after IS NOT NULL");
+        }
         sql.after("c.created_at", &f.created_after);
+        sql.before("c.created_at", &f.created_before);
         sql.after("c.updated_at", &f.updated_after);
+        sql.before("c.updated_at", &f.updated_before);
         if let Some(agent) = &f.agent_id {
-            let before = "EXISTS (SELECT 1 FROM certificate_targets m JOIN targets t ON t.id = m.target_id
-                                   WHERE m.certificate_id = c.id AND t.agent_id =";
-            sql.with(before, agent.clone(), ")");
+            let before = "c.id = ANY (ARRAY(SELECT m.certificate_id FROM targets t
+                                              JOIN certificate_targets m ON m.target_id = t.id WHERE t.agent_id =";
+            sql.with(before, agent.clone(), "))");
+        }
+        if let Some(q) = &f.q {
+            sql.all(FOUND, &q.patterns());
         }
     }
 
@@ -136,8 +151,26 @@ impl Listed for Certificate {
     }
 }
 
+/// Certificates that a search finds, given the patterns of [`Search`].
+const FOUND: [&str; 4] = [
+    "c.id IN (SELECT n.certificate_id FROM certificate_names n WHERE n.names LIKE lower(",
+    ") OR n.certificate_id = ANY (ARRAY(SELECT certificate_id FROM certificate_versions WHERE serial_number LIKE ",
+    " UNION ALL SELECT certificate_id FROM certificate_versions WHERE fingerprint_sha256 LIKE ",
+    ")))",
+];
+/// Up to here what a search finds is collected before it is put in order; more is so frequent that any order shows it.
+const COLLECTED: usize = 5_000;
+
 async fn list(cx: Cx, rq: Request<ListCertificates>) -> Result<Page<Certificate>, ApiError> {
-    listing::list(&cx, rq.query).await
+    let Some(q) = &rq.query.filter.q else {
+        return listing::list(&cx, rq.query).await;
+    };
+    let patterns = q.patterns();
+    let found = listing::find::<Certificate>(cx.pool(), cx.now(), COLLECTED, |sql| sql.all(FOUND, &patterns)).await?;
+    match found {
+        Some(found) => listing::list_near(&cx, rq.query, |sql| sql.with("c.id = ANY (", found.clone(), ")")).await,
+        None => listing::list(&cx, rq.query).await,
+    }
 }
 
 async fn get(cx: Cx, rq: Request<GetCertificate>) -> Result<Certificate, ApiError> {

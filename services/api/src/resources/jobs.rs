@@ -10,7 +10,7 @@ use certctl_model::{
     id::{AgentId, CertificateId, JobId},
     job::{AwaitingApproval, Failed, JobFacts},
 };
-use certctl_store::{Error as StoreError, Tx, certificates, jobs};
+use certctl_store::{Error as StoreError, Tx, certificates, jobs, tallies::Subject};
 use sqlx::{FromRow, postgres::PgRow};
 
 use super::teams::check_text;
@@ -35,6 +35,7 @@ impl Listed for Job {
         j.finished_at AS completed_at, j.created_at";
     const FROM: &'static str = "jobs j";
     const ID: &'static str = "j.id";
+    const TALLY: Option<Subject> = Some(Subject::Job);
     const DEFAULT: Sort<JobSort> = Sort {
         key: JobSort::CreatedAt,
         descending: true,
