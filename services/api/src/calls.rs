@@ -228,18 +228,20 @@ impl Sampler {
         }
         let at = Time::from_unix(minute * 60);
         for ((remote, status), (_, more)) in self.seen.drain().filter(|(_, (_, more))| *more > 0) {
-            let details = json!({
-                "status": status, "reason": reason(status), "remote_address": remote, "unrecorded": more,
+            let mut details = json!({
+                "status": status, "remote_address": remote, "unrecorded": more,
                 "minute": Time::from_unix(self.minute * 60),
             });
+            let action = match reason(status) {
+                Some(reason) => {
+                    details["reason"] = json!(reason);
+                    "access_denied"
+                }
+                None => "api_calls_sampled",
+            };
             let which = remote.map_or("unknown".to_owned(), |remote| remote.to_string());
-            self.rolled.push(Record::new(
-                &Actor::user("anonymous"),
-                "access_denied",
-                which,
-                details,
-                at,
-            ));
+            let nobody = Actor::user("anonymous");
+            self.rolled.push(Record::new(&nobody, action, which, details, at));
         }
         self.minute = minute;
     }
@@ -250,13 +252,13 @@ impl Sampler {
     }
 }
 
-fn reason(status: u16) -> &'static str {
+/// Why an attempt was denied, if it was.
+fn reason(status: u16) -> Option<&'static str> {
     match status {
-        401 => "unauthenticated",
-        403 => "forbidden",
-        429 => "too-many-requests",
-        404 => "no-such-path",
-        _ => "no-such-method",
+        401 => Some("unauthenticated"),
+        403 => Some("forbidden"),
+        429 => Some("too-many-requests"),
+        _ => None,
     }
 }
 
@@ -306,13 +308,13 @@ impl Open {
             actor,
             body_hash,
         } = self.call.facts().clone();
-        let denied = matches!(status, 401 | 403 | 429);
+        let denied = reason(status);
         // Whoever is nobody must not be able to fill the trail.
         let nobody = !self.app.gate.is_open() && actor.as_ref().is_none_or(|actor| actor.name == "anonymous");
-        if !denied && !trail.which.includes(&self.method, operation) {
+        if denied.is_none() && !trail.which.includes(&self.method, operation) {
             return;
         }
-        if (denied || nobody) && !trail.sampler().admits(self.remote, status, minute(now)) {
+        if (denied.is_some() || nobody) && !trail.sampler().admits(self.remote, status, minute(now)) {
             return;
         }
         let path = bounded(&self.path);
@@ -321,12 +323,12 @@ impl Open {
             "latency_ms": now.since(self.began).as_millis() as u64, "request_id": self.request_id,
             "remote_address": self.remote,
         });
-        if denied {
-            details["reason"] = json!(reason(status));
-        }
         let action = match denied {
-            true => "access_denied".to_owned(),
-            false => action(&self.method),
+            Some(reason) => {
+                details["reason"] = json!(reason);
+                "access_denied".to_owned()
+            }
+            None => action(&self.method),
         };
         let actor = actor.unwrap_or_else(|| Actor::user("anonymous"));
         trail.push(Record::new(&actor, action, path, details, now));
