@@ -12,17 +12,21 @@ use tokio::{
 
 const KEY: &str = "s3cr3t-key";
 
-/// Tool names that existing MCP clients know, of the operations that are in the catalogue by now.
+/// Tool names that existing MCP clients know.
 const KNOWN_NAMES: &str = "
     list_certificates get_certificate archive_certificate create_certificate update_certificate
     list_certificate_versions trigger_renewal trigger_deployment revoke_certificate get_crl get_der_crl ocsp_check
     list_issuers get_issuer delete_issuer test_issuer create_issuer update_issuer
     list_targets get_target delete_target create_target update_target
     list_agents get_agent register_agent agent_heartbeat agent_submit_csr agent_pickup_certificate agent_get_work
-    agent_report_job_status list_jobs get_job cancel_job
+    agent_report_job_status list_jobs get_job cancel_job approve_job reject_job
+    list_policies get_policy delete_policy create_policy update_policy list_policy_violations
     list_profiles get_profile delete_profile create_profile update_profile
     list_teams get_team delete_team create_team update_team list_owners get_owner delete_owner create_owner update_owner
-    list_audit_events get_audit_event dashboard_summary metrics health ready auth_info auth_check";
+    list_agent_groups get_agent_group delete_agent_group create_agent_group update_agent_group list_agent_group_members
+    list_audit_events get_audit_event list_notifications get_notification mark_notification_read
+    dashboard_summary certificates_by_status expiration_timeline job_trends issuance_rate
+    metrics health ready auth_info auth_check";
 
 struct Session {
     _child: Child,
@@ -111,18 +115,27 @@ async fn every_operation_is_a_tool_with_a_strict_schema_and_known_names_are_kept
         assert_eq!(tool["inputSchema"]["additionalProperties"], false, "{}", tool["name"]);
     }
     let names = names(&tools);
-    for name in KNOWN_NAMES.split_whitespace() {
-        assert!(names.contains(&format!("certctl_{name}")), "{name}");
-    }
+    assert_eq!(KNOWN_NAMES.split_whitespace().count(), 78);
+    let missing: Vec<_> = KNOWN_NAMES
+        .split_whitespace()
+        .filter(|name| !names.contains(&format!("certctl_{name}")))
+        .collect();
+    assert_eq!(missing, Vec::<&str>::new());
     let hints = |name: &str| {
         let tool = tools.iter().find(|t| t["name"] == name).unwrap();
         let hints = &tool["annotations"];
-        (hints["readOnlyHint"] == true, hints["destructiveHint"] == true)
+        (
+            hints["readOnlyHint"] == true,
+            hints["destructiveHint"] == true,
+            hints["idempotentHint"] == true,
+        )
     };
-    assert_eq!(hints("certctl_list_jobs"), (true, false));
-    assert_eq!(hints("certctl_trigger_renewal"), (false, false));
-    assert_eq!(hints("certctl_revoke_certificate"), (false, true));
-    assert_eq!(hints("certctl_delete_team"), (false, true));
+    assert_eq!(hints("certctl_list_jobs"), (true, false, true));
+    assert_eq!(hints("certctl_trigger_renewal"), (false, false, false));
+    assert_eq!(hints("certctl_revoke_certificate"), (false, true, true));
+    assert_eq!(hints("certctl_update_team"), (false, false, true));
+    assert_eq!(hints("certctl_cancel_job"), (false, true, false));
+    assert_eq!(hints("certctl_delete_team"), (false, true, true));
 }
 
 #[tokio::test]

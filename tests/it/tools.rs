@@ -105,6 +105,10 @@ fn tools_that_clients_know_are_there_and_take_what_they_send() {
         ("create_owner", "name email team_id"),
         ("update_owner", "id name email team_id"),
         ("delete_owner", "id"),
+        ("certificates_by_status", ""),
+        ("expiration_timeline", "days"),
+        ("job_trends", "days"),
+        ("issuance_rate", "days"),
         ("list_audit_events", "page per_page"),
         ("get_audit_event", "id"),
         ("dashboard_summary", ""),
@@ -114,6 +118,7 @@ fn tools_that_clients_know_are_there_and_take_what_they_send() {
         ("auth_info", ""),
         ("auth_check", ""),
     ];
+    assert_eq!(known.len(), 78);
     let all: Vec<_> = catalogue().iter().map(tools::tool).collect();
     for (name, inputs) in known {
         let tool = all.iter().find(|tool| tool.name == format!("certctl_{name}"));
