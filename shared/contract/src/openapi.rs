@@ -130,7 +130,11 @@ fn describe(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
     }
     let mut success = json!({
         "description": operation.summary(),
-        "headers": { "X-Request-ID": { "$ref": "#/components/headers/X-Request-ID" } },
+        "headers": {
+            "X-Request-ID": { "$ref": "#/components/headers/X-Request-ID" },
+            "RateLimit": { "$ref": "#/components/headers/RateLimit" },
+            "RateLimit-Policy": { "$ref": "#/components/headers/RateLimit-Policy" },
+        },
     });
     for media in operation.content_types {
         let schema = match (operation.reply)(generator) {
@@ -298,7 +302,12 @@ fn responses(problem: &Value) -> Value {
             let mut headers = json!({ "X-Request-ID": request_id });
             match kind.status() {
                 401 => headers["WWW-Authenticate"] = json!({ "$ref": "#/components/headers/WWW-Authenticate" }),
-                429 | 503 => headers["Retry-After"] = json!({ "$ref": "#/components/headers/Retry-After" }),
+                429 => {
+                    for name in ["Retry-After", "RateLimit", "RateLimit-Policy"] {
+                        headers[name] = json!({ "$ref": format!("#/components/headers/{name}") });
+                    }
+                }
+                503 => headers["Retry-After"] = json!({ "$ref": "#/components/headers/Retry-After" }),
                 _ => {}
             }
             json!({
@@ -326,6 +335,16 @@ fn headers() -> Value {
         "X-Request-ID": {
             "description": "The request's id, which the server's log carries too.",
             "schema": { "type": "string", "format": "uuid" }
+        },
+        "RateLimit": {
+            "description": "Where calls are limited: how many are left (`r`), and in how many seconds all will be (`t`).",
+            "schema": { "type": "string" },
+            "example": "\"operators\";r=99;t=1"
+        },
+        "RateLimit-Policy": {
+            "description": "Where calls are limited: how many at most (`q`), and in how many seconds as many come back (`w`).",
+            "schema": { "type": "string" },
+            "example": "\"operators\";q=100;w=2"
         },
         "ETag": {
             "description": "Names this answer; give it back as `If-None-Match`.",
