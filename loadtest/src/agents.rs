@@ -5,7 +5,7 @@ use std::{process::Stdio, time::Duration};
 use anyhow::Context;
 use certctl_client::{Client, Secret};
 use certctl_contract::{
-    agents::{AgentGetWork, AgentHeartbeat, Heartbeat, WorkQuery},
+    agents::{AgentGetWork, AgentHeartbeat, Heartbeat, Wait, WorkQuery},
     query::{Id, NoParams},
 };
 use serde_json::{Value, json};
@@ -162,7 +162,7 @@ async fn poll(client: &Client, id: &str, first: Instant, end: Instant) -> (Figur
     while Instant::now() < end {
         let left = (end - Instant::now()).min(WAIT);
         let query = WorkQuery {
-            wait: Some(format!("{}s", left.as_secs().max(1))),
+            wait: Some(Wait::seconds(left.as_secs().max(1))),
         };
         let path = Id {
             id: id.parse().expect("an id of ours"),

@@ -332,10 +332,14 @@ async fn fill(pool: &PgPool, estate: &Estate, events: u64, connections: u32) -> 
     );
     let mut counts = [0; 9];
     // In the order of the tables: what refers to others comes after them.
-    let kinds: [(u64, fn(&Estate, Range<u64>) -> Batch); 2] = [(agents, agents_of), (certificates, certificates_of)];
-    for (all, kind) in kinds {
-        spread(pool, &bar, all, connections, &mut counts, |range| kind(estate, range)).await?;
-    }
+    spread(pool, &bar, agents, connections, &mut counts, |range| {
+        agents_of(estate, range)
+    })
+    .await?;
+    spread(pool, &bar, certificates, connections, &mut counts, |range| {
+        certificates_of(estate, range)
+    })
+    .await?;
     // The table keeps digests; Postgres makes them of the keys, which are there for everyone.
     sqlx::query("UPDATE agents SET api_key_hash = encode(sha256(api_key_hash::bytea), 'hex') WHERE id LIKE $1")
         .bind(format!("a-{}-%", estate.size.seed))

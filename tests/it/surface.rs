@@ -164,7 +164,7 @@ fn find<'a>(all: &'a [Operation], method: &str, path: &str) -> Option<&'a Operat
 /// The schema itself, where it is a reference.
 fn resolved<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
     match schema["$ref"].as_str() {
-        Some(reference) => &document.pointer(&reference[1..]).unwrap_or(&Value::Null),
+        Some(reference) => document.pointer(&reference[1..]).unwrap_or(&Value::Null),
         None => schema,
     }
 }

@@ -246,18 +246,21 @@ const KEPT: Duration = Duration::from_secs(5);
 /// How many totals are kept.
 const MOST_KEPT: usize = 1_000;
 
-/// Totals of large lists, by list and filter. They are kept for [`KEPT`]; small ones are counted each time.
+/// The name of a list and its filter as text.
+type Counted = (&'static str, String);
+
+/// Totals of large lists, and when each was counted. They are kept for [`KEPT`]; small ones are counted each time.
 #[derive(Default)]
-pub struct Totals(Mutex<HashMap<(&'static str, String), (Time, i64)>>);
+pub struct Totals(Mutex<HashMap<Counted, (Time, i64)>>);
 
 impl Totals {
-    fn known(&self, key: &(&'static str, String), now: Time) -> Option<i64> {
+    fn known(&self, key: &Counted, now: Time) -> Option<i64> {
         let kept = self.0.lock().expect("nobody panics with the lock");
         let (at, total) = *kept.get(key)?;
         (at <= now && now < at + KEPT).then_some(total)
     }
 
-    fn keep(&self, key: (&'static str, String), now: Time, total: i64) {
+    fn keep(&self, key: Counted, now: Time, total: i64) {
         let mut kept = self.0.lock().expect("nobody panics with the lock");
         if kept.len() >= MOST_KEPT {
             kept.retain(|_, (at, _)| *at <= now && now < *at + KEPT);
