@@ -160,7 +160,7 @@ pub struct Request<E: Endpoint, B = <E as Endpoint>::Body> {
 }
 
 /// A file that is written while it is read: an answer of operations whose reply is a
-/// [`File`](certctl_contract::endpoint::File).
+/// [`File`].
 pub struct Download {
     /// Its media type, parameters included.
     pub content_type: String,

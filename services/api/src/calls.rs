@@ -137,7 +137,7 @@ pub struct Trail {
 }
 
 impl Trail {
-    /// Records these calls. They wait until somebody takes the [queue](Self::queue).
+    /// Records these calls. They wait until somebody takes the queue.
     pub fn new(which: Which) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
         Self {

@@ -19,7 +19,7 @@
 //! | [`access_log`] | request ids, one span and one line per request |
 //! | [`resources`] | one file per resource: SQL and handlers |
 //! | [`docs_page`] | the document of the API and a page that shows it |
-//! | [`bench`] | constant bodies, for measurements |
+//! | [`mod@bench`] | constant bodies, for measurements |
 //! | [`edge`] | the public CRL, OCSP and CA routes that relying parties fetch |
 //!
 //! Not here: CA keys, signatures, protocols of issuers.

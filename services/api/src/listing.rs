@@ -249,7 +249,7 @@ const MOST_KEPT: usize = 1_000;
 /// The name of a list and its filter as text.
 type Counted = (&'static str, String);
 
-/// Totals of large lists, and when each was counted. They are kept for [`KEPT`]; small ones are counted each time.
+/// Totals of large lists, and when each was counted. They are kept for a few seconds; small ones are counted each time.
 #[derive(Default)]
 pub struct Totals(Mutex<HashMap<Counted, (Time, i64)>>);
 
