@@ -56,7 +56,7 @@ fn issue(id: &str, version: &str, from: &str, days: i64) -> String {
                  not_after, fingerprint_sha256, spki_sha256, cert_pem, chain_pem, csr_der, key_algorithm, key_size, created_at)
              SELECT '{id}-{version}', '{id}', 'job-{id}-{version}', 'iss-local',
                     1 + (SELECT count(*) FROM certificate_versions WHERE certificate_id = '{id}'),
-                    'ab' || encode(sha256('{id}{version}'), 'hex'), {from}, {from} + interval '{days} days',
+                    'ab' || left(encode(sha256('{id}{version}'), 'hex'), 38), {from}, {from} + interval '{days} days',
                     encode(sha256('{id}{version}'), 'hex'), '', '', '', '', 'ECDSA', 256, {from}
              RETURNING 1)
          UPDATE certificates SET current_version_id = '{id}-{version}', not_before = {from},

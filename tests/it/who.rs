@@ -132,7 +132,8 @@ async fn an_agent_sees_and_touches_nothing_of_another(db: PgPool) {
 
     let key = ours.key();
     let request = requests::good("mc-open.example.net");
-    let own_tables = ["agents", "audit_events"];
+    // What it reports of itself: that it is there, and that it looked around.
+    let own_tables = ["agents", "audit_events", "discovery_scans"];
     let contents = async || {
         let mut all = w.contents().await;
         all.retain(|table, _| !own_tables.contains(&table.as_str()));
@@ -170,6 +171,8 @@ async fn an_agent_sees_and_touches_nothing_of_another(db: PgPool) {
     }
     assert!(tried > 100, "{tried}");
     assert_eq!(contents().await, before, "nothing was changed");
+    let scans = w.text("SELECT string_agg(DISTINCT agent_id, ' ') FROM discovery_scans").await;
+    assert_eq!(scans, ours.id(), "what was found was found by itself");
 }
 
 /// What was logged on this thread, where all of a test runs.

@@ -1,6 +1,10 @@
 //! An agent's report of what it found, read as it arrives: piece by piece, off the async threads, in bounded memory.
 
-use std::{fmt, io::Read, marker::PhantomData};
+use std::{
+    fmt,
+    io::{BufRead, BufReader, Read},
+    marker::PhantomData,
+};
 
 use certctl_model::name::San;
 use certctl_store::discovery::Found;
@@ -34,13 +38,17 @@ pub enum Piece {
     Partial(bool),
 }
 
-/// Reads a report and hands on its pieces in the order they come in.
+/// Reads a report and hands on its pieces in the order they come in. As everywhere, no body and `null` count as `{}`.
 ///
 /// # Errors
 /// When it is not a report in JSON, or `emit` wants no more.
 pub fn read(reader: impl Read, mut emit: impl FnMut(Piece) -> Result<(), String>) -> Result<(), serde_json::Error> {
-    let mut json = serde_json::Deserializer::from_reader(std::io::BufReader::with_capacity(64 * 1024, reader));
-    json.deserialize_map(Report { emit: &mut emit })?;
+    let mut reader = BufReader::with_capacity(64 * 1024, reader);
+    if reader.fill_buf().map_err(serde_json::Error::io)?.is_empty() {
+        return Ok(());
+    }
+    let mut json = serde_json::Deserializer::from_reader(reader);
+    json.deserialize_option(Report { emit: &mut emit })?;
     json.end()
 }
 
@@ -55,6 +63,14 @@ impl<'de> Visitor<'de> for Report<'_> {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a report: an object")
+    }
+
+    fn visit_none<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_map(self)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
@@ -206,6 +222,8 @@ mod tests {
     #[test]
     fn nothing_in_any_spelling_is_an_empty_report() {
         for json in [
+            "",
+            "null",
             "{}",
             r#"{"directories": null, "certificates": null, "errors": null, "more": {"a": [1]}}"#,
             r#"{"directories": [], "certificates": [], "errors": []}"#,
@@ -217,9 +235,10 @@ mod tests {
     #[test]
     fn what_is_not_a_report_is_refused() {
         for json in [
-            "",
+            " ",
             "[]",
             "{",
+            "null {}",
             r#"{"certificates": [{]}"#,
             r#"{"certificates": {}}"#,
             r#"{"certificates": ["text"]}"#,
