@@ -150,6 +150,11 @@ async fn lists_are_tables_and_things_are_json_unless_the_format_is_given() {
             assert_eq!(value["total"], 7, "{line}");
         }
         assert_eq!(text(&cli(&server, "health").await.stdout), "healthy\n");
+        let status: Value = serde_json::from_slice(&cli(&server, "status --format json").await.stdout).unwrap();
+        assert_eq!(
+            (&status["health"]["status"], &status["summary"]["total"]),
+            (&json!("healthy"), &json!(7))
+        );
         assert!(text(&cli(&server, "get-cert mc-1 --format table").await.stdout).contains("next_cursor"));
     })
     .await;

@@ -215,3 +215,18 @@ fn fields_are_found_before_the_message() {
     let found: Vec<_> = logged(text).into_iter().collect();
     assert_eq!(found, ["agent.id", "attempt", "error", "job.id", "kind", "serial"]);
 }
+
+#[test]
+fn one_toolchain_is_named_and_the_manifest_agrees() {
+    let read = |name: &str| fs::read_to_string(repository().join(name)).unwrap();
+    let of = |text: &str, key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        line.trim_matches(|c: char| !c.is_ascii_digit()).to_owned()
+    };
+    let channel = of(&read("rust-toolchain.toml"), "channel");
+    let oldest = of(&read("Cargo.toml"), "rust-version");
+    assert!(
+        channel.starts_with(&format!("{oldest}.")),
+        "{channel} is a release of {oldest}"
+    );
+}

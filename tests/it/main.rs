@@ -16,6 +16,7 @@ mod edges;
 mod failures;
 mod groups;
 mod idempotency;
+mod life;
 mod limits;
 mod linting;
 mod lists;

@@ -173,3 +173,28 @@ async fn migrating_again_changes_nothing(db: PgPool) {
         .await;
     assert_eq!(applied, certctl_store::MIGRATOR.iter().count().to_string());
 }
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_new_database_has_what_everything_falls_back_on_and_no_demonstration(db: PgPool) {
+    let mut rows = vec![];
+    let tables: Vec<String> =
+        sqlx::query_scalar("SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
+            .fetch_all(&db)
+            .await
+            .unwrap();
+    for table in tables.iter().filter(|table| *table != "_sqlx_migrations") {
+        let sql =
+            format!("SELECT coalesce(t.id, '?') FROM (SELECT to_jsonb(r) ->> 'id' AS id FROM {table} r) t ORDER BY 1");
+        let ids: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&db).await.unwrap();
+        rows.extend(ids.into_iter().map(|id| format!("{table} {id}")));
+    }
+    assert_eq!(
+        rows,
+        [
+            "issuers iss-local",
+            "owners o-unassigned",
+            "renewal_policies rp-default",
+            "teams t-unassigned"
+        ]
+    );
+}

@@ -171,7 +171,9 @@ async fn an_agent_sees_and_touches_nothing_of_another(db: PgPool) {
     }
     assert!(tried > 100, "{tried}");
     assert_eq!(contents().await, before, "nothing was changed");
-    let scans = w.text("SELECT string_agg(DISTINCT agent_id, ' ') FROM discovery_scans").await;
+    let scans = w
+        .text("SELECT string_agg(DISTINCT agent_id, ' ') FROM discovery_scans")
+        .await;
     assert_eq!(scans, ours.id(), "what was found was found by itself");
 }
 
