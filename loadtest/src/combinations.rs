@@ -95,7 +95,7 @@ pub(crate) async fn run(args: &Combinations) -> anyhow::Result<Value> {
     let page = client
         .call::<ListCertificates>(NoParams, List::default(), NoBody)
         .await?;
-    let cost = cost(&client, &args.processes, &page).await?;
+    let cost = cost(&client, &args.processes).await?;
     let query = || Certificates::default();
     let (bare, octets) = ceilings::bare::<ListCertificates>(&page, 1, || NoParams, query, || NoBody).await?;
     let select_1 = ceilings::select_1(&pool, 1).await;
@@ -153,6 +153,18 @@ pub(crate) async fn run(args: &Combinations) -> anyhow::Result<Value> {
 
 async fn ask(client: &Client, query: Certificates) -> anyhow::Result<Page<Certificate>> {
     Ok(client.call::<ListCertificates>(NoParams, query, NoBody).await?)
+}
+
+/// The next page of a walk.
+async fn next(client: &Client, cursor: &mut Option<String>) -> anyhow::Result<Page<Certificate>> {
+    let query = Certificates {
+        cursor: cursor.take(),
+        page_size: Some(DEFAULT_PER_PAGE),
+        ..List::default()
+    };
+    let page = ask(client, query).await?;
+    cursor.clone_from(&page.next_cursor);
+    Ok(page)
 }
 
 async fn timed(client: &Client, query: Certificates, figures: &mut Figures) {
@@ -223,12 +235,7 @@ async fn walk_agrees(client: &Client, rows: u64) -> anyhow::Result<u32> {
     }
     let mut cursor = None;
     for _ in 0..pages {
-        let query = Certificates {
-            cursor: cursor.take(),
-            page_size: Some(DEFAULT_PER_PAGE),
-            ..List::default()
-        };
-        cursor = ask(client, query).await?.next_cursor;
+        next(client, &mut cursor).await?;
     }
     let query = Certificates {
         page: Some(pages),
@@ -392,8 +399,14 @@ async fn summary(client: &Client) -> anyhow::Result<Figures> {
 }
 
 /// The processor time of a page against that of a constant body of its size on the same way through the API.
-async fn cost(client: &Client, processes: &Processes, page: &Page<Certificate>) -> anyhow::Result<Value> {
-    let octets = page.encode().len() as u32;
+async fn cost(client: &Client, processes: &Processes) -> anyhow::Result<Value> {
+    let mut cursor: Option<String> = None;
+    let mut octets = 0;
+    for _ in 0..COST_PAGES {
+        let page = next(client, &mut cursor).await?;
+        octets += page.encode().len() as u32;
+    }
+    octets /= COST_PAGES;
     if constant::ask(client, octets)
         .await
         .is_err_and(|error| error.status() == Some(404))
@@ -401,7 +414,6 @@ async fn cost(client: &Client, processes: &Processes, page: &Page<Certificate>) 
         return Ok(json!({ "cpu_ratio": null, "why": "the API runs without CERTCTL_BENCH_ROUTE=true" }));
     }
     let mut used: BTreeMap<&str, [Duration; 2]> = BTreeMap::new();
-    let mut cursor: Option<String> = None;
     for _ in 0..COST_ROUNDS {
         for what in ["page", "constant"] {
             let before = [
@@ -410,12 +422,7 @@ async fn cost(client: &Client, processes: &Processes, page: &Page<Certificate>) 
             ];
             for _ in 0..COST_PAGES {
                 if what == "page" {
-                    let query = Certificates {
-                        cursor: cursor.take(),
-                        page_size: Some(DEFAULT_PER_PAGE),
-                        ..List::default()
-                    };
-                    cursor = ask(client, query).await?.next_cursor;
+                    next(client, &mut cursor).await?;
                 } else {
                     constant::ask(client, octets).await?;
                 }

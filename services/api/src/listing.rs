@@ -73,6 +73,8 @@ pub trait Listed: Sized + Send {
     const COLUMNS: &'static str;
     /// Tables. `{now}` stands for the instant of the request.
     const FROM: &'static str;
+    /// The tables that filters and orders look at, when these are fewer.
+    const ROWS: &'static str = Self::FROM;
     /// The id's column.
     const ID: &'static str;
     /// The order when none is asked for.
@@ -80,6 +82,9 @@ pub trait Listed: Sized + Send {
 
     /// What it is tallied as, in all and by `status`.
     const TALLY: Option<Subject> = None;
+    /// Whether there is an index for each order of each column that can be asked for one value, and for each order of
+    /// all rows. Then it is also counted along one.
+    const ORDERED: bool = false;
 
     /// Whether this filter or order looks at what changes by itself and is settled first.
     fn unsettled(_: &Self::Filter, _: Self::Sort) -> bool {
@@ -99,13 +104,39 @@ pub trait Listed: Sized + Send {
     fn read(row: &PgRow) -> Result<Self, sqlx::Error>;
 }
 
+/// The columns of a row, one after the other: to look each up by its name costs as much as to read it.
+pub struct Cells<'r> {
+    row: &'r PgRow,
+    column: usize,
+}
+
+impl<'r> Cells<'r> {
+    /// All of them, from the first one on.
+    pub fn of(row: &'r PgRow) -> Self {
+        Self { row, column: 0 }
+    }
+
+    /// Reads the next one.
+    ///
+    /// # Errors
+    /// When it is of another type, or there is none.
+    pub fn next<T>(&mut self) -> Result<T, sqlx::Error>
+    where
+        T: sqlx::Decode<'r, Postgres> + Type<Postgres>,
+    {
+        self.column += 1;
+        self.row.try_get(self.column - 1)
+    }
+}
+
 /// Conditions under construction.
 pub struct Where<'a> {
     sql: &'a mut QueryBuilder<Postgres>,
     /// The instant of the request.
     pub now: Time,
-    conditions: u32,
-    ranges: bool,
+    values: Vec<String>,
+    ranges: Vec<String>,
+    others: bool,
 }
 
 impl<'a> Where<'a> {
@@ -113,15 +144,31 @@ impl<'a> Where<'a> {
         Self {
             sql,
             now,
-            conditions: 0,
-            ranges: false,
+            values: vec![],
+            ranges: vec![],
+            others: false,
         }
     }
 
-    /// Whether more is asked than that one column has one value: then no index has both the rows and their order.
-    fn is_mixed(&self) -> bool {
-        self.ranges || self.conditions > 1
+    /// What is asked.
+    fn shape(mut self) -> Shape {
+        self.ranges.dedup();
+        match (self.values.pop(), self.ranges.pop(), self.others) {
+            (value, None, false) if self.values.is_empty() => Shape::Value(value),
+            (None, Some(range), false) if self.ranges.is_empty() => Shape::Range(range),
+            _ => Shape::Mixed,
+        }
     }
+}
+
+/// What a filter asks.
+enum Shape {
+    /// Nothing, or that one expression has one value: with the right index its rows are in order.
+    Value(Option<String>),
+    /// That one expression lies in a range: an index has the rows, in the order of that expression only.
+    Range(String),
+    /// Anything else.
+    Mixed,
 }
 
 impl Where<'_> {
@@ -130,6 +177,7 @@ impl Where<'_> {
     where
         T: Clone + Send + for<'q> Encode<'q, Postgres> + Type<Postgres> + 'static,
     {
+        self.values.extend(value.as_ref().map(|_| expression.to_owned()));
         self.compare(expression, "=", value);
     }
 
@@ -145,13 +193,13 @@ impl Where<'_> {
 
     /// `expression < value`, when there is a value.
     pub fn before(&mut self, expression: &str, value: &Option<Time>) {
-        self.ranges |= value.is_some();
+        self.ranges.extend(value.map(|_| expression.to_owned()));
         self.compare(expression, "<", value);
     }
 
     /// `expression > value`, when there is a value.
     pub fn after(&mut self, expression: &str, value: &Option<Time>) {
-        self.ranges |= value.is_some();
+        self.ranges.extend(value.map(|_| expression.to_owned()));
         self.compare(expression, ">", value);
     }
 
@@ -160,7 +208,6 @@ impl Where<'_> {
         T: Clone + Send + for<'q> Encode<'q, Postgres> + Type<Postgres> + 'static,
     {
         if let Some(value) = value {
-            self.conditions += 1;
             self.sql
                 .push(format!(" AND {expression} {operator} "))
                 .push_bind(value.clone());
@@ -172,7 +219,7 @@ impl Where<'_> {
     where
         T: Send + for<'q> Encode<'q, Postgres> + Type<Postgres> + 'static,
     {
-        self.ranges = true;
+        self.others = true;
         self.sql
             .push(format!(" AND {before} "))
             .push_bind(value)
@@ -181,7 +228,7 @@ impl Where<'_> {
 
     /// A condition of the caller's own text around several values.
     pub fn all<const N: usize>(&mut self, texts: [&str; N], values: &[String]) {
-        self.ranges = true;
+        self.others = true;
         self.sql.push(" AND ");
         for (n, text) in texts.into_iter().enumerate() {
             self.sql.push(text);
@@ -193,7 +240,7 @@ impl Where<'_> {
 
     /// A condition without a value.
     pub fn and(&mut self, condition: &str) {
-        self.ranges = true;
+        self.others = true;
         self.sql.push(format!(" AND {condition}"));
     }
 }
@@ -340,7 +387,8 @@ async fn answer<T: Listed>(
         }
     };
 
-    let (mut sql, by_value) = statement::<T>("", now, &query, sort, cursor.as_ref(), &narrow);
+    let few = total <= COUNTED;
+    let (mut sql, by_value) = statement::<T>("", now, &query, sort, cursor.as_ref(), few, &narrow);
     let rows = sql.build().persistent(!by_value).fetch_all(pool).await;
     let mut rows = rows.map_err(|error| match query.cursor.is_some() && is_of_data(&error) {
         true => bad_cursor(NOT_OURS),
@@ -386,18 +434,22 @@ async fn answer<T: Listed>(
 
 /// Adds the rows that a list with this filter has: tables and conditions, for a statement of the caller's own.
 pub fn matching<T: Listed>(sql: &mut QueryBuilder<Postgres>, filter: &T::Filter, now: Time) {
-    from::<T>(sql, now);
+    from(sql, T::FROM, now);
     T::restrict(filter, &mut Where::new(sql, now));
 }
 
 /// The statement of a page, behind `prefix`, with one row more than the page has; and whether it is to be planned for its
 /// values: no index can be relied on to give both the rows and their order.
+///
+/// Then, of `few` rows all are looked at and the first of them kept, however rare they are in the order; of many, those
+/// that match are soon met on the way along the order.
 fn statement<T: Listed>(
     prefix: &str,
     now: Time,
     query: &List<T::Filter, T::Sort>,
     sort: Sort<T::Sort>,
     cursor: Option<&Cursor>,
+    few: bool,
     narrow: &impl Fn(&mut Where<'_>),
 ) -> (QueryBuilder<Postgres>, bool) {
     let Column { expression, cast } = T::column(sort.key);
@@ -407,49 +459,72 @@ fn statement<T: Listed>(
         "{}, ({expression})::text AS sort_key, {id}::text AS sort_id",
         T::COLUMNS
     );
-    let order = format!(" ORDER BY {expression} {direction}, {id} {direction}");
-    let window = |sql: &mut QueryBuilder<Postgres>| -> bool {
-        let mixed = restrict::<T>(sql, now, &query.filter, narrow);
+    let skipped = u64::from(query.page.unwrap_or(1) - 1) * u64::from(query.limit());
+    let order = |key: &str, id: &str| format!(" ORDER BY {key} {direction}, {id} {direction}");
+    // Subselects hide the cursor from the planner, who would take rows beyond a frequent value for few, and an index that
+    // has only those for the best.
+    let window = |sql: &mut QueryBuilder<Postgres>, key: Option<&str>, id: &str| {
         if let Some(cursor) = cursor {
-            sql.push(format!(" AND ({expression}, {id}) {beyond} ("))
-                .push_bind(cursor.k.clone())
-                .push(format!("::{cast}, "))
-                .push_bind(cursor.i.clone())
-                .push(")");
+            if let Some(key) = key {
+                sql.push(format!(" AND ({key}, {id}) {beyond} ((SELECT "))
+                    .push_bind(cursor.k.clone())
+                    .push(format!("::{cast}), (SELECT "));
+            } else {
+                sql.push(format!(" AND {id} {beyond} ((SELECT "));
+            }
+            sql.push_bind(cursor.i.clone()).push("::text))");
         }
-        sql.push(format!("{order} LIMIT {rows}"));
-        let skipped = u64::from(query.page.unwrap_or(1) - 1) * u64::from(query.limit());
+        match key {
+            Some(key) => sql.push(order(key, id)),
+            None => sql.push(format!(" ORDER BY {id} {direction}")),
+        };
+        sql.push(format!(" LIMIT {rows}"));
         if skipped > 0 {
             sql.push(format!(" OFFSET {skipped}"));
         }
-        mixed || skipped > 0
     };
     let mut sql = QueryBuilder::new(prefix);
     push_select::<T>(&mut sql, &shown, now);
-    if !window(&mut sql) {
+    let shape = restrict::<T>(&mut sql, now, &query.filter, narrow);
+    let in_order = matches!(shape, Shape::Value(_));
+    // Rows that are all equal under the sort are in the order of their ids.
+    let key = Some(expression).filter(|key| !matches!(&shape, Shape::Value(Some(value)) if value == key));
+    if in_order && skipped == 0 {
+        window(&mut sql, key, id);
         return (sql, false);
     }
     // First which rows, by as little as possible; then what they hold.
     let mut sql = QueryBuilder::new(prefix);
-    push_select::<T>(&mut sql, &shown, now);
-    sql.push(format!(" AND {id} IN ("));
-    push_select::<T>(&mut sql, id, now);
-    window(&mut sql);
-    sql.push(format!("){order}"));
+    if few && !in_order {
+        sql.push("WITH found AS MATERIALIZED (");
+        push_ids::<T>(&mut sql, &format!("{expression} AS k, {id} AS i"), now);
+        restrict::<T>(&mut sql, now, &query.filter, narrow);
+        sql.push(") ");
+        push_select::<T>(&mut sql, &shown, now);
+        sql.push(format!(" AND {id} IN (SELECT i FROM found WHERE true"));
+        window(&mut sql, Some("k"), "i");
+    } else {
+        push_select::<T>(&mut sql, &shown, now);
+        sql.push(format!(" AND {id} IN ("));
+        push_ids::<T>(&mut sql, id, now);
+        restrict::<T>(&mut sql, now, &query.filter, narrow);
+        window(&mut sql, key, id);
+    }
+    sql.push(format!("){}", order(expression, id)));
     (sql, true)
 }
 
-/// Adds the conditions. True when more is asked than that one column has one value.
+/// Adds the conditions.
 fn restrict<T: Listed>(
     sql: &mut QueryBuilder<Postgres>,
     now: Time,
     filter: &T::Filter,
     narrow: &impl Fn(&mut Where<'_>),
-) -> bool {
+) -> Shape {
     let mut conditions = Where::new(sql, now);
     T::restrict(filter, &mut conditions);
     narrow(&mut conditions);
-    conditions.is_mixed()
+    conditions.shape()
 }
 
 /// The ids of the rows for which a condition holds, unless they are more than `most`.
@@ -474,15 +549,26 @@ async fn count<T: Listed>(
     narrow: &impl Fn(&mut Where<'_>),
 ) -> Result<i64, ApiError> {
     let mut sql = QueryBuilder::new("SELECT count(*) FROM (");
-    push_select::<T>(&mut sql, "1", now);
-    let mixed = restrict::<T>(&mut sql, now, filter, narrow);
+    push_ids::<T>(&mut sql, "1", now);
+    let shape = restrict::<T>(&mut sql, now, filter, narrow);
+    // In an order that an index has: what is in it alone is counted without looking at rows.
+    match &shape {
+        Shape::Value(_) if T::ORDERED => {
+            sql.push(format!(" ORDER BY {}, {}", T::column(T::DEFAULT.key).expression, T::ID));
+        }
+        Shape::Range(expression) if T::ORDERED => {
+            sql.push(format!(" ORDER BY {expression}"));
+        }
+        _ => {}
+    }
     sql.push(format!(" LIMIT {}) counted", COUNTED + 1));
-    let counted: i64 = sql.build_query_scalar().persistent(!mixed).fetch_one(pool).await?;
+    // Planned for the values: what is right for a frequent one reads everything for a rare one.
+    let counted: i64 = sql.build_query_scalar().persistent(false).fetch_one(pool).await?;
     if counted <= COUNTED {
         return Ok(counted);
     }
     let mut sql = QueryBuilder::new("EXPLAIN (FORMAT JSON) ");
-    push_select::<T>(&mut sql, "1", now);
+    push_ids::<T>(&mut sql, "1", now);
     restrict::<T>(&mut sql, now, filter, narrow);
     let plan: serde_json::Value = sql.build_query_scalar().persistent(false).fetch_one(pool).await?;
     let expected = plan.pointer("/0/Plan/Plan Rows").and_then(serde_json::Value::as_i64);
@@ -497,11 +583,17 @@ fn select<T: Listed>(columns: &str, now: Time) -> QueryBuilder<Postgres> {
 
 fn push_select<T: Listed>(sql: &mut QueryBuilder<Postgres>, columns: &str, now: Time) {
     sql.push(format!("SELECT {columns} FROM "));
-    from::<T>(sql, now);
+    from(sql, T::FROM, now);
 }
 
-fn from<T: Listed>(sql: &mut QueryBuilder<Postgres>, now: Time) {
-    for (n, part) in T::FROM.split("{now}").enumerate() {
+/// The same where only filter and order matter.
+fn push_ids<T: Listed>(sql: &mut QueryBuilder<Postgres>, columns: &str, now: Time) {
+    sql.push(format!("SELECT {columns} FROM "));
+    from(sql, T::ROWS, now);
+}
+
+fn from(sql: &mut QueryBuilder<Postgres>, tables: &str, now: Time) {
+    for (n, part) in tables.split("{now}").enumerate() {
         if n > 0 {
             sql.push_bind(now);
         }
@@ -652,8 +744,15 @@ mod tests {
                         i: "mc-5".to_owned(),
                     });
                     let explain = "EXPLAIN (FORMAT JSON) ";
-                    let (mut sql, by_value) =
-                        statement::<Certificate>(explain, now, &query, sort, cursor.as_ref(), &|_: &mut Where<'_>| {});
+                    let (mut sql, by_value) = statement::<Certificate>(
+                        explain,
+                        now,
+                        &query,
+                        sort,
+                        cursor.as_ref(),
+                        false,
+                        &|_: &mut Where<'_>| {},
+                    );
                     assert!(!by_value, "{filter}: one plan fits all values");
                     let plan: Value = sql.build_query_scalar().persistent(false).fetch_one(&db).await.unwrap();
                     let mut found = vec![];

@@ -6,6 +6,10 @@ use certctl_api::config::Config;
 use certctl_model::time::Clock;
 use certctl_runtime::{config, tasks, tasks::Tasks, telemetry};
 
+/// Answers are built of many small pieces; the system's allocator takes a seventh of their time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let config: Config = config::parse();

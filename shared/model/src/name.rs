@@ -118,7 +118,10 @@ impl FromStr for San {
                 "a name is 1 to 2048 printable ASCII characters without spaces",
             ));
         }
-        if let Ok(ip) = text.parse() {
+        // Every address has a colon or ends in a digit; most names have neither.
+        if (text.contains(':') || text.ends_with(|c: char| c.is_ascii_digit()))
+            && let Ok(ip) = text.parse()
+        {
             return Ok(San::Ip(ip));
         }
         if let Some((scheme, rest)) = text.split_once("://") {

@@ -52,22 +52,8 @@ pub async fn settle_in(db: &mut PgConnection, now: Time) -> Result<u64> {
 /// # Errors
 /// When the database cannot be asked.
 pub async fn compact(pool: &PgPool) -> Result<u64> {
-    let done = sqlx::query(
-        "WITH piled AS (
-             SELECT subject, kind, status, coalesce(day, 'infinity') AS day FROM tallies
-              GROUP BY 1, 2, 3, 4 HAVING count(*) > 1
-         ), taken AS (
-             DELETE FROM tallies t USING piled p
-              WHERE t.subject = p.subject AND t.kind = p.kind AND t.status = p.status
-                AND coalesce(t.day, 'infinity') = p.day
-             RETURNING t.*
-         )
-         INSERT INTO tallies (subject, kind, status, day, delta)
-         SELECT subject, kind, status, day, sum(delta) FROM taken GROUP BY 1, 2, 3, 4 HAVING sum(delta) <> 0",
-    )
-    .execute(pool)
-    .await?;
-    Ok(done.rows_affected())
+    let written: i64 = sqlx::query_scalar("SELECT tallies_compact()").fetch_one(pool).await?;
+    Ok(written.cast_unsigned())
 }
 
 /// What is tallied.

@@ -11,10 +11,8 @@ use certctl_contract::{
     targets::Target,
 };
 use certctl_model::{
-    certificate::CertificateStatus,
     id::{CertificateId, IssuerId, JobId, OwnerId, ProfileId, RenewalPolicyId, TargetId, TeamId, VersionId},
     job::JobKind,
-    key::KeyAlgorithm,
     name::{San, all_names},
     revocation::RevocationReason,
     time::Time,
@@ -31,7 +29,7 @@ use sqlx::{FromRow, Row, postgres::PgRow, types::Json};
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
-    listing::{self, Column, Listed, Where, check_name},
+    listing::{self, Cells, Column, Listed, Where, check_name},
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
@@ -64,8 +62,10 @@ impl Listed for Certificate {
     const FROM: &'static str = "certificates c
         CROSS JOIN (SELECT {now}::timestamptz AS at) clock
         LEFT JOIN certificate_versions v ON v.id = c.current_version_id";
+    const ROWS: &'static str = "certificates c";
     const ID: &'static str = "c.id";
     const TALLY: Option<Subject> = Some(Subject::Certificate);
+    const ORDERED: bool = true;
     const DEFAULT: Sort<CertificateSort> = Sort {
         key: CertificateSort::CreatedAt,
         descending: true,
@@ -101,7 +101,7 @@ impl Listed for Certificate {
         sql.before("coalesce(c.not_after, 'infinity')", &f.expires_before);
         sql.after("coalesce(c.not_after, 'infinity')", &f.expires_after);
         if f.expires_after.is_some() {
-            sql.and("c.not_after IS NOT NULL");
+            sql.and("coalesce(c.not_after, 'infinity') < 'infinity'");
         }
         sql.after("c.created_at", &f.created_after);
         sql.before("c.created_at", &f.created_before);
@@ -118,35 +118,35 @@ impl Listed for Certificate {
     }
 
     fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
-        let tags: Json<BTreeMap<String, String>> = row.try_get("tags")?;
+        let mut cells = Cells::of(row);
         Ok(Self {
-            id: row.try_get("id")?,
-            name: row.try_get("name")?,
-            common_name: row.try_get("common_name")?,
-            sans: row.try_get("sans")?,
-            environment: row.try_get("environment")?,
-            owner_id: row.try_get("owner_id")?,
-            team_id: row.try_get("team_id")?,
-            issuer_id: row.try_get("issuer_id")?,
-            target_ids: row.try_get("target_ids")?,
-            renewal_policy_id: row.try_get("renewal_policy_id")?,
-            certificate_profile_id: row.try_get("profile_id")?,
-            status: row.try_get::<CertificateStatus, _>("status")?,
-            expires_at: row.try_get("not_after")?,
-            tags: tags.0,
-            last_renewal_at: row.try_get("last_renewal_at")?,
-            last_deployment_at: row.try_get("last_deployment_at")?,
-            revoked_at: row.try_get("revoked_at")?,
-            revocation_reason: row.try_get::<Option<RevocationReason>, _>("revocation_reason")?,
-            failure: row.try_get("failure")?,
-            renew_at: row.try_get("renew_at")?,
-            serial_number: row.try_get("serial_number")?,
-            fingerprint: row.try_get("fingerprint_sha256")?,
-            key_algorithm: row.try_get::<Option<KeyAlgorithm>, _>("key_algorithm")?,
-            key_size: row.try_get("key_size")?,
-            issued_at: row.try_get("issued_at")?,
-            created_at: row.try_get("created_at")?,
-            updated_at: row.try_get("updated_at")?,
+            id: cells.next()?,
+            name: cells.next()?,
+            common_name: cells.next()?,
+            sans: cells.next()?,
+            environment: cells.next()?,
+            owner_id: cells.next()?,
+            team_id: cells.next()?,
+            issuer_id: cells.next()?,
+            renewal_policy_id: cells.next()?,
+            certificate_profile_id: cells.next()?,
+            tags: cells.next::<Json<BTreeMap<String, String>>>()?.0,
+            expires_at: cells.next()?,
+            failure: cells.next()?,
+            renew_at: cells.next()?,
+            revoked_at: cells.next()?,
+            revocation_reason: cells.next()?,
+            last_renewal_at: cells.next()?,
+            last_deployment_at: cells.next()?,
+            created_at: cells.next()?,
+            updated_at: cells.next()?,
+            status: cells.next()?,
+            target_ids: cells.next()?,
+            serial_number: cells.next()?,
+            fingerprint: cells.next()?,
+            key_algorithm: cells.next()?,
+            key_size: cells.next()?,
+            issued_at: cells.next()?,
         })
     }
 }
