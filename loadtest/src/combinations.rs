@@ -14,6 +14,7 @@ use certctl_contract::{
     metrics::DashboardSummary,
     query::{self, NoParams, Query},
 };
+use futures_util::future::try_join_all;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
@@ -29,8 +30,10 @@ use crate::{
 
 type Certificates = List<CertificateFilter, CertificateSort>;
 
-/// Pages by cursor in one round of the comparison of costs, and rounds.
-const COST_PAGES: u32 = 500;
+/// In the comparison of costs: how many walk at once, as on a server that has something to do; pages of each in one
+/// round; and rounds.
+const WALKERS: u32 = 8;
+const COST_PAGES: u32 = 64;
 const COST_ROUNDS: u32 = 8;
 /// Requests for totals, searches and summaries each.
 const OTHERS: u64 = 300;
@@ -413,6 +416,7 @@ async fn cost(client: &Client, processes: &Processes) -> anyhow::Result<Value> {
     {
         return Ok(json!({ "cpu_ratio": null, "why": "the API runs without CERTCTL_BENCH_ROUTE=true" }));
     }
+    let mut cursors = vec![None; WALKERS as usize];
     let mut used: BTreeMap<&str, [Duration; 2]> = BTreeMap::new();
     for _ in 0..COST_ROUNDS {
         for what in ["page", "constant"] {
@@ -420,13 +424,17 @@ async fn cost(client: &Client, processes: &Processes) -> anyhow::Result<Value> {
                 cpu::of_process(processes.api_pid)?,
                 cpu::of_family(processes.postgres_pid)?,
             ];
-            for _ in 0..COST_PAGES {
-                if what == "page" {
-                    next(client, &mut cursor).await?;
-                } else {
-                    constant::ask(client, octets).await?;
+            let walks = cursors.iter_mut().map(|cursor| async move {
+                for _ in 0..COST_PAGES {
+                    if what == "page" {
+                        next(client, cursor).await?;
+                    } else {
+                        constant::ask(client, octets).await?;
+                    }
                 }
-            }
+                anyhow::Ok(())
+            });
+            try_join_all(walks).await?;
             let after = [
                 cpu::of_process(processes.api_pid)?,
                 cpu::of_family(processes.postgres_pid)?,
@@ -435,11 +443,13 @@ async fn cost(client: &Client, processes: &Processes) -> anyhow::Result<Value> {
             (0..2).for_each(|n| sum[n] += after[n].saturating_sub(before[n]));
         }
     }
-    let each = |what: &str, n: usize| used[what][n].as_secs_f64() * 1e6 / f64::from(COST_PAGES * COST_ROUNDS);
+    let requests = WALKERS * COST_PAGES * COST_ROUNDS;
+    let each = |what: &str, n: usize| used[what][n].as_secs_f64() * 1e6 / f64::from(requests);
     Ok(json!({
         "cpu_ratio": round(each("page", 0) / each("constant", 0).max(0.001)),
         "octets": octets,
-        "requests": COST_PAGES * COST_ROUNDS,
+        "requests": requests,
+        "in_flight": WALKERS,
         "api_us_per_page": round(each("page", 0)),
         "api_us_per_constant": round(each("constant", 0)),
         "postgres_us_per_page": round(each("page", 1)),

@@ -118,8 +118,13 @@ pub(crate) async fn run(args: &Seed) -> anyhow::Result<Value> {
     let copied = started.elapsed();
     put_back(&pool, &taken, args.connections).await?;
     let rows = filled?;
-    // What the scheduler does from time to time.
-    sqlx::query("SELECT tallies_compact()").execute(&pool).await?;
+    // What the services do from time to time: settle what ended meanwhile, sum up what changed.
+    for sql in [
+        "UPDATE certificates SET status_at = now() WHERE status_until <= now()",
+        "SELECT tallies_compact()",
+    ] {
+        sqlx::query(sql).execute(&pool).await?;
+    }
     for name in TABLES.iter().map(|table| table.0).chain(["tallies"]) {
         sqlx::raw_sql(AssertSqlSafe(format!("VACUUM (ANALYZE) {name}")))
             .execute(&pool)

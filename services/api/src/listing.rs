@@ -116,11 +116,11 @@ impl<'r> Cells<'r> {
         Self { row, column: 0 }
     }
 
-    /// Reads the next one.
+    /// Takes the next one.
     ///
     /// # Errors
     /// When it is of another type, or there is none.
-    pub fn next<T>(&mut self) -> Result<T, sqlx::Error>
+    pub fn take<T>(&mut self) -> Result<T, sqlx::Error>
     where
         T: sqlx::Decode<'r, Postgres> + Type<Postgres>,
     {
@@ -320,7 +320,13 @@ impl Totals {
 
 /// Answers a list.
 pub async fn list<T: Listed>(cx: &Cx, query: List<T::Filter, T::Sort>) -> Result<Page<T>, ApiError> {
-    answer::<T>(cx.pool(), cx.now(), query, |_| {}, Some(&cx.app.totals)).await
+    answer::<T>(cx.pool(), cx.now(), query, |_| {}, Some(&cx.app.totals), 0).await
+}
+
+/// Answers a list whose filter is known to have more rows than `most`, if it asks for one thing only. They are not counted.
+pub async fn list_many<T: Listed>(cx: &Cx, query: List<T::Filter, T::Sort>, most: usize) -> Result<Page<T>, ApiError> {
+    let least = most as i64 + 1;
+    answer::<T>(cx.pool(), cx.now(), query, |_| {}, Some(&cx.app.totals), least).await
 }
 
 /// Answers a list of which it is known beforehand where the matching rows are: a condition that every one of them
@@ -330,7 +336,7 @@ pub async fn list_near<T: Listed>(
     query: List<T::Filter, T::Sort>,
     near: impl Fn(&mut Where<'_>),
 ) -> Result<Page<T>, ApiError> {
-    answer::<T>(cx.pool(), cx.now(), query, near, Some(&cx.app.totals)).await
+    answer::<T>(cx.pool(), cx.now(), query, near, Some(&cx.app.totals), 0).await
 }
 
 /// Answers a list of the rows for which a further condition holds.
@@ -340,7 +346,7 @@ pub async fn list_where<T: Listed>(
     query: List<T::Filter, T::Sort>,
     narrow: impl Fn(&mut Where<'_>),
 ) -> Result<Page<T>, ApiError> {
-    answer::<T>(pool, now, query, narrow, None).await
+    answer::<T>(pool, now, query, narrow, None, 0).await
 }
 
 async fn answer<T: Listed>(
@@ -349,12 +355,14 @@ async fn answer<T: Listed>(
     query: List<T::Filter, T::Sort>,
     narrow: impl Fn(&mut Where<'_>),
     totals: Option<&Totals>,
+    least: i64,
 ) -> Result<Page<T>, ApiError> {
     let sort = query.sort.unwrap_or(T::DEFAULT);
     let order = format!("{}{}", if sort.descending { "-" } else { "" }, sort.key.as_str());
     let mut pairs = vec![];
     query.filter.pairs(&mut pairs);
     let filter = serde_urlencoded::to_string(&pairs).unwrap_or_default();
+    let least = if pairs.len() == 1 { least } else { 0 };
     let limit = query.limit();
     let cursor = query
         .cursor
@@ -372,6 +380,7 @@ async fn answer<T: Listed>(
                 Some(total) => total,
                 None => {
                     let total = match (T::TALLY, pairs.as_slice()) {
+                        _ if least > 0 => expected::<T>(pool, now, &query.filter, &narrow).await?.max(least),
                         (Some(subject), []) => tallies::count(pool, subject, None).await?,
                         (Some(subject), [("status", word)]) if !word.contains(',') => {
                             tallies::count(pool, subject, Some(word)).await?
@@ -387,7 +396,7 @@ async fn answer<T: Listed>(
         }
     };
 
-    let few = total <= COUNTED;
+    let few = least == 0 && total <= COUNTED;
     let (mut sql, by_value) = statement::<T>("", now, &query, sort, cursor.as_ref(), few, &narrow);
     let rows = sql.build().persistent(!by_value).fetch_all(pool).await;
     let mut rows = rows.map_err(|error| match query.cursor.is_some() && is_of_data(&error) {
@@ -567,12 +576,22 @@ async fn count<T: Listed>(
     if counted <= COUNTED {
         return Ok(counted);
     }
+    Ok(expected::<T>(pool, now, filter, narrow).await?.max(counted))
+}
+
+/// How many rows Postgres expects.
+async fn expected<T: Listed>(
+    pool: &PgPool,
+    now: Time,
+    filter: &T::Filter,
+    narrow: &impl Fn(&mut Where<'_>),
+) -> Result<i64, ApiError> {
     let mut sql = QueryBuilder::new("EXPLAIN (FORMAT JSON) ");
     push_ids::<T>(&mut sql, "1", now);
     restrict::<T>(&mut sql, now, filter, narrow);
     let plan: serde_json::Value = sql.build_query_scalar().persistent(false).fetch_one(pool).await?;
-    let expected = plan.pointer("/0/Plan/Plan Rows").and_then(serde_json::Value::as_i64);
-    Ok(expected.unwrap_or(counted).max(counted))
+    let rows = plan.pointer("/0/Plan/Plan Rows").and_then(serde_json::Value::as_i64);
+    Ok(rows.unwrap_or_default())
 }
 
 fn select<T: Listed>(columns: &str, now: Time) -> QueryBuilder<Postgres> {

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// A DNS name in lower case, at most 253 octets; `*` may stand only as the whole of the first label (RFC 6125 §6.4.3).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -88,8 +88,8 @@ impl fmt::Display for DnsName {
 }
 
 /// A subject alternative name. As text it is the bare name; its kind is read off it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
 pub enum San {
     /// `dNSName`
     Dns(DnsName),
@@ -150,9 +150,13 @@ impl TryFrom<String> for San {
     }
 }
 
-impl From<San> for String {
-    fn from(san: San) -> String {
-        san.to_string()
+impl Serialize for San {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            San::Dns(name) => s.serialize_str(name.as_str()),
+            San::Ip(ip) => s.collect_str(ip),
+            San::Email(text) | San::Uri(text) => s.serialize_str(text),
+        }
     }
 }
 

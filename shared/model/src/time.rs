@@ -89,7 +89,11 @@ impl std::ops::Sub<Duration> for Time {
 
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.format(&Rfc3339).map_err(|_| fmt::Error)?)
+        // The longest is 2027-01-15T08:00:00.123456789Z.
+        let mut octets = [0; 40];
+        let mut rest = &mut octets[..];
+        let length = self.0.format_into(&mut rest, &Rfc3339).map_err(|_| fmt::Error)?;
+        f.write_str(str::from_utf8(&octets[..length]).map_err(|_| fmt::Error)?)
     }
 }
 

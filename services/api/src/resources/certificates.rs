@@ -120,33 +120,33 @@ impl Listed for Certificate {
     fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
         let mut cells = Cells::of(row);
         Ok(Self {
-            id: cells.next()?,
-            name: cells.next()?,
-            common_name: cells.next()?,
-            sans: cells.next()?,
-            environment: cells.next()?,
-            owner_id: cells.next()?,
-            team_id: cells.next()?,
-            issuer_id: cells.next()?,
-            renewal_policy_id: cells.next()?,
-            certificate_profile_id: cells.next()?,
-            tags: cells.next::<Json<BTreeMap<String, String>>>()?.0,
-            expires_at: cells.next()?,
-            failure: cells.next()?,
-            renew_at: cells.next()?,
-            revoked_at: cells.next()?,
-            revocation_reason: cells.next()?,
-            last_renewal_at: cells.next()?,
-            last_deployment_at: cells.next()?,
-            created_at: cells.next()?,
-            updated_at: cells.next()?,
-            status: cells.next()?,
-            target_ids: cells.next()?,
-            serial_number: cells.next()?,
-            fingerprint: cells.next()?,
-            key_algorithm: cells.next()?,
-            key_size: cells.next()?,
-            issued_at: cells.next()?,
+            id: cells.take()?,
+            name: cells.take()?,
+            common_name: cells.take()?,
+            sans: cells.take()?,
+            environment: cells.take()?,
+            owner_id: cells.take()?,
+            team_id: cells.take()?,
+            issuer_id: cells.take()?,
+            renewal_policy_id: cells.take()?,
+            certificate_profile_id: cells.take()?,
+            tags: cells.take::<Json<BTreeMap<String, String>>>()?.0,
+            expires_at: cells.take()?,
+            failure: cells.take()?,
+            renew_at: cells.take()?,
+            revoked_at: cells.take()?,
+            revocation_reason: cells.take()?,
+            last_renewal_at: cells.take()?,
+            last_deployment_at: cells.take()?,
+            created_at: cells.take()?,
+            updated_at: cells.take()?,
+            status: cells.take()?,
+            target_ids: cells.take()?,
+            serial_number: cells.take()?,
+            fingerprint: cells.take()?,
+            key_algorithm: cells.take()?,
+            key_size: cells.take()?,
+            issued_at: cells.take()?,
         })
     }
 }
@@ -159,7 +159,7 @@ const FOUND: [&str; 4] = [
     ")))",
 ];
 /// Up to here what a search finds is collected before it is put in order; more is so frequent that any order shows it.
-const COLLECTED: usize = 5_000;
+const COLLECTED: usize = 3_000;
 
 async fn list(cx: Cx, rq: Request<ListCertificates>) -> Result<Page<Certificate>, ApiError> {
     let Some(q) = &rq.query.filter.q else {
@@ -169,7 +169,7 @@ async fn list(cx: Cx, rq: Request<ListCertificates>) -> Result<Page<Certificate>
     let found = listing::find::<Certificate>(cx.pool(), cx.now(), COLLECTED, |sql| sql.all(FOUND, &patterns)).await?;
     match found {
         Some(found) => listing::list_near(&cx, rq.query, |sql| sql.with("c.id = ANY (", found.clone(), ")")).await,
-        None => listing::list(&cx, rq.query).await,
+        None => listing::list_many(&cx, rq.query, COLLECTED).await,
     }
 }
 
