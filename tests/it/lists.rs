@@ -90,16 +90,39 @@ async fn a_walk_sees_every_row_that_stays_exactly_once_while_others_come_and_go(
 async fn a_walk_is_in_order_and_its_reverse_is_the_reverse(db: PgPool) {
     let w = World::new(db).await;
     certificates(&w, "mc", 30).await;
-    for key in ["createdAt", "commonName", "environment", "name"] {
-        let up = walk(&w, &format!("/api/v1/certificates?sort={key}"), async |_| ()).await;
-        let mut down = walk(&w, &format!("/api/v1/certificates?sort=-{key}"), async |_| ()).await;
-        down.reverse();
-        assert_eq!((up.len(), &up), (30, &down), "{key}");
-        let whole = w
-            .get(&format!("/api/v1/certificates?sort={key}&per_page=500"))
-            .await
-            .expect(200);
-        assert_eq!(ids(&whole), up, "{key}");
+    // What is asked: nothing, one value, a range, and two things at once; each in every order, that of what is asked too.
+    for filter in [
+        "",
+        "&environment=env-1",
+        "&status=Pending",
+        "&created_before=2027-01-15T08:00:03Z",
+        "&created_after=2020-01-01T00:00:00Z",
+        "&expires_after=2020-01-01T00:00:00Z",
+        "&environment=env-1&status=Pending",
+        "&q=host",
+    ] {
+        let mut found = None;
+        for key in ["createdAt", "commonName", "environment", "name", "status", "notAfter"] {
+            let list = format!("/api/v1/certificates?sort={key}{filter}");
+            let up = walk(&w, &list, async |_| ()).await;
+            let mut down = walk(&w, &list.replace("sort=", "sort=-"), async |_| ()).await;
+            down.reverse();
+            assert_eq!(up, down, "{list}");
+            let whole = w.get(&format!("{list}&per_page=500")).await.expect(200);
+            assert_eq!((ids(&whole), &whole["total"]), (up.clone(), &json!(up.len())), "{list}");
+            let second = w.get(&format!("{list}&per_page=4&page=2")).await.expect(200);
+            assert_eq!(
+                ids(&second),
+                up.iter().skip(4).take(4).cloned().collect::<Vec<_>>(),
+                "{list}"
+            );
+            let all: BTreeSet<_> = up.into_iter().collect();
+            assert_eq!(
+                found.get_or_insert_with(|| all.clone()),
+                &all,
+                "{list}: the same rows in every order"
+            );
+        }
     }
 }
 

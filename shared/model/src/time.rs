@@ -92,7 +92,9 @@ impl fmt::Display for Time {
         // The longest is 2027-01-15T08:00:00.123456789Z.
         let mut octets = [0; 40];
         let mut rest = &mut octets[..];
-        let length = self.0.format_into(&mut rest, &Rfc3339).map_err(|_| fmt::Error)?;
+        self.0.format_into(&mut rest, &Rfc3339).map_err(|_| fmt::Error)?;
+        let unused = rest.len();
+        let length = octets.len() - unused;
         f.write_str(str::from_utf8(&octets[..length]).map_err(|_| fmt::Error)?)
     }
 }
