@@ -13,6 +13,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
+use serde_json::Number;
 
 /// Certificates in one report at most.
 const MOST_CERTIFICATES: usize = 200_000;
@@ -89,7 +90,9 @@ impl<'de> Visitor<'de> for Report<'_> {
                     map.next_value_seed(Each::new(&mut *self.emit, usize::MAX, piece))?;
                 }
                 "scan_duration_ms" => {
-                    let duration = map.next_value::<Option<i64>>()?.unwrap_or(0);
+                    let duration = map.next_value::<Option<Number>>()?;
+                    let duration = duration.map(|number| whole(&number)).transpose();
+                    let duration = duration.map_err(serde::de::Error::custom)?.unwrap_or(0);
                     (self.emit)(Piece::Duration(duration)).map_err(serde::de::Error::custom)?;
                 }
                 "partial" => {
@@ -103,6 +106,13 @@ impl<'de> Visitor<'de> for Report<'_> {
         }
         Ok(())
     }
+}
+
+/// A whole number, `5.0` among them: to JSON Schema it is one.
+fn whole(number: &Number) -> Result<i64, String> {
+    let float = || number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < 9e15);
+    let whole = number.as_i64().or_else(|| float().map(|n| n as i64));
+    whole.ok_or_else(|| format!("scan_duration_ms is a whole number, not {number}"))
 }
 
 /// The elements of an array, or none when it is null.
@@ -233,6 +243,17 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_number_may_be_written_as_a_fraction() {
+        for (json, expected) in [("7.0", 7), ("-1e3", -1000), ("12", 12), ("null", 0)] {
+            let all = pieces(&format!(r#"{{"scan_duration_ms": {json}}}"#)).unwrap();
+            assert!(
+                matches!(all[..], [Piece::Duration(ms)] if ms == expected),
+                "{json}: {all:?}"
+            );
+        }
+    }
+
+    #[test]
     fn what_is_not_a_report_is_refused() {
         for json in [
             " ",
@@ -244,6 +265,8 @@ mod tests {
             r#"{"certificates": ["text"]}"#,
             r#"{"directories": [1]}"#,
             r#"{"scan_duration_ms": "long"}"#,
+            r#"{"scan_duration_ms": 1.5}"#,
+            r#"{"scan_duration_ms": 1e300}"#,
             "{} {}",
         ] {
             assert!(pieces(json).is_err(), "{json}");

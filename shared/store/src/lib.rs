@@ -55,8 +55,6 @@ pub static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 
 /// How long a caller waits for a connection before it hears [`Error::Busy`].
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// For how long after its last use a connection is taken to live: asking costs as much as a small statement.
-const FRESH: Duration = Duration::from_secs(1);
 
 /// Opens a pool whose sessions run as `role` (`certctl_api`, …), in UTC, with bounded statements.
 ///
@@ -76,16 +74,6 @@ pub fn connect(url: &str, role: &str, max_connections: u32) -> Result<PgPool> {
     Ok(PgPoolOptions::new()
         .max_connections(max_connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
-        // One that was in use a moment ago need not be asked whether it lives.
-        .test_before_acquire(false)
-        .before_acquire(|connection, used| {
-            Box::pin(async move {
-                if used.idle_for > FRESH {
-                    sqlx::Connection::ping(connection).await?;
-                }
-                Ok(true)
-            })
-        })
         .connect_lazy_with(options))
 }
 
