@@ -1,7 +1,7 @@
 //! Cursors of lists: whatever is sent continues its own list or is refused.
 #![no_main]
 
-use certctl_api::listing::Cursor;
+use certctl_api::cursor::Cursor;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &str| {

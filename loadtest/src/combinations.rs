@@ -32,8 +32,8 @@ type Certificates = List<CertificateFilter, CertificateSort>;
 
 /// In the comparison of costs: how many walk at once, as on a server that has something to do; pages of each in one
 /// round; and rounds.
-const WALKERS: u32 = 8;
-const COST_PAGES: u32 = 64;
+const WALKERS: u32 = 16;
+const COST_PAGES: u32 = 128;
 const COST_ROUNDS: u32 = 8;
 /// Requests for totals, searches and summaries each.
 const OTHERS: u64 = 300;

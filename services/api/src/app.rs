@@ -40,12 +40,15 @@ use crate::{
     headers::Headers,
     idempotency::{self, Once},
     limits::{Limits, Turn},
+    readers::Readers,
 };
 
 /// What every handler can reach.
 pub struct App {
     /// The database.
     pub pool: PgPool,
+    /// The same, for lists.
+    pub readers: Readers,
     /// The signer.
     pub signer: Client,
     /// The time.
@@ -87,6 +90,7 @@ impl App {
     ) -> anyhow::Result<Arc<Self>> {
         let (gate, started) = (Gate::new(config.auth()?)?, clock.now());
         Ok(Arc::new(Self {
+            readers: Readers::new(pool.clone()),
             pool,
             signer,
             clock,

@@ -13,6 +13,8 @@
 //! | [`idempotency`] | repeated POSTs are done once |
 //! | [`calls`], [`spool`] | every API call in the trail: what is recorded, and how it gets there |
 //! | [`headers`] | origins and security headers |
+//! | [`readers`] | connections for statements that only read |
+//! | [`cursor`] | where a walk through a list stands |
 //! | [`listing`] | the generic half of every resource: list, get, delete |
 //! | [`scan_report`] | what agents found, read as it arrives |
 //! | [`error`] | what went wrong, in the caller's words; the one place that knows status codes |
@@ -31,6 +33,7 @@ pub mod bench;
 pub mod body;
 pub mod calls;
 pub mod config;
+pub mod cursor;
 pub mod docs_page;
 pub mod edge;
 pub mod error;
@@ -41,6 +44,7 @@ pub mod limits;
 pub mod listing;
 pub mod oidc;
 pub mod outbound;
+pub mod readers;
 pub mod resources;
 pub mod scan_report;
 pub mod session;

@@ -8,24 +8,27 @@
 
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use certctl_contract::{
     list::{List, Page, Sort, SortKey},
     problem::Kind,
-    query::{Invalid, Query, Several},
+    query::{Query, Several},
 };
 use certctl_model::time::Time;
 use certctl_store::{
     Error as StoreError, Tx,
     tallies::{self, Subject},
 };
-use serde::{Deserialize, Serialize};
 use sqlx::{
-    Encode, PgPool, Postgres, QueryBuilder, Row, Type,
+    Encode, Postgres, QueryBuilder, Row, Type,
     postgres::{PgHasArrayType, PgRow},
 };
 
-use crate::{app::Cx, error::ApiError};
+use crate::{
+    app::Cx,
+    cursor::{self, Cursor},
+    error::ApiError,
+    readers::Statement,
+};
 
 /// What a list is sorted by: an expression that is never NULL, and its type.
 #[derive(Clone, Copy, Debug)]
@@ -116,16 +119,20 @@ impl<'r> Cells<'r> {
         Self { row, column: 0 }
     }
 
-    /// Takes the next one.
+    /// Takes the next one. That its type is right lies with the text of the statement: programs under test look at it in
+    /// every row, others read it as it is meant.
     ///
     /// # Errors
-    /// When it is of another type, or there is none.
+    /// When it cannot be read as this type, or there is none.
     pub fn take<T>(&mut self) -> Result<T, sqlx::Error>
     where
         T: sqlx::Decode<'r, Postgres> + Type<Postgres>,
     {
         self.column += 1;
-        self.row.try_get(self.column - 1)
+        match cfg!(debug_assertions) {
+            true => self.row.try_get(self.column - 1),
+            false => self.row.try_get_unchecked(self.column - 1),
+        }
     }
 }
 
@@ -134,6 +141,8 @@ pub struct Where<'a> {
     sql: &'a mut QueryBuilder<Postgres>,
     /// The instant of the request.
     pub now: Time,
+    /// Whether values are kept from the planner.
+    hidden: bool,
     values: Vec<String>,
     ranges: Vec<String>,
     others: bool,
@@ -144,6 +153,7 @@ impl<'a> Where<'a> {
         Self {
             sql,
             now,
+            hidden: false,
             values: vec![],
             ranges: vec![],
             others: false,
@@ -208,9 +218,11 @@ impl Where<'_> {
         T: Clone + Send + for<'q> Encode<'q, Postgres> + Type<Postgres> + 'static,
     {
         if let Some(value) = value {
+            let (before, after) = if self.hidden { ("(SELECT ", ")") } else { ("", "") };
             self.sql
-                .push(format!(" AND {expression} {operator} "))
-                .push_bind(value.clone());
+                .push(format!(" AND {expression} {operator} {before}"))
+                .push_bind(value.clone())
+                .push(after);
         }
     }
 
@@ -226,16 +238,12 @@ impl Where<'_> {
             .push(format!(" {after}"));
     }
 
-    /// A condition of the caller's own text around several values.
-    pub fn all<const N: usize>(&mut self, texts: [&str; N], values: &[String]) {
+    /// `expression` is among what a statement of the caller's own gives.
+    pub fn within(&mut self, expression: &str, select: impl Fn(&mut QueryBuilder<Postgres>)) {
         self.others = true;
-        self.sql.push(" AND ");
-        for (n, text) in texts.into_iter().enumerate() {
-            self.sql.push(text);
-            if let Some(value) = values.get(n) {
-                self.sql.push_bind(value.clone());
-            }
-        }
+        self.sql.push(format!(" AND {expression} IN ("));
+        select(self.sql);
+        self.sql.push(")");
     }
 
     /// A condition without a value.
@@ -243,41 +251,6 @@ impl Where<'_> {
         self.others = true;
         self.sql.push(format!(" AND {condition}"));
     }
-}
-
-#[derive(Serialize, Deserialize)]
-struct Cursor {
-    /// The order, as on the wire.
-    s: String,
-    /// The filter, as on the wire.
-    f: String,
-    /// The sort column of the last row.
-    k: String,
-    /// Its id.
-    i: String,
-}
-
-impl Cursor {
-    fn read(text: &str, order: &str, filter: &str) -> Result<Self, ApiError> {
-        let octets = URL_SAFE_NO_PAD.decode(text).map_err(|_| bad_cursor(NOT_OURS))?;
-        let cursor: Cursor = serde_json::from_slice(&octets).map_err(|_| bad_cursor(NOT_OURS))?;
-        if cursor.s != order || cursor.f != filter {
-            return Err(bad_cursor(
-                "belongs to a list with another sort or filter; begin again without it",
-            ));
-        }
-        Ok(cursor)
-    }
-
-    fn write(&self) -> String {
-        URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).expect("texts are plain data"))
-    }
-}
-
-const NOT_OURS: &str = "is not one of ours";
-
-fn bad_cursor(why: &str) -> ApiError {
-    ApiError::malformed("the query cannot be read", vec![Invalid::new("cursor", why)])
 }
 
 /// Whether a value was at fault (SQLSTATE class 22): here only a cursor that was not made by us can hold one.
@@ -320,49 +293,65 @@ impl Totals {
 
 /// Answers a list.
 pub async fn list<T: Listed>(cx: &Cx, query: List<T::Filter, T::Sort>) -> Result<Page<T>, ApiError> {
-    answer::<T>(cx.pool(), cx.now(), query, |_| {}, Some(&cx.app.totals), 0).await
+    answer::<T>(
+        cx,
+        &query,
+        |sql| T::restrict(&query.filter, sql),
+        Some(&cx.app.totals),
+        0,
+    )
+    .await
 }
 
-/// Answers a list whose filter is known to have more rows than `most`, if it asks for one thing only. They are not counted.
-pub async fn list_many<T: Listed>(cx: &Cx, query: List<T::Filter, T::Sort>, most: usize) -> Result<Page<T>, ApiError> {
-    let least = most as i64 + 1;
-    answer::<T>(cx.pool(), cx.now(), query, |_| {}, Some(&cx.app.totals), least).await
+/// Answers a list of which it is known beforehand that about `total` rows match, if the filter asks for one thing only:
+/// so many that any order shows them soon, and they are not counted.
+pub async fn list_many<T: Listed>(cx: &Cx, query: List<T::Filter, T::Sort>, total: i64) -> Result<Page<T>, ApiError> {
+    answer::<T>(
+        cx,
+        &query,
+        |sql| T::restrict(&query.filter, sql),
+        Some(&cx.app.totals),
+        total,
+    )
+    .await
 }
 
-/// Answers a list of which it is known beforehand where the matching rows are: a condition that every one of them
-/// fulfils, and that finds them faster than the filter.
-pub async fn list_near<T: Listed>(
+/// Answers a list whose filter is as good as `restrict`, and slower.
+pub async fn list_like<T: Listed>(
     cx: &Cx,
-    query: List<T::Filter, T::Sort>,
-    near: impl Fn(&mut Where<'_>),
+    query: &List<T::Filter, T::Sort>,
+    restrict: impl Fn(&mut Where<'_>),
 ) -> Result<Page<T>, ApiError> {
-    answer::<T>(cx.pool(), cx.now(), query, near, Some(&cx.app.totals), 0).await
+    answer::<T>(cx, query, restrict, Some(&cx.app.totals), 0).await
 }
 
 /// Answers a list of the rows for which a further condition holds.
 pub async fn list_where<T: Listed>(
-    pool: &PgPool,
-    now: Time,
+    cx: &Cx,
     query: List<T::Filter, T::Sort>,
     narrow: impl Fn(&mut Where<'_>),
 ) -> Result<Page<T>, ApiError> {
-    answer::<T>(pool, now, query, narrow, None, 0).await
+    let restrict = |sql: &mut Where<'_>| {
+        T::restrict(&query.filter, sql);
+        narrow(sql);
+    };
+    answer::<T>(cx, &query, restrict, None, 0).await
 }
 
 async fn answer<T: Listed>(
-    pool: &PgPool,
-    now: Time,
-    query: List<T::Filter, T::Sort>,
-    narrow: impl Fn(&mut Where<'_>),
+    cx: &Cx,
+    query: &List<T::Filter, T::Sort>,
+    restrict: impl Fn(&mut Where<'_>),
     totals: Option<&Totals>,
-    least: i64,
+    many: i64,
 ) -> Result<Page<T>, ApiError> {
+    let (pool, now) = (cx.pool(), cx.now());
     let sort = query.sort.unwrap_or(T::DEFAULT);
     let order = format!("{}{}", if sort.descending { "-" } else { "" }, sort.key.as_str());
     let mut pairs = vec![];
     query.filter.pairs(&mut pairs);
     let filter = serde_urlencoded::to_string(&pairs).unwrap_or_default();
-    let least = if pairs.len() == 1 { least } else { 0 };
+    let many = if pairs.len() == 1 { many } else { 0 };
     let limit = query.limit();
     let cursor = query
         .cursor
@@ -373,19 +362,19 @@ async fn answer<T: Listed>(
         tallies::settle(pool, now).await?;
     }
     let total = match totals {
-        None => count::<T>(pool, now, &query.filter, &narrow).await?,
+        None => count::<T>(cx, &restrict).await?,
         Some(totals) => {
             let key = (T::KIND, filter.clone());
             match totals.known(&key, now) {
                 Some(total) => total,
                 None => {
                     let total = match (T::TALLY, pairs.as_slice()) {
-                        _ if least > 0 => expected::<T>(pool, now, &query.filter, &narrow).await?.max(least),
+                        _ if many > 0 => many,
                         (Some(subject), []) => tallies::count(pool, subject, None).await?,
                         (Some(subject), [("status", word)]) if !word.contains(',') => {
                             tallies::count(pool, subject, Some(word)).await?
                         }
-                        _ => count::<T>(pool, now, &query.filter, &narrow).await?,
+                        _ => count::<T>(cx, &restrict).await?,
                     };
                     if total > COUNTED {
                         totals.keep(key, now, total);
@@ -396,13 +385,17 @@ async fn answer<T: Listed>(
         }
     };
 
-    let few = least == 0 && total <= COUNTED;
-    let (mut sql, by_value) = statement::<T>("", now, &query, sort, cursor.as_ref(), few, &narrow);
-    let rows = sql.build().persistent(!by_value).fetch_all(pool).await;
-    let mut rows = rows.map_err(|error| match query.cursor.is_some() && is_of_data(&error) {
-        true => bad_cursor(NOT_OURS),
-        false => error.into(),
-    })?;
+    let few = many == 0 && total <= COUNTED;
+    let page = || statement::<T>("", now, query, sort, cursor.as_ref(), few, &restrict);
+    let mut rows =
+        cx.app
+            .readers
+            .rows(page)
+            .await
+            .map_err(|error| match query.cursor.is_some() && is_of_data(&error) {
+                true => cursor::not_ours(),
+                false => error.into(),
+            })?;
 
     let more = rows.len() > limit as usize;
     rows.truncate(limit as usize);
@@ -447,8 +440,8 @@ pub fn matching<T: Listed>(sql: &mut QueryBuilder<Postgres>, filter: &T::Filter,
     T::restrict(filter, &mut Where::new(sql, now));
 }
 
-/// The statement of a page, behind `prefix`, with one row more than the page has; and whether it is to be planned for its
-/// values: no index can be relied on to give both the rows and their order.
+/// The statement of a page, behind `prefix`, with one row more than the page has. It is planned for its values when no
+/// index can be relied on to give both the rows and their order.
 ///
 /// Then, of `few` rows all are looked at and the first of them kept, however rare they are in the order; of many, those
 /// that match are soon met on the way along the order.
@@ -459,8 +452,8 @@ fn statement<T: Listed>(
     sort: Sort<T::Sort>,
     cursor: Option<&Cursor>,
     few: bool,
-    narrow: &impl Fn(&mut Where<'_>),
-) -> (QueryBuilder<Postgres>, bool) {
+    restrict: &impl Fn(&mut Where<'_>),
+) -> Statement {
     let Column { expression, cast } = T::column(sort.key);
     let (direction, beyond) = if sort.descending { ("DESC", "<") } else { ("ASC", ">") };
     let (id, rows) = (T::ID, query.limit() + 1);
@@ -470,8 +463,8 @@ fn statement<T: Listed>(
     );
     let skipped = u64::from(query.page.unwrap_or(1) - 1) * u64::from(query.limit());
     let order = |key: &str, id: &str| format!(" ORDER BY {key} {direction}, {id} {direction}");
-    // Subselects hide the cursor from the planner, who would take rows beyond a frequent value for few, and an index that
-    // has only those for the best.
+    // Subselects hide from the planner where an index has all rows in order: it would take rows beyond a frequent value
+    // for few, and an index that has only some of the columns for the best.
     let window = |sql: &mut QueryBuilder<Postgres>, key: Option<&str>, id: &str| {
         if let Some(cursor) = cursor {
             if let Some(key) = key {
@@ -494,20 +487,23 @@ fn statement<T: Listed>(
     };
     let mut sql = QueryBuilder::new(prefix);
     push_select::<T>(&mut sql, &shown, now);
-    let shape = restrict::<T>(&mut sql, now, &query.filter, narrow);
+    let mut conditions = Where::new(&mut sql, now);
+    conditions.hidden = true;
+    restrict(&mut conditions);
+    let shape = conditions.shape();
     let in_order = matches!(shape, Shape::Value(_));
     // Rows that are all equal under the sort are in the order of their ids.
     let key = Some(expression).filter(|key| !matches!(&shape, Shape::Value(Some(value)) if value == key));
     if in_order && skipped == 0 {
         window(&mut sql, key, id);
-        return (sql, false);
+        return (sql, true);
     }
     // First which rows, by as little as possible; then what they hold.
     let mut sql = QueryBuilder::new(prefix);
     if few && !in_order {
         sql.push("WITH found AS MATERIALIZED (");
         push_ids::<T>(&mut sql, &format!("{expression} AS k, {id} AS i"), now);
-        restrict::<T>(&mut sql, now, &query.filter, narrow);
+        restrict(&mut Where::new(&mut sql, now));
         sql.push(") ");
         push_select::<T>(&mut sql, &shown, now);
         sql.push(format!(" AND {id} IN (SELECT i FROM found WHERE true"));
@@ -516,82 +512,84 @@ fn statement<T: Listed>(
         push_select::<T>(&mut sql, &shown, now);
         sql.push(format!(" AND {id} IN ("));
         push_ids::<T>(&mut sql, id, now);
-        restrict::<T>(&mut sql, now, &query.filter, narrow);
+        restrict(&mut Where::new(&mut sql, now));
         window(&mut sql, key, id);
     }
     sql.push(format!("){}", order(expression, id)));
-    (sql, true)
+    (sql, false)
 }
 
-/// Adds the conditions.
-fn restrict<T: Listed>(
-    sql: &mut QueryBuilder<Postgres>,
-    now: Time,
-    filter: &T::Filter,
-    narrow: &impl Fn(&mut Where<'_>),
-) -> Shape {
-    let mut conditions = Where::new(sql, now);
-    T::restrict(filter, &mut conditions);
-    narrow(&mut conditions);
-    conditions.shape()
-}
-
-/// The ids of the rows for which a condition holds, unless they are more than `most`.
-pub async fn find<T: Listed>(
-    pool: &PgPool,
-    now: Time,
+/// The ids that a statement gives, unless they are more than `most`.
+pub async fn ids(
+    cx: &Cx,
     most: usize,
-    narrow: impl Fn(&mut Where<'_>),
+    select: impl Fn(&mut QueryBuilder<Postgres>),
 ) -> Result<Option<Vec<String>>, ApiError> {
-    let mut sql = select::<T>(T::ID, now);
-    narrow(&mut Where::new(&mut sql, now));
-    sql.push(format!(" LIMIT {}", most + 1));
-    let found: Vec<String> = sql.build_query_scalar().persistent(false).fetch_all(pool).await?;
+    let found = cx.app.readers.rows(|| {
+        let mut sql = QueryBuilder::new("");
+        select(&mut sql);
+        sql.push(format!(" LIMIT {}", most + 1));
+        (sql, false)
+    });
+    let found = found
+        .await?
+        .iter()
+        .map(|row| row.try_get(0))
+        .collect::<Result<Vec<_>, _>>()?;
     Ok((found.len() <= most).then_some(found))
 }
 
 /// How many rows there are: counted, or what Postgres expects when it is more than [`COUNTED`].
-async fn count<T: Listed>(
-    pool: &PgPool,
-    now: Time,
-    filter: &T::Filter,
-    narrow: &impl Fn(&mut Where<'_>),
-) -> Result<i64, ApiError> {
-    let mut sql = QueryBuilder::new("SELECT count(*) FROM (");
-    push_ids::<T>(&mut sql, "1", now);
-    let shape = restrict::<T>(&mut sql, now, filter, narrow);
-    // In an order that an index has: what is in it alone is counted without looking at rows.
-    match &shape {
-        Shape::Value(_) if T::ORDERED => {
-            sql.push(format!(" ORDER BY {}, {}", T::column(T::DEFAULT.key).expression, T::ID));
+async fn count<T: Listed>(cx: &Cx, restrict: &impl Fn(&mut Where<'_>)) -> Result<i64, ApiError> {
+    let counted = cx.app.readers.rows(|| {
+        let mut sql = QueryBuilder::new("SELECT count(*) FROM (");
+        push_ids::<T>(&mut sql, "1", cx.now());
+        let mut conditions = Where::new(&mut sql, cx.now());
+        restrict(&mut conditions);
+        let shape = conditions.shape();
+        // In an order that an index has: what is in it alone is counted without looking at rows.
+        match &shape {
+            Shape::Value(_) if T::ORDERED => {
+                sql.push(format!(" ORDER BY {}, {}", T::column(T::DEFAULT.key).expression, T::ID));
+            }
+            Shape::Range(expression) if T::ORDERED => {
+                sql.push(format!(" ORDER BY {expression}"));
+            }
+            _ => {}
         }
-        Shape::Range(expression) if T::ORDERED => {
-            sql.push(format!(" ORDER BY {expression}"));
-        }
-        _ => {}
-    }
-    sql.push(format!(" LIMIT {}) counted", COUNTED + 1));
-    // Planned for the values: what is right for a frequent one reads everything for a rare one.
-    let counted: i64 = sql.build_query_scalar().persistent(false).fetch_one(pool).await?;
+        sql.push(format!(" LIMIT {}) counted", COUNTED + 1));
+        // Planned for the values: what is right for a frequent one reads everything for a rare one.
+        (sql, false)
+    });
+    let counted = only(&counted.await?)?;
     if counted <= COUNTED {
         return Ok(counted);
     }
-    Ok(expected::<T>(pool, now, filter, narrow).await?.max(counted))
+    let expected = expected(cx, |sql| {
+        push_ids::<T>(sql, "1", cx.now());
+        restrict(&mut Where::new(sql, cx.now()));
+    });
+    Ok(expected.await?.max(counted))
 }
 
-/// How many rows Postgres expects.
-async fn expected<T: Listed>(
-    pool: &PgPool,
-    now: Time,
-    filter: &T::Filter,
-    narrow: &impl Fn(&mut Where<'_>),
-) -> Result<i64, ApiError> {
-    let mut sql = QueryBuilder::new("EXPLAIN (FORMAT JSON) ");
-    push_ids::<T>(&mut sql, "1", now);
-    restrict::<T>(&mut sql, now, filter, narrow);
-    let plan: serde_json::Value = sql.build_query_scalar().persistent(false).fetch_one(pool).await?;
+/// How many rows Postgres expects of a statement.
+pub async fn expected(cx: &Cx, select: impl Fn(&mut QueryBuilder<Postgres>)) -> Result<i64, ApiError> {
+    let plan = cx.app.readers.rows(|| {
+        let mut sql = QueryBuilder::new("EXPLAIN (FORMAT JSON) ");
+        select(&mut sql);
+        (sql, false)
+    });
+    let plan: serde_json::Value = only(&plan.await?)?;
     let rows = plan.pointer("/0/Plan/Plan Rows").and_then(serde_json::Value::as_i64);
     Ok(rows.unwrap_or_default())
+}
+
+/// The only value of an answer.
+fn only<'r, V>(rows: &'r [PgRow]) -> Result<V, sqlx::Error>
+where
+    V: sqlx::Decode<'r, Postgres> + Type<Postgres>,
+{
+    rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
 }
 
 fn select<T: Listed>(columns: &str, now: Time) -> QueryBuilder<Postgres> {
@@ -693,6 +691,7 @@ pub async fn commit(mut tx: Tx, action: &'static str, resource: &'static str, id
 mod tests {
     use certctl_contract::certificates::{Certificate, CertificateFilter, CertificateSort};
     use serde_json::Value;
+    use sqlx::PgPool;
 
     use super::*;
 
@@ -763,16 +762,16 @@ mod tests {
                         i: "mc-5".to_owned(),
                     });
                     let explain = "EXPLAIN (FORMAT JSON) ";
-                    let (mut sql, by_value) = statement::<Certificate>(
+                    let (mut sql, one_plan) = statement::<Certificate>(
                         explain,
                         now,
                         &query,
                         sort,
                         cursor.as_ref(),
                         false,
-                        &|_: &mut Where<'_>| {},
+                        &|sql: &mut Where<'_>| Certificate::restrict(&query.filter, sql),
                     );
-                    assert!(!by_value, "{filter}: one plan fits all values");
+                    assert!(one_plan, "{filter}: one plan fits all values");
                     let plan: Value = sql.build_query_scalar().persistent(false).fetch_one(&db).await.unwrap();
                     let mut found = vec![];
                     faults(&plan[0]["Plan"], f64::from(query.limit() + 1), &mut found);

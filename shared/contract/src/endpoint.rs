@@ -205,7 +205,10 @@ impl<T: Serialize + DeserializeOwned + JsonSchema + Send + 'static> Reply for T 
     }
 
     fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("representations are plain data")
+        // Room for most of a page: growing there from nothing would copy it several times.
+        let mut octets = Vec::with_capacity(32 * 1024);
+        serde_json::to_writer(&mut octets, self).expect("representations are plain data");
+        octets
     }
 
     fn decode(octets: &[u8]) -> Result<Self, serde_json::Error> {

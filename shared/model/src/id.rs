@@ -12,10 +12,21 @@ use crate::time::Time;
 #[error("an id is 1 to 128 letters, digits, '-', '_', '.' or ':', beginning with a letter or digit")]
 pub struct BadId;
 
+/// Which octets an id may have: looked up, because every row of every list has several ids.
+const ALLOWED: [bool; 256] = {
+    let mut allowed = [false; 256];
+    let mut b = 0;
+    while b < 128u8 {
+        allowed[b as usize] = b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
+        b += 1;
+    }
+    allowed
+};
+
 fn check(text: &str) -> Result<(), BadId> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
-    match text.chars().next() {
-        Some(first) if first.is_ascii_alphanumeric() && text.len() <= 128 && text.chars().all(allowed) => Ok(()),
+    let allowed = |b: u8| ALLOWED[usize::from(b)];
+    match text.as_bytes().first() {
+        Some(first) if first.is_ascii_alphanumeric() && text.len() <= 128 && text.bytes().all(allowed) => Ok(()),
         _ => Err(BadId),
     }
 }

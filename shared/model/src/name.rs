@@ -34,36 +34,56 @@ impl DnsName {
     }
 }
 
+/// Which octets a label may have.
+const LABELS: [bool; 256] = {
+    let mut allowed = [false; 256];
+    let mut b = 0;
+    while b < 128u8 {
+        allowed[b as usize] = b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        b += 1;
+    }
+    allowed
+};
+
+impl DnsName {
+    /// In one go: lists have hundreds of names.
+    fn read(text: &str) -> Result<Self, &'static str> {
+        if text.is_empty() || text.len() > 253 {
+            return Err("a DNS name has 1 to 253 characters");
+        }
+        let (octets, wildcard) = (text.as_bytes(), text.len() > 2 && text.starts_with("*."));
+        let mut start = if wildcard { 2 } else { 0 };
+        for end in start..=octets.len() {
+            match octets.get(end) {
+                Some(b) if LABELS[usize::from(*b)] => continue,
+                None | Some(b'.') => {}
+                Some(_) => {
+                    return Err(
+                        "labels hold letters, digits, '-' and '_' (write other alphabets as A-labels, xn--…); \
+                                '*' stands only as the whole first label",
+                    );
+                }
+            }
+            let label = &octets[start..end];
+            if label.is_empty() || label.len() > 63 {
+                return Err("each label between the dots has 1 to 63 characters");
+            }
+            if label[0] == b'-' || label[label.len() - 1] == b'-' {
+                return Err("no label begins or ends with '-'");
+            }
+            start = end + 1;
+        }
+        let mut lower = text.to_owned();
+        lower.make_ascii_lowercase();
+        Ok(Self(lower))
+    }
+}
+
 impl FromStr for DnsName {
     type Err = BadName;
 
     fn from_str(text: &str) -> Result<Self, BadName> {
-        let lower = text.to_ascii_lowercase();
-        if lower.is_empty() || lower.len() > 253 {
-            return Err(bad(text, "a DNS name has 1 to 253 characters"));
-        }
-        for (position, label) in lower.split('.').enumerate() {
-            if label == "*" && position == 0 && lower.len() > 2 {
-                continue;
-            }
-            if label.is_empty() || label.len() > 63 {
-                return Err(bad(text, "each label between the dots has 1 to 63 characters"));
-            }
-            if label.starts_with('-') || label.ends_with('-') {
-                return Err(bad(text, "no label begins or ends with '-'"));
-            }
-            if !label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-            {
-                return Err(bad(
-                    text,
-                    "labels hold letters, digits, '-' and '_' (write other alphabets as A-labels, xn--…); \
-                     '*' stands only as the whole first label",
-                ));
-            }
-        }
-        Ok(Self(lower))
+        Self::read(text).map_err(|why| bad(text, why))
     }
 }
 
@@ -112,6 +132,12 @@ impl FromStr for San {
     type Err = BadName;
 
     fn from_str(text: &str) -> Result<Self, BadName> {
+        // Most are DNS names. An address has a colon, which no DNS name has, or ends in a digit.
+        if !text.ends_with(|c: char| c.is_ascii_digit())
+            && let Ok(name) = DnsName::read(text)
+        {
+            return Ok(San::Dns(name));
+        }
         if text.is_empty() || text.len() > 2048 || !text.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(bad(
                 text,

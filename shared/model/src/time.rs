@@ -87,15 +87,22 @@ impl std::ops::Sub<Duration> for Time {
     }
 }
 
+/// Room for the longest text of an instant, 2027-01-15T08:00:00.123456789Z.
+type Room = [u8; 40];
+
+impl Time {
+    /// RFC 3339, written where there is room: lists have hundreds of them.
+    fn text(self, room: &mut Room) -> Option<&str> {
+        let mut rest = &mut room[..];
+        self.0.format_into(&mut rest, &Rfc3339).ok()?;
+        let unused = rest.len();
+        str::from_utf8(&room[..room.len() - unused]).ok()
+    }
+}
+
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The longest is 2027-01-15T08:00:00.123456789Z.
-        let mut octets = [0; 40];
-        let mut rest = &mut octets[..];
-        self.0.format_into(&mut rest, &Rfc3339).map_err(|_| fmt::Error)?;
-        let unused = rest.len();
-        let length = octets.len() - unused;
-        f.write_str(str::from_utf8(&octets[..length]).map_err(|_| fmt::Error)?)
+        f.pad(self.text(&mut [0; 40]).ok_or(fmt::Error)?)
     }
 }
 
@@ -111,7 +118,11 @@ impl FromStr for Time {
 
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
+        let mut room = [0; 40];
+        s.serialize_str(
+            self.text(&mut room)
+                .ok_or_else(|| serde::ser::Error::custom("a year beyond 9999"))?,
+        )
     }
 }
 
@@ -158,7 +169,14 @@ mod sql {
 
     impl<'r> Decode<'r, Postgres> for Time {
         fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
-            Ok(Time::new(<OffsetDateTime as Decode<Postgres>>::decode(value)?))
+            if value.format() == PgValueFormat::Text {
+                return Ok(Time::new(<OffsetDateTime as Decode<Postgres>>::decode(value)?));
+            }
+            // Microseconds since 2000, read as such: lists have hundreds of them.
+            const YEAR_2000: i64 = 946_684_800;
+            let micros = <i64 as Decode<Postgres>>::decode(value)?;
+            let at = OffsetDateTime::from_unix_timestamp(YEAR_2000 + micros.div_euclid(1_000_000))?;
+            Ok(Time(at.replace_microsecond(micros.rem_euclid(1_000_000) as u32)?))
         }
     }
 }

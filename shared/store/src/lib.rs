@@ -70,6 +70,9 @@ pub fn connect(url: &str, role: &str, max_connections: u32) -> Result<PgPool> {
         ("statement_timeout", "30s"),
         ("lock_timeout", "10s"),
         ("idle_in_transaction_session_timeout", "60s"),
+        // Statements are short: to compile one, or to share it out, would cost more than it saves.
+        ("jit", "off"),
+        ("max_parallel_workers_per_gather", "0"),
     ]);
     Ok(PgPoolOptions::new()
         .max_connections(max_connections)

@@ -226,8 +226,7 @@ async fn members(cx: Cx, rq: Request<ListAgentGroupMembers>) -> Result<Page<Agen
     if whole {
         query.per_page = Some(MAX_PER_PAGE);
     }
-    let mut page: Page<Agent> =
-        listing::list_where(cx.pool(), cx.now(), query, |sql| belongs(&group, &versions, sql)).await?;
+    let mut page: Page<Agent> = listing::list_where(&cx, query, |sql| belongs(&group, &versions, sql)).await?;
     if whole && page.next_cursor.is_none() {
         page.per_page = u32::try_from(page.total).ok();
     }
@@ -326,8 +325,5 @@ async fn remove_member(cx: Cx, rq: Request<RemoveAgentGroupMember>) -> Result<No
 async fn overrides(cx: Cx, rq: Request<ListAgentGroupOverrides>) -> Result<Page<Member>, ApiError> {
     let id = rq.path.id;
     listing::fetch::<AgentGroup>(&cx, id.as_str()).await?;
-    listing::list_where(cx.pool(), cx.now(), rq.query, |sql| {
-        sql.eq("m.group_id", &Some(id.clone()))
-    })
-    .await
+    listing::list_where(&cx, rq.query, |sql| sql.eq("m.group_id", &Some(id.clone()))).await
 }

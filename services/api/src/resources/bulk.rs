@@ -251,10 +251,7 @@ async fn get(cx: Cx, rq: Request<GetBulkOperation>) -> Result<BulkOperation, Api
 async fn items(cx: Cx, rq: Request<ListBulkItems>) -> Result<Page<BulkItem>, ApiError> {
     let id = rq.path.id;
     let _: BulkOperation = listing::fetch(&cx, id.as_str()).await?;
-    listing::list_where(cx.pool(), cx.now(), rq.query, |sql| {
-        sql.eq("i.bulk_id", &Some(id.clone()))
-    })
-    .await
+    listing::list_where(&cx, rq.query, |sql| sql.eq("i.bulk_id", &Some(id.clone()))).await
 }
 
 async fn cancel(cx: Cx, rq: Request<CancelBulkOperation>) -> Result<Outcome, ApiError> {

@@ -24,7 +24,7 @@ use certctl_store::{
     tallies::Subject,
 };
 use certctl_x509::pem;
-use sqlx::{FromRow, Row, postgres::PgRow, types::Json};
+use sqlx::{FromRow, Postgres, QueryBuilder, Row, postgres::PgRow, types::Json};
 
 use crate::{
     app::{Cx, Request, Routes},
@@ -113,7 +113,8 @@ impl Listed for Certificate {
             sql.with(before, agent.clone(), "))");
         }
         if let Some(q) = &f.q {
-            sql.all(FOUND, &q.patterns());
+            let patterns = q.patterns();
+            sql.within("c.id", |sql| push_found(sql, &patterns));
         }
     }
 
@@ -151,25 +152,45 @@ impl Listed for Certificate {
     }
 }
 
-/// Certificates that a search finds, given the patterns of [`Search`].
-const FOUND: [&str; 4] = [
-    "c.id IN (SELECT n.certificate_id FROM certificate_names n WHERE n.names LIKE lower(",
-    ") OR n.certificate_id = ANY (ARRAY(SELECT certificate_id FROM certificate_versions WHERE serial_number LIKE ",
-    " UNION ALL SELECT certificate_id FROM certificate_versions WHERE fingerprint_sha256 LIKE ",
-    ")))",
-];
-/// Up to here what a search finds is collected before it is put in order; more is so frequent that any order shows it.
+/// Adds the statement for the ids that a search finds.
+fn push_found(sql: &mut QueryBuilder<Postgres>, [names, serial, fingerprint]: &[String; 3]) {
+    sql.push("SELECT n.certificate_id FROM certificate_names n WHERE n.names LIKE lower(")
+        .push_bind(names.clone())
+        .push(") OR n.certificate_id = ANY (ARRAY(SELECT certificate_id FROM certificate_versions WHERE serial_number LIKE ")
+        .push_bind(serial.clone())
+        .push(" UNION ALL SELECT certificate_id FROM certificate_versions WHERE fingerprint_sha256 LIKE ")
+        .push_bind(fingerprint.clone())
+        .push("))");
+}
+
+/// Up to here what a search finds is collected before it is put in order.
 const COLLECTED: usize = 3_000;
+/// From here on what is expected of a search is so frequent that any order shows it soon.
+const FREQUENT: i64 = 10_000;
 
 async fn list(cx: Cx, rq: Request<ListCertificates>) -> Result<Page<Certificate>, ApiError> {
     let Some(q) = &rq.query.filter.q else {
         return listing::list(&cx, rq.query).await;
     };
     let patterns = q.patterns();
-    let found = listing::find::<Certificate>(cx.pool(), cx.now(), COLLECTED, |sql| sql.all(FOUND, &patterns)).await?;
-    match found {
-        Some(found) => listing::list_near(&cx, rq.query, |sql| sql.with("c.id = ANY (", found.clone(), ")")).await,
-        None => listing::list_many(&cx, rq.query, COLLECTED).await,
+    let found = |sql: &mut QueryBuilder<Postgres>| push_found(sql, &patterns);
+    let expected = listing::expected(&cx, found).await?;
+    if expected >= FREQUENT {
+        return listing::list_many(&cx, rq.query, expected).await;
+    }
+    match listing::ids(&cx, COLLECTED, found).await? {
+        Some(ids) => {
+            let others = CertificateFilter {
+                q: None,
+                ..rq.query.filter.clone()
+            };
+            listing::list_like(&cx, &rq.query, |sql| {
+                Certificate::restrict(&others, sql);
+                sql.with("c.id = ANY (", ids.clone(), ")");
+            })
+            .await
+        }
+        None => listing::list_many(&cx, rq.query, expected.max(COLLECTED as i64 + 1)).await,
     }
 }
 
@@ -540,10 +561,7 @@ async fn must_exist(cx: &Cx, id: &CertificateId) -> Result<(), ApiError> {
 async fn versions(cx: Cx, rq: Request<ListCertificateVersions>) -> Result<Page<CertificateVersion>, ApiError> {
     let id = rq.path.id;
     must_exist(&cx, &id).await?;
-    listing::list_where(cx.pool(), cx.now(), rq.query, |sql| {
-        sql.eq("v.certificate_id", &Some(id.clone()))
-    })
-    .await
+    listing::list_where(&cx, rq.query, |sql| sql.eq("v.certificate_id", &Some(id.clone()))).await
 }
 
 async fn deployments(cx: Cx, rq: Request<ListCertificateDeployments>) -> Result<Deployments, ApiError> {

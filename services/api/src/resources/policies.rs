@@ -200,10 +200,7 @@ async fn delete(cx: Cx, rq: Request<DeletePolicy>) -> Result<NoContent, ApiError
 async fn violations_of_one(cx: Cx, rq: Request<ListPolicyViolations>) -> Result<Page<PolicyViolation>, ApiError> {
     let id = rq.path.id;
     listing::fetch::<PolicyRule>(&cx, id.as_str()).await?;
-    listing::list_where(cx.pool(), cx.now(), rq.query, |sql| {
-        sql.eq("v.rule_id", &Some(id.clone()))
-    })
-    .await
+    listing::list_where(&cx, rq.query, |sql| sql.eq("v.rule_id", &Some(id.clone()))).await
 }
 
 async fn violations(cx: Cx, rq: Request<ListViolations>) -> Result<Page<PolicyViolation>, ApiError> {
