@@ -261,3 +261,30 @@ async fn every_list_pages_sorts_and_counts_in_the_same_way(db: PgPool) {
         );
     }
 }
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_certificate_in_a_list_is_what_it_is_alone(db: PgPool) {
+    let w = World::new(db).await;
+    let host = w.host("web").await;
+    w.target("tgt-web", &host).await;
+    let more = json!({ "sans": ["www.example.net", "10.0.0.1", "spiffe://example.net/web"],
+                       "tags": { "quote": "\"\u{1f511}\"", "of": "line\\" }, "environment": "prüfung" });
+    w.certificate("mc-full", &["tgt-web"], more).await;
+    w.settle().await;
+    w.certificate("mc-empty", &[], json!({})).await;
+    w.post("/api/v1/certificates/mc-full/revoke", json!({ "reason": "superseded" }))
+        .await
+        .expect(200);
+    w.sql("UPDATE certificates SET failure = 'none', failed_at = now(), renew_at = now(), last_renewal_at = now() WHERE id = 'mc-full'")
+        .await;
+    let page = w.get("/api/v1/certificates?sort=name").await.expect(200);
+    let rows = page["data"].as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    for row in rows {
+        let path = format!("/api/v1/certificates/{}", row["id"].as_str().unwrap());
+        assert_eq!(*row, w.get(&path).await.expect(200));
+    }
+    // As many fields as there are, none of them invented.
+    let counts: Vec<usize> = rows.iter().map(|row| row.as_object().unwrap().len()).collect();
+    assert_eq!(counts, [15, 26], "{page}");
+}

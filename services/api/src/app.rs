@@ -41,6 +41,7 @@ use crate::{
     idempotency::{self, Once},
     limits::{Limits, Turn},
     readers::Readers,
+    written::Written,
 };
 
 /// What every handler can reach.
@@ -210,6 +211,25 @@ impl Routes {
                     Ok((respond::<E>(reply, &fields, None)?, kept))
                 };
                 idempotency::once(cx, once, work).await
+            }
+        })
+    }
+
+    /// Mounts a handler that writes the JSON of its reply itself: a list.
+    pub fn on_written<E, H, F>(self, handler: H) -> Self
+    where
+        E: Endpoint<Body = NoBody>,
+        H: Fn(Cx, Request<E>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<Written<E::Reply>, ApiError>> + Send + 'static,
+    {
+        self.mount::<E, _, _>(move |cx, rq| {
+            let handler = handler.clone();
+            async move {
+                let Request { path, query, .. } = rq;
+                let (fields, none_match) = (query.fields().to_vec(), cx.asked.none_match.clone());
+                let body = NoBody;
+                let written = handler(cx, Request { path, query, body }).await?;
+                validated::<E>(written.octets, &fields, none_match.as_ref())
             }
         })
     }
@@ -393,21 +413,11 @@ fn respond<E: Endpoint>(
     fields: &[String],
     none_match: Option<&HeaderValue>,
 ) -> Result<Response, ApiError> {
-    let octets = match fields.is_empty() {
-        true => reply.encode(),
-        false => prune(&reply.encode(), fields),
+    let octets = reply.encode();
+    let mut response = match E::METHOD == Method::GET && reply.cache_control().is_none() && is_json::<E>() {
+        true => validated::<E>(octets, fields, none_match)?,
+        false => headed::<E>(reply.content_type(), reply.file_name(), pruned(octets, fields))?,
     };
-    let validates = E::METHOD == Method::GET && E::Reply::CONTENT_TYPES == ["application/json"];
-    let etag = (validates && reply.cache_control().is_none()).then(|| etag(&octets));
-    let mut response = headed::<E>(reply.content_type(), reply.file_name(), octets)?;
-    if let Some(etag) = etag {
-        if none_match.is_some_and(|known| names(known, &etag)) {
-            response = StatusCode::NOT_MODIFIED.into_response();
-        }
-        let headers = response.headers_mut();
-        headers.insert(header::ETAG, value(&format!("W/{etag}"))?);
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
-    }
     if let Some(cache) = reply.cache_control() {
         response.headers_mut().insert(header::CACHE_CONTROL, value(cache)?);
     }
@@ -415,6 +425,35 @@ fn respond<E: Endpoint>(
         response.headers_mut().insert(header::SET_COOKIE, value(cookie)?);
     }
     Ok(response)
+}
+
+fn is_json<E: Endpoint>() -> bool {
+    E::Reply::CONTENT_TYPES == ["application/json"]
+}
+
+/// JSON with an entity tag, or that the client has it already.
+fn validated<E: Endpoint>(
+    octets: Vec<u8>,
+    fields: &[String],
+    none_match: Option<&HeaderValue>,
+) -> Result<Response, ApiError> {
+    let octets = pruned(octets, fields);
+    let etag = etag(&octets);
+    let mut response = match none_match.is_some_and(|known| names(known, &etag)) {
+        true => StatusCode::NOT_MODIFIED.into_response(),
+        false => headed::<E>(Some("application/json"), None, octets)?,
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::ETAG, value(&format!("W/{etag}"))?);
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    Ok(response)
+}
+
+fn pruned(octets: Vec<u8>, fields: &[String]) -> Vec<u8> {
+    match fields.is_empty() {
+        true => octets,
+        false => prune(&octets, fields),
+    }
 }
 
 /// An entity tag for these octets, quoted.

@@ -16,6 +16,7 @@
 //! | [`readers`] | connections for statements that only read |
 //! | [`cursor`] | where a walk through a list stands |
 //! | [`listing`] | the generic half of every resource: list, get, delete |
+//! | [`written`] | rows as the JSON of their type |
 //! | [`scan_report`] | what agents found, read as it arrives |
 //! | [`error`] | what went wrong, in the caller's words; the one place that knows status codes |
 //! | [`access_log`] | request ids, one span and one line per request |
@@ -49,6 +50,7 @@ pub mod resources;
 pub mod scan_report;
 pub mod session;
 pub mod spool;
+pub mod written;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

@@ -293,36 +293,8 @@ impl Totals {
 
 /// Answers a list.
 pub async fn list<T: Listed>(cx: &Cx, query: List<T::Filter, T::Sort>) -> Result<Page<T>, ApiError> {
-    answer::<T>(
-        cx,
-        &query,
-        |sql| T::restrict(&query.filter, sql),
-        Some(&cx.app.totals),
-        0,
-    )
-    .await
-}
-
-/// Answers a list of which it is known beforehand that about `total` rows match, if the filter asks for one thing only:
-/// so many that any order shows them soon, and they are not counted.
-pub async fn list_many<T: Listed>(cx: &Cx, query: List<T::Filter, T::Sort>, total: i64) -> Result<Page<T>, ApiError> {
-    answer::<T>(
-        cx,
-        &query,
-        |sql| T::restrict(&query.filter, sql),
-        Some(&cx.app.totals),
-        total,
-    )
-    .await
-}
-
-/// Answers a list whose filter is as good as `restrict`, and slower.
-pub async fn list_like<T: Listed>(
-    cx: &Cx,
-    query: &List<T::Filter, T::Sort>,
-    restrict: impl Fn(&mut Where<'_>),
-) -> Result<Page<T>, ApiError> {
-    answer::<T>(cx, query, restrict, Some(&cx.app.totals), 0).await
+    let page = rows::<T>(cx, &query, |sql| T::restrict(&query.filter, sql), None).await?;
+    Ok(page.as_ref().try_map(T::read)?)
 }
 
 /// Answers a list of the rows for which a further condition holds.
@@ -335,103 +307,99 @@ pub async fn list_where<T: Listed>(
         T::restrict(&query.filter, sql);
         narrow(sql);
     };
-    answer::<T>(cx, &query, restrict, None, 0).await
+    settle::<T>(cx, &query).await?;
+    let total = count::<T>(cx, &restrict).await?;
+    let page = page::<T>(cx, &query, restrict, total, total <= COUNTED).await?;
+    Ok(page.as_ref().try_map(T::read)?)
 }
 
-async fn answer<T: Listed>(
+/// The rows of a list; `restrict` is the filter, or what is as good and faster.
+///
+/// If it is known beforehand that about `many` rows match, so many that any order shows them soon, and the filter asks
+/// for nothing else, they are not counted.
+pub async fn rows<T: Listed>(
     cx: &Cx,
     query: &List<T::Filter, T::Sort>,
     restrict: impl Fn(&mut Where<'_>),
-    totals: Option<&Totals>,
-    many: i64,
-) -> Result<Page<T>, ApiError> {
-    let (pool, now) = (cx.pool(), cx.now());
-    let sort = query.sort.unwrap_or(T::DEFAULT);
-    let order = format!("{}{}", if sort.descending { "-" } else { "" }, sort.key.as_str());
-    let mut pairs = vec![];
-    query.filter.pairs(&mut pairs);
-    let filter = serde_urlencoded::to_string(&pairs).unwrap_or_default();
-    let many = if pairs.len() == 1 { many } else { 0 };
-    let limit = query.limit();
-    let cursor = query
-        .cursor
-        .as_deref()
-        .map(|text| Cursor::read(text, &order, &filter))
-        .transpose()?;
-    if T::unsettled(&query.filter, sort.key) {
-        tallies::settle(pool, now).await?;
-    }
-    let total = match totals {
-        None => count::<T>(cx, &restrict).await?,
-        Some(totals) => {
-            let key = (T::KIND, filter.clone());
-            match totals.known(&key, now) {
-                Some(total) => total,
-                None => {
-                    let total = match (T::TALLY, pairs.as_slice()) {
-                        _ if many > 0 => many,
-                        (Some(subject), []) => tallies::count(pool, subject, None).await?,
-                        (Some(subject), [("status", word)]) if !word.contains(',') => {
-                            tallies::count(pool, subject, Some(word)).await?
-                        }
-                        _ => count::<T>(cx, &restrict).await?,
-                    };
-                    if total > COUNTED {
-                        totals.keep(key, now, total);
-                    }
-                    total
+    many: Option<i64>,
+) -> Result<Page<PgRow>, ApiError> {
+    settle::<T>(cx, query).await?;
+    let (filter, asked) = filter_text::<T>(&query.filter);
+    let key = (T::KIND, filter);
+    let many = many.filter(|_| asked == 1);
+    let total = match (cx.app.totals.known(&key, cx.now()), many) {
+        (Some(total), _) | (None, Some(total)) => total,
+        (None, None) => {
+            let total = match (T::TALLY, key.1.split_once('=')) {
+                (Some(subject), None) => tallies::count(cx.pool(), subject, None).await?,
+                (Some(subject), Some(("status", word))) if word.bytes().all(|b| b.is_ascii_alphanumeric()) => {
+                    tallies::count(cx.pool(), subject, Some(word)).await?
                 }
+                _ => count::<T>(cx, &restrict).await?,
+            };
+            if total > COUNTED {
+                cx.app.totals.keep(key, cx.now(), total);
             }
+            total
         }
     };
+    page::<T>(cx, query, restrict, total, many.is_none() && total <= COUNTED).await
+}
 
-    let few = many == 0 && total <= COUNTED;
-    let page = || statement::<T>("", now, query, sort, cursor.as_ref(), few, &restrict);
-    let mut rows =
-        cx.app
-            .readers
-            .rows(page)
-            .await
-            .map_err(|error| match query.cursor.is_some() && is_of_data(&error) {
-                true => cursor::not_ours(),
-                false => error.into(),
-            })?;
+async fn page<T: Listed>(
+    cx: &Cx,
+    query: &List<T::Filter, T::Sort>,
+    restrict: impl Fn(&mut Where<'_>),
+    total: i64,
+    few: bool,
+) -> Result<Page<PgRow>, ApiError> {
+    let sort = query.sort.unwrap_or(T::DEFAULT);
+    let order = format!("{}{}", if sort.descending { "-" } else { "" }, sort.key.as_str());
+    let (filter, limit) = (filter_text::<T>(&query.filter).0, query.limit());
+    let cursor = query.cursor.as_deref();
+    let cursor = cursor.map(|text| Cursor::read(text, &order, &filter)).transpose()?;
+    let page = || statement::<T>("", cx.now(), query, sort, cursor.as_ref(), few, &restrict);
+    let rows = cx.app.readers.rows(page).await;
+    let mut data = rows.map_err(|error| match cursor.is_some() && is_of_data(&error) {
+        true => cursor::not_ours(),
+        false => error.into(),
+    })?;
 
-    let more = rows.len() > limit as usize;
-    rows.truncate(limit as usize);
-    let next_cursor = match rows.last() {
-        Some(last) if more => Some(
-            Cursor {
-                s: order,
-                f: filter,
-                k: last.try_get("sort_key")?,
-                i: last.try_get("sort_id")?,
-            }
-            .write(),
-        ),
+    let more = data.len() > limit as usize;
+    data.truncate(limit as usize);
+    let next_cursor = match data.last() {
+        Some(last) if more => Some(Cursor {
+            s: order,
+            f: filter,
+            k: last.try_get("sort_key")?,
+            i: last.try_get("sort_id")?,
+        }),
         _ => None,
     };
-    let data = rows.iter().map(T::read).collect::<Result<_, _>>()?;
-    Ok(
-        match query.cursor.is_some() || (query.page_size.is_some() && query.page.is_none()) {
-            true => Page {
-                data,
-                total,
-                page: None,
-                per_page: None,
-                page_size: Some(limit),
-                next_cursor,
-            },
-            false => Page {
-                data,
-                total,
-                page: Some(query.page.unwrap_or(1)),
-                per_page: Some(limit),
-                page_size: None,
-                next_cursor,
-            },
-        },
-    )
+    let by_cursor = cursor.is_some() || (query.page_size.is_some() && query.page.is_none());
+    Ok(Page {
+        data,
+        total,
+        page: (!by_cursor).then(|| query.page.unwrap_or(1)),
+        per_page: (!by_cursor).then_some(limit),
+        page_size: by_cursor.then_some(limit),
+        next_cursor: next_cursor.map(|cursor| cursor.write()),
+    })
+}
+
+/// A filter as on the wire, and how many things it asks for.
+fn filter_text<T: Listed>(filter: &T::Filter) -> (String, usize) {
+    let mut pairs = vec![];
+    filter.pairs(&mut pairs);
+    (serde_urlencoded::to_string(&pairs).unwrap_or_default(), pairs.len())
+}
+
+/// Brings up to date what changes by itself, if the list looks at it.
+async fn settle<T: Listed>(cx: &Cx, query: &List<T::Filter, T::Sort>) -> Result<(), ApiError> {
+    if T::unsettled(&query.filter, query.sort.unwrap_or(T::DEFAULT).key) {
+        tallies::settle(cx.pool(), cx.now()).await?;
+    }
+    Ok(())
 }
 
 /// Adds the rows that a list with this filter has: tables and conditions, for a statement of the caller's own.

@@ -242,6 +242,35 @@ pub struct Page<T> {
     pub next_cursor: Option<String>,
 }
 
+impl<T> Page<T> {
+    /// The same page, its rows borrowed.
+    pub fn as_ref(&self) -> Page<&T> {
+        Page {
+            data: self.data.iter().collect(),
+            total: self.total,
+            page: self.page,
+            per_page: self.per_page,
+            page_size: self.page_size,
+            next_cursor: self.next_cursor.clone(),
+        }
+    }
+
+    /// The same page of other rows.
+    ///
+    /// # Errors
+    /// The first that `change` gives.
+    pub fn try_map<U, E>(self, change: impl FnMut(T) -> Result<U, E>) -> Result<Page<U>, E> {
+        Ok(Page {
+            data: self.data.into_iter().map(change).collect::<Result<_, _>>()?,
+            total: self.total,
+            page: self.page,
+            per_page: self.per_page,
+            page_size: self.page_size,
+            next_cursor: self.next_cursor,
+        })
+    }
+}
+
 /// What is searched for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Search(String);

@@ -29,11 +29,12 @@ use sqlx::{FromRow, Postgres, QueryBuilder, Row, postgres::PgRow, types::Json};
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
-    listing::{self, Cells, Column, Listed, Where, check_name},
+    listing::{self, Column, Listed, Where, check_name},
+    written::{self, Field, Shown, Written},
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
-    r.on(list)
+    r.on_written(list)
         .on(create)
         .on(get)
         .on(update)
@@ -53,12 +54,13 @@ impl Listed for Certificate {
     type Sort = CertificateSort;
 
     const KIND: &'static str = "certificate";
-    const COLUMNS: &'static str = "c.id, c.name, c.common_name, c.sans, c.environment, c.owner_id, c.team_id,
-        c.issuer_id, c.renewal_policy_id, c.profile_id, c.tags, c.not_after, c.failure, c.renew_at, c.revoked_at,
-        c.revocation_reason, c.last_renewal_at, c.last_deployment_at, c.created_at, c.updated_at,
-        certificate_status(c, clock.at) AS status,
+    const COLUMNS: &'static str =
+        "c.id, c.name, c.common_name, c.sans, c.environment, c.owner_id, c.team_id, c.issuer_id,
         ARRAY(SELECT m.target_id FROM certificate_targets m WHERE m.certificate_id = c.id ORDER BY 1) AS target_ids,
-        v.serial_number, v.fingerprint_sha256, v.key_algorithm, v.key_size, v.created_at AS issued_at";
+        c.renewal_policy_id, c.profile_id AS certificate_profile_id, certificate_status(c, clock.at) AS status,
+        c.not_after AS expires_at, c.tags, c.last_renewal_at, c.last_deployment_at, c.revoked_at, c.revocation_reason,
+        c.failure, c.renew_at, v.serial_number, v.fingerprint_sha256 AS fingerprint, v.key_algorithm, v.key_size,
+        v.created_at AS issued_at, c.created_at, c.updated_at";
     const FROM: &'static str = "certificates c
         CROSS JOIN (SELECT {now}::timestamptz AS at) clock
         LEFT JOIN certificate_versions v ON v.id = c.current_version_id";
@@ -119,38 +121,40 @@ impl Listed for Certificate {
     }
 
     fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
-        let mut cells = Cells::of(row);
-        Ok(Self {
-            id: cells.take()?,
-            name: cells.take()?,
-            common_name: cells.take()?,
-            sans: cells.take()?,
-            environment: cells.take()?,
-            owner_id: cells.take()?,
-            team_id: cells.take()?,
-            issuer_id: cells.take()?,
-            renewal_policy_id: cells.take()?,
-            certificate_profile_id: cells.take()?,
-            tags: cells.take::<Json<BTreeMap<String, String>>>()?.0,
-            expires_at: cells.take()?,
-            failure: cells.take()?,
-            renew_at: cells.take()?,
-            revoked_at: cells.take()?,
-            revocation_reason: cells.take()?,
-            last_renewal_at: cells.take()?,
-            last_deployment_at: cells.take()?,
-            created_at: cells.take()?,
-            updated_at: cells.take()?,
-            status: cells.take()?,
-            target_ids: cells.take()?,
-            serial_number: cells.take()?,
-            fingerprint: cells.take()?,
-            key_algorithm: cells.take()?,
-            key_size: cells.take()?,
-            issued_at: cells.take()?,
-        })
+        Shown { row, fields: &FIELDS }.read()
     }
 }
+
+/// A certificate as JSON, by the columns of its list.
+const FIELDS: [Field; 27] = [
+    Field::text("id"),
+    Field::text("name"),
+    Field::text("common_name"),
+    Field::texts("sans"),
+    Field::text("environment"),
+    Field::text("owner_id"),
+    Field::text("team_id"),
+    Field::text("issuer_id"),
+    Field::texts("target_ids"),
+    Field::text("renewal_policy_id"),
+    Field::text("certificate_profile_id"),
+    Field::text("status"),
+    Field::time("expires_at").or_null(),
+    Field::json("tags"),
+    Field::time("last_renewal_at"),
+    Field::time("last_deployment_at"),
+    Field::time("revoked_at"),
+    Field::text("revocation_reason"),
+    Field::text("failure"),
+    Field::time("renew_at"),
+    Field::text("serial_number"),
+    Field::text("fingerprint"),
+    Field::text("key_algorithm"),
+    Field::integer("key_size"),
+    Field::time("issued_at"),
+    Field::time("created_at"),
+    Field::time("updated_at"),
+];
 
 /// Adds the statement for the ids that a search finds.
 fn push_found(sql: &mut QueryBuilder<Postgres>, [names, serial, fingerprint]: &[String; 3]) {
@@ -168,30 +172,38 @@ const COLLECTED: usize = 3_000;
 /// From here on what is expected of a search is so frequent that any order shows it soon.
 const FREQUENT: i64 = 10_000;
 
-async fn list(cx: Cx, rq: Request<ListCertificates>) -> Result<Page<Certificate>, ApiError> {
-    let Some(q) = &rq.query.filter.q else {
-        return listing::list(&cx, rq.query).await;
-    };
-    let patterns = q.patterns();
-    let found = |sql: &mut QueryBuilder<Postgres>| push_found(sql, &patterns);
-    let expected = listing::expected(&cx, found).await?;
-    if expected >= FREQUENT {
-        return listing::list_many(&cx, rq.query, expected).await;
-    }
-    match listing::ids(&cx, COLLECTED, found).await? {
-        Some(ids) => {
-            let others = CertificateFilter {
-                q: None,
-                ..rq.query.filter.clone()
+async fn list(cx: Cx, rq: Request<ListCertificates>) -> Result<Written<Page<Certificate>>, ApiError> {
+    let all = |sql: &mut Where<'_>| Certificate::restrict(&rq.query.filter, sql);
+    let page = match &rq.query.filter.q {
+        None => listing::rows::<Certificate>(&cx, &rq.query, all, None).await?,
+        Some(q) => {
+            let patterns = q.patterns();
+            let found = |sql: &mut QueryBuilder<Postgres>| push_found(sql, &patterns);
+            let expected = listing::expected(&cx, found).await?;
+            let ids = match expected < FREQUENT {
+                true => listing::ids(&cx, COLLECTED, found).await?,
+                false => None,
             };
-            listing::list_like(&cx, &rq.query, |sql| {
-                Certificate::restrict(&others, sql);
-                sql.with("c.id = ANY (", ids.clone(), ")");
-            })
-            .await
+            match ids {
+                None => {
+                    let many = expected.max(COLLECTED as i64 + 1);
+                    listing::rows::<Certificate>(&cx, &rq.query, all, Some(many)).await?
+                }
+                Some(ids) => {
+                    let others = CertificateFilter {
+                        q: None,
+                        ..rq.query.filter.clone()
+                    };
+                    let near = |sql: &mut Where<'_>| {
+                        Certificate::restrict(&others, sql);
+                        sql.with("c.id = ANY (", ids.clone(), ")");
+                    };
+                    listing::rows::<Certificate>(&cx, &rq.query, near, None).await?
+                }
+            }
         }
-        None => listing::list_many(&cx, rq.query, expected.max(COLLECTED as i64 + 1)).await,
-    }
+    };
+    written::page(&page, &FIELDS)
 }
 
 async fn get(cx: Cx, rq: Request<GetCertificate>) -> Result<Certificate, ApiError> {

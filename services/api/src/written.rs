@@ -1,0 +1,149 @@
+//! Rows as the JSON of their type, written as they come.
+//!
+//! A list of a type that has [`Field`]s does not build its values: what the database gives is written where it belongs.
+//! Where a value is needed after all, it is read from that JSON, so that there is one table of what a row holds.
+
+use std::marker::PhantomData;
+
+use certctl_contract::list::Page;
+use certctl_model::time::Time;
+use serde::{
+    Serialize, Serializer,
+    de::DeserializeOwned,
+    ser::{Error, SerializeMap},
+};
+use serde_json::value::RawValue;
+use sqlx::{Column, Row, postgres::PgRow, types::Json};
+
+use crate::{error::ApiError, listing::Cells};
+
+/// A field of a type, and the column it is written from.
+pub struct Field {
+    name: &'static str,
+    kind: Kind,
+    when_null: WhenNull,
+}
+
+enum Kind {
+    Text,
+    Texts,
+    Integer,
+    Time,
+    Json,
+}
+
+enum WhenNull {
+    Omitted,
+    Shown,
+}
+
+impl Field {
+    const fn new(name: &'static str, kind: Kind) -> Self {
+        Self {
+            name,
+            kind,
+            when_null: WhenNull::Omitted,
+        }
+    }
+
+    /// A text, or a value that is stored as one.
+    pub const fn text(name: &'static str) -> Self {
+        Self::new(name, Kind::Text)
+    }
+
+    /// An array of texts.
+    pub const fn texts(name: &'static str) -> Self {
+        Self::new(name, Kind::Texts)
+    }
+
+    /// An `integer`.
+    pub const fn integer(name: &'static str) -> Self {
+        Self::new(name, Kind::Integer)
+    }
+
+    /// An instant.
+    pub const fn time(name: &'static str) -> Self {
+        Self::new(name, Kind::Time)
+    }
+
+    /// JSON.
+    pub const fn json(name: &'static str) -> Self {
+        Self::new(name, Kind::Json)
+    }
+
+    /// The same, written as `null` when there is no value.
+    pub const fn or_null(mut self) -> Self {
+        self.when_null = WhenNull::Shown;
+        self
+    }
+}
+
+/// A row, to be written.
+pub struct Shown<'r> {
+    /// The row: its first columns are those of the fields.
+    pub row: &'r PgRow,
+    /// What it holds.
+    pub fields: &'static [Field],
+}
+
+impl Serialize for Shown<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        let mut cells = Cells::of(self.row);
+        for (n, field) in self.fields.iter().enumerate() {
+            debug_assert_eq!(self.row.column(n).name(), field.name);
+            match field.kind {
+                Kind::Text => field.write(&mut map, cells.take::<Option<&str>>()),
+                Kind::Texts => field.write(&mut map, cells.take::<Option<Vec<String>>>()),
+                Kind::Integer => field.write(&mut map, cells.take::<Option<i32>>()),
+                Kind::Time => field.write(&mut map, cells.take::<Option<Time>>()),
+                Kind::Json => field.write(&mut map, cells.take::<Option<Json<&RawValue>>>()),
+            }?;
+        }
+        map.end()
+    }
+}
+
+impl Field {
+    fn write<M: SerializeMap>(
+        &self,
+        map: &mut M,
+        value: Result<Option<impl Serialize>, sqlx::Error>,
+    ) -> Result<(), M::Error> {
+        match (value.map_err(M::Error::custom)?, &self.when_null) {
+            (None, WhenNull::Omitted) => Ok(()),
+            (value, _) => map.serialize_entry(self.name, &value),
+        }
+    }
+}
+
+impl Shown<'_> {
+    /// The value that the JSON of the row is.
+    ///
+    /// # Errors
+    /// When the row does not have the columns of the fields, or what they hold is not of the type.
+    pub fn read<T: DeserializeOwned>(self) -> Result<T, sqlx::Error> {
+        let value = serde_json::to_vec(&self).and_then(|json| serde_json::from_slice(&json));
+        value.map_err(|error| sqlx::Error::Decode(error.into()))
+    }
+}
+
+/// A reply of type `R` that is written already.
+pub struct Written<R> {
+    /// JSON.
+    pub octets: Vec<u8>,
+    of: PhantomData<R>,
+}
+
+/// Writes a page of rows.
+///
+/// # Errors
+/// When the rows do not have the columns of the fields.
+pub fn page<T>(page: &Page<PgRow>, fields: &'static [Field]) -> Result<Written<Page<T>>, ApiError> {
+    let page = page.as_ref().try_map(|row| Ok::<_, ApiError>(Shown { row, fields }))?;
+    let written = certctl_contract::endpoint::to_json(&page);
+    Ok(Written {
+        octets: written.map_err(|error| ApiError::internal(format!("a row cannot be written: {error}")))?,
+        of: PhantomData,
+    })
+}
