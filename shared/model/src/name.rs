@@ -52,8 +52,9 @@ impl DnsName {
             return Err("a DNS name has 1 to 253 characters");
         }
         let (octets, wildcard) = (text.as_bytes(), text.len() > 2 && text.starts_with("*."));
-        let mut start = if wildcard { 2 } else { 0 };
-        for end in start..=octets.len() {
+        let first = if wildcard { 2 } else { 0 };
+        let mut start = first;
+        for end in first..=octets.len() {
             match octets.get(end) {
                 Some(b) if LABELS[usize::from(*b)] => continue,
                 None | Some(b'.') => {}
