@@ -19,6 +19,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use certctl_runtime::tasks::Tasks;
 use tokio::{
+    runtime::Handle,
     sync::mpsc,
     time::{Instant, sleep},
 };
@@ -91,7 +92,10 @@ pub fn start(app: &Arc<App>, base: &Path, limit: u64, tasks: &Tasks) -> anyhow::
         writer.hand_over(Segment { path, octets });
     }
     let (writing, stop) = (app.clone(), tasks.token());
-    tasks.spawn("calls", write(writing, queue, writer, stop));
+    // On a thread of its own: a page cache takes lines in microseconds, but a disk that is full of work may not.
+    let runtime = Handle::current();
+    let write = tokio::task::spawn_blocking(move || runtime.block_on(write(writing, queue, writer, stop)));
+    tasks.spawn("calls", async move { write.await.expect("writing does not panic") });
     let (app, stop) = (app.clone(), tasks.token());
     tasks.spawn("trail", async move { insert_all(&app, segments, &level, stop).await });
     Ok(())
@@ -292,14 +296,8 @@ async fn write(app: Arc<App>, mut queue: mpsc::Receiver<Record>, mut writer: Wri
         };
         let gap_too = writer.recovered() || quiet == 3;
         records.extend(app.trail.owed(app.clock.now(), gap_too));
-        // A page cache takes lines in microseconds, but a disk that is full of work may not.
         if !records.is_empty() {
-            let app = app.clone();
-            let appended = tokio::task::spawn_blocking(move || {
-                writer.append(&app.trail, records);
-                writer
-            });
-            writer = appended.await.expect("appending does not panic");
+            writer.append(&app.trail, records);
         }
         if writer.is_due() {
             writer.seal();

@@ -10,10 +10,15 @@ use certctl_model::time::Time;
 use serde::{
     Serialize, Serializer,
     de::DeserializeOwned,
-    ser::{Error, SerializeMap},
+    ser::{Error, SerializeMap, SerializeSeq},
 };
 use serde_json::value::RawValue;
-use sqlx::{Column, Row, postgres::PgRow, types::Json};
+use sqlx::{
+    Column, Decode, Postgres, Row, Type,
+    error::BoxDynError,
+    postgres::{PgRow, PgTypeInfo, PgValueRef},
+    types::Json,
+};
 
 use crate::{error::ApiError, listing::Cells};
 
@@ -94,7 +99,7 @@ impl Serialize for Shown<'_> {
             debug_assert_eq!(self.row.column(n).name(), field.name);
             match field.kind {
                 Kind::Text => field.write(&mut map, cells.take::<Option<&str>>()),
-                Kind::Texts => field.write(&mut map, cells.take::<Option<Vec<String>>>()),
+                Kind::Texts => field.write(&mut map, cells.take::<Option<Texts<'_>>>()),
                 Kind::Integer => field.write(&mut map, cells.take::<Option<i32>>()),
                 Kind::Time => field.write(&mut map, cells.take::<Option<Time>>()),
                 Kind::Json => field.write(&mut map, cells.take::<Option<Json<&RawValue>>>()),
@@ -128,6 +133,49 @@ impl Shown<'_> {
     }
 }
 
+/// An array of texts, read where it lies.
+struct Texts<'r>(&'r [u8]);
+
+impl Type<Postgres> for Texts<'_> {
+    fn type_info() -> PgTypeInfo {
+        <Vec<String> as Type<Postgres>>::type_info()
+    }
+}
+
+impl<'r> Decode<'r, Postgres> for Texts<'r> {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        Ok(Self(value.as_bytes()?))
+    }
+}
+
+impl Serialize for Texts<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (dimensions, mut rest) = word(self.0).ok_or(NO_ARRAY).map_err(S::Error::custom)?;
+        let mut seq = serializer.serialize_seq(None)?;
+        if dimensions > 0 {
+            // Whether there are nulls, the type of the texts, how many they are, the number of the first.
+            rest = rest.get(16..).unwrap_or_default();
+            while let Some((length, text)) = word(rest) {
+                let (text, others) = text
+                    .split_at_checked(length as usize)
+                    .ok_or(NO_ARRAY)
+                    .map_err(S::Error::custom)?;
+                seq.serialize_element(str::from_utf8(text).map_err(S::Error::custom)?)?;
+                rest = others;
+            }
+        }
+        seq.end()
+    }
+}
+
+const NO_ARRAY: &str = "not an array of texts";
+
+/// Takes four octets.
+fn word(octets: &[u8]) -> Option<(u32, &[u8])> {
+    let (word, rest) = octets.split_first_chunk()?;
+    Some((u32::from_be_bytes(*word), rest))
+}
+
 /// A reply of type `R` that is written already.
 pub struct Written<R> {
     /// JSON.
@@ -135,15 +183,20 @@ pub struct Written<R> {
     of: PhantomData<R>,
 }
 
+/// Room for a row: growing to the size of a page would copy it several times.
+const ROOM: usize = 1024;
+
 /// Writes a page of rows.
 ///
 /// # Errors
 /// When the rows do not have the columns of the fields.
 pub fn page<T>(page: &Page<PgRow>, fields: &'static [Field]) -> Result<Written<Page<T>>, ApiError> {
     let page = page.as_ref().try_map(|row| Ok::<_, ApiError>(Shown { row, fields }))?;
-    let written = certctl_contract::endpoint::to_json(&page);
+    let mut octets = Vec::with_capacity((page.data.len() + 1) * ROOM);
+    let written = serde_json::to_writer(&mut octets, &page);
+    written.map_err(|error| ApiError::internal(format!("a row cannot be written: {error}")))?;
     Ok(Written {
-        octets: written.map_err(|error| ApiError::internal(format!("a row cannot be written: {error}")))?,
+        octets,
         of: PhantomData,
     })
 }

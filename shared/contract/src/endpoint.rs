@@ -205,22 +205,12 @@ impl<T: Serialize + DeserializeOwned + JsonSchema + Send + 'static> Reply for T 
     }
 
     fn encode(&self) -> Vec<u8> {
-        to_json(self).expect("representations are plain data")
+        serde_json::to_vec(self).expect("representations are plain data")
     }
 
     fn decode(octets: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(octets)
     }
-}
-
-/// Writes JSON, with room for most of a page: growing there from nothing would copy it several times.
-///
-/// # Errors
-/// When the value cannot be written.
-pub fn to_json(value: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
-    let mut octets = Vec::with_capacity(32 * 1024);
-    serde_json::to_writer(&mut octets, value)?;
-    Ok(octets)
 }
 
 /// No body.
