@@ -16,6 +16,9 @@ pub struct Cursor {
     pub(crate) f: String,
     /// The sort column of the last row.
     pub(crate) k: String,
+    /// What orders rows that are equal under the sort, before their ids do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) t: Option<String>,
     /// Its id.
     pub(crate) i: String,
 }

@@ -35,6 +35,8 @@ use crate::{
 pub struct Column {
     expression: &'static str,
     cast: &'static str,
+    /// Whether it has so few values that many rows are equal under it.
+    groups: bool,
 }
 
 impl Column {
@@ -43,6 +45,15 @@ impl Column {
         Self {
             expression,
             cast: "text",
+            groups: false,
+        }
+    }
+
+    /// A text of few values. There is an index for it followed by each expression that is asked for a range.
+    pub const fn group(expression: &'static str) -> Self {
+        Self {
+            groups: true,
+            ..Self::text(expression)
         }
     }
 
@@ -51,6 +62,7 @@ impl Column {
         Self {
             expression,
             cast: "integer",
+            groups: false,
         }
     }
 
@@ -59,6 +71,18 @@ impl Column {
         Self {
             expression,
             cast: "timestamptz",
+            groups: false,
+        }
+    }
+}
+
+impl Column {
+    /// What orders rows that are equal under it, before their ids do: what the filter asks a range of, because the rows
+    /// outside of that may be many, and side by side.
+    fn tie(self, shape: &Shape) -> Option<&str> {
+        match shape {
+            Shape::Range(expression) if self.groups => Some(expression),
+            _ => None,
         }
     }
 }
@@ -358,6 +382,10 @@ async fn page<T: Listed>(
     let (filter, limit) = (filter_text::<T>(&query.filter).0, query.limit());
     let cursor = query.cursor.as_deref();
     let cursor = cursor.map(|text| Cursor::read(text, &order, &filter)).transpose()?;
+    let tied = T::column(sort.key).tie(&shape(cx.now(), &restrict)).is_some();
+    if cursor.as_ref().is_some_and(|cursor| cursor.t.is_some() != tied) {
+        return Err(cursor::not_ours());
+    }
     let page = || statement::<T>("", cx.now(), query, sort, cursor.as_ref(), few, &restrict);
     let rows = cx.app.readers.rows(page).await;
     let mut data = rows.map_err(|error| match cursor.is_some() && is_of_data(&error) {
@@ -372,6 +400,7 @@ async fn page<T: Listed>(
             s: order,
             f: filter,
             k: last.try_get("sort_key")?,
+            t: last.try_get("sort_tie")?,
             i: last.try_get("sort_id")?,
         }),
         _ => None,
@@ -408,6 +437,14 @@ pub fn matching<T: Listed>(sql: &mut QueryBuilder<Postgres>, filter: &T::Filter,
     T::restrict(filter, &mut Where::new(sql, now));
 }
 
+/// What a list asks.
+fn shape(now: Time, restrict: &impl Fn(&mut Where<'_>)) -> Shape {
+    let mut scratch = QueryBuilder::new("");
+    let mut conditions = Where::new(&mut scratch, now);
+    restrict(&mut conditions);
+    conditions.shape()
+}
+
 /// The statement of a page, behind `prefix`, with one row more than the page has. It is planned for its values when no
 /// index can be relied on to give both the rows and their order.
 ///
@@ -422,68 +459,77 @@ fn statement<T: Listed>(
     few: bool,
     restrict: &impl Fn(&mut Where<'_>),
 ) -> Statement {
-    let Column { expression, cast } = T::column(sort.key);
+    let column = T::column(sort.key);
     let (direction, beyond) = if sort.descending { ("DESC", "<") } else { ("ASC", ">") };
     let (id, rows) = (T::ID, query.limit() + 1);
+    let shape = shape(now, restrict);
+    let tie = column.tie(&shape);
+    let same = matches!(&shape, Shape::Value(Some(value)) if value == column.expression);
     let shown = format!(
-        "{}, ({expression})::text AS sort_key, {id}::text AS sort_id",
-        T::COLUMNS
+        "{}, ({})::text AS sort_key, {}::text AS sort_tie, {id}::text AS sort_id",
+        T::COLUMNS,
+        column.expression,
+        tie.unwrap_or("NULL")
     );
     let skipped = u64::from(query.page.unwrap_or(1) - 1) * u64::from(query.limit());
-    let order = |key: &str, id: &str| format!(" ORDER BY {key} {direction}, {id} {direction}");
+    let order = |keys: &[&str]| format!(" ORDER BY {} {direction}", keys.join(&format!(" {direction}, ")));
     // Subselects hide from the planner where an index has all rows in order: it would take rows beyond a frequent value
     // for few, and an index that has only some of the columns for the best.
-    let window = |sql: &mut QueryBuilder<Postgres>, key: Option<&str>, id: &str| {
+    let window = |sql: &mut QueryBuilder<Postgres>, keys: &[&str]| {
         if let Some(cursor) = cursor {
-            if let Some(key) = key {
-                sql.push(format!(" AND ({key}, {id}) {beyond} ((SELECT "))
-                    .push_bind(cursor.k.clone())
-                    .push(format!("::{cast}), (SELECT "));
-            } else {
-                sql.push(format!(" AND {id} {beyond} ((SELECT "));
+            let tie = tie.and(cursor.t.as_ref()).map(|text| (text, "timestamptz"));
+            let ends = [
+                Some((&cursor.k, column.cast)).filter(|_| !same),
+                tie,
+                Some((&cursor.i, "text")),
+            ];
+            sql.push(format!(" AND ({}) {beyond} (", keys.join(", ")));
+            let mut ends_of = sql.separated(", ");
+            for (text, cast) in ends.into_iter().flatten() {
+                ends_of
+                    .push("(SELECT ")
+                    .push_bind_unseparated(text.clone())
+                    .push_unseparated(format!("::{cast})"));
             }
-            sql.push_bind(cursor.i.clone()).push("::text))");
+            sql.push(")");
         }
-        match key {
-            Some(key) => sql.push(order(key, id)),
-            None => sql.push(format!(" ORDER BY {id} {direction}")),
-        };
-        sql.push(format!(" LIMIT {rows}"));
+        sql.push(order(keys)).push(format!(" LIMIT {rows}"));
         if skipped > 0 {
             sql.push(format!(" OFFSET {skipped}"));
         }
     };
+    let keys: Vec<&str> = [Some(column.expression).filter(|_| !same), tie, Some(id)]
+        .into_iter()
+        .flatten()
+        .collect();
     let mut sql = QueryBuilder::new(prefix);
-    push_select::<T>(&mut sql, &shown, now);
-    let mut conditions = Where::new(&mut sql, now);
-    conditions.hidden = true;
-    restrict(&mut conditions);
-    let shape = conditions.shape();
     let in_order = matches!(shape, Shape::Value(_));
-    // Rows that are all equal under the sort are in the order of their ids.
-    let key = Some(expression).filter(|key| !matches!(&shape, Shape::Value(Some(value)) if value == key));
     if in_order && skipped == 0 {
-        window(&mut sql, key, id);
+        push_select::<T>(&mut sql, &shown, now);
+        let mut conditions = Where::new(&mut sql, now);
+        conditions.hidden = true;
+        restrict(&mut conditions);
+        window(&mut sql, &keys);
         return (sql, true);
     }
     // First which rows, by as little as possible; then what they hold.
-    let mut sql = QueryBuilder::new(prefix);
     if few && !in_order {
+        let tie_of = tie.map(|tie| format!("{tie} AS t, ")).unwrap_or_default();
         sql.push("WITH found AS MATERIALIZED (");
-        push_ids::<T>(&mut sql, &format!("{expression} AS k, {id} AS i"), now);
+        push_ids::<T>(&mut sql, &format!("{} AS k, {tie_of}{id} AS i", column.expression), now);
         restrict(&mut Where::new(&mut sql, now));
         sql.push(") ");
         push_select::<T>(&mut sql, &shown, now);
         sql.push(format!(" AND {id} IN (SELECT i FROM found WHERE true"));
-        window(&mut sql, Some("k"), "i");
+        window(&mut sql, if tie.is_some() { &["k", "t", "i"] } else { &["k", "i"] });
     } else {
         push_select::<T>(&mut sql, &shown, now);
         sql.push(format!(" AND {id} IN ("));
         push_ids::<T>(&mut sql, id, now);
         restrict(&mut Where::new(&mut sql, now));
-        window(&mut sql, key, id);
+        window(&mut sql, &keys);
     }
-    sql.push(format!("){}", order(expression, id)));
+    sql.push(")").push(order(&keys));
     (sql, false)
 }
 
@@ -727,6 +773,7 @@ mod tests {
                             "timestamptz" => "2023-11-15T00:00:00Z".to_owned(),
                             _ => "host-5".to_owned(),
                         },
+                        t: None,
                         i: "mc-5".to_owned(),
                     });
                     let explain = "EXPLAIN (FORMAT JSON) ";
@@ -750,6 +797,55 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+    async fn rows_are_in_the_same_order_whether_they_are_few_or_many(db: PgPool) {
+        inventory(&db).await;
+        let now = Time::from_unix(1_800_000_000);
+        for (filter, key) in [
+            ("created_after=2023-11-15T00:00:00Z", CertificateSort::Status),
+            ("updated_before=2023-11-15T00:00:00Z", CertificateSort::Environment),
+            ("created_before=2023-11-15T00:00:00Z", CertificateSort::Name),
+        ] {
+            let (name, value) = filter.split_once('=').unwrap();
+            let filter_of = certctl_contract::query::parse::<CertificateFilter>(vec![(name.into(), value.into())]);
+            let query = List {
+                filter: filter_of.unwrap(),
+                ..List::default()
+            };
+            let sort = Sort { key, descending: true };
+            let restrict = |sql: &mut Where<'_>| Certificate::restrict(&query.filter, sql);
+            let read = async |few, cursor: Option<&Cursor>| {
+                let (mut sql, _) = statement::<Certificate>("", now, &query, sort, cursor, few, &restrict);
+                let rows = sql.build().fetch_all(&db).await.unwrap();
+                let of = |row: &PgRow, column: &str| row.get::<Option<String>, _>(column);
+                let all = rows
+                    .iter()
+                    .map(|row| ["sort_key", "sort_tie", "sort_id"].map(|column| of(row, column)));
+                all.collect::<Vec<_>>()
+            };
+            let first = read(true, None).await;
+            assert_eq!(
+                (first.len() as u32, &first),
+                (query.limit() + 1, &read(false, None).await),
+                "{filter}"
+            );
+            let [k, t, i] = first[20].clone();
+            let cursor = Cursor {
+                s: String::new(),
+                f: String::new(),
+                k: k.unwrap(),
+                t,
+                i: i.unwrap(),
+            };
+            let second = read(true, Some(&cursor)).await;
+            assert_eq!(
+                (&first[21..], &second),
+                (&second[..first.len() - 21], &read(false, Some(&cursor)).await),
+                "{filter}"
+            );
         }
     }
 

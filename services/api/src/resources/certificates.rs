@@ -83,8 +83,8 @@ impl Listed for Certificate {
             }
             CertificateSort::CommonName => Column::text("c.common_name"),
             CertificateSort::Name => Column::text("c.name"),
-            CertificateSort::Status => Column::text("c.status"),
-            CertificateSort::Environment => Column::text("c.environment"),
+            CertificateSort::Status => Column::group("c.status"),
+            CertificateSort::Environment => Column::group("c.environment"),
         }
     }
 
