@@ -96,6 +96,7 @@ impl CertificationRequest {
             BadSignature::Wrong => CsrError::BadSignature,
             BadSignature::Unsupported(why) => CsrError::UnsupportedKey(why),
         })?;
+        public_key::must_not_be_weak(&info.subject_pki).map_err(CsrError::UnsupportedKey)?;
         Ok(Self {
             der: der.to_vec(),
             spki_der: info.subject_pki.raw.to_vec(),

@@ -23,6 +23,7 @@ pub mod pem;
 mod public_key;
 #[cfg(test)]
 mod testing;
+mod weak_keys;
 
 /// Bytes in DER.
 pub type Der = Vec<u8>;

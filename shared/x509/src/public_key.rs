@@ -9,6 +9,8 @@ use x509_parser::public_key::RSAPublicKey;
 use x509_parser::signature_algorithm::RsaSsaPssParams;
 use x509_parser::x509::{AlgorithmIdentifier, SubjectPublicKeyInfo};
 
+use crate::weak_keys;
+
 /// Why a signature says nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum BadSignature {
@@ -46,6 +48,20 @@ pub(crate) fn key_facts(spki: &SubjectPublicKeyInfo<'_>) -> Result<KeyFacts, Str
     Err(format!(
         "the key algorithm {algorithm} is not one of RSA, ECDSA, Ed25519"
     ))
+}
+
+/// Refuses keys whose private key can be computed. Facts do not: such a certificate can be found on a host.
+pub(crate) fn must_not_be_weak(spki: &SubjectPublicKeyInfo<'_>) -> Result<(), String> {
+    if spki.algorithm.algorithm != oid::OID_PKCS1_RSAENCRYPTION {
+        return Ok(());
+    }
+    let key = RSAPublicKey::from_der(&spki.subject_public_key.data).map(|(_, key)| key);
+    match key.ok().and_then(|key| weak_keys::weakness(key.modulus)) {
+        Some(why) => Err(format!(
+            "the RSA key is weak: {why}; make another one, with other software"
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Verifies that the key signed `message`. SHA-1 and older digests are not accepted.
