@@ -337,23 +337,36 @@ pub async fn list_where<T: Listed>(
     Ok(page.as_ref().try_map(T::read)?)
 }
 
+/// How many rows a list has.
+pub enum Known {
+    /// So few that they are collected.
+    Few(i64),
+    /// About so many that any order shows them soon.
+    Many(i64),
+}
+
 /// The rows of a list; `restrict` is the filter, or what is as good and faster.
 ///
-/// If it is known beforehand that about `many` rows match, so many that any order shows them soon, and the filter asks
-/// for nothing else, they are not counted.
+/// If the filter asks for nothing else, they are not counted when it is known beforehand how many match.
 pub async fn rows<T: Listed>(
     cx: &Cx,
     query: &List<T::Filter, T::Sort>,
     restrict: impl Fn(&mut Where<'_>),
-    many: Option<i64>,
+    known: Option<Known>,
 ) -> Result<Page<PgRow>, ApiError> {
     settle::<T>(cx, query).await?;
     let (filter, asked) = filter_text::<T>(&query.filter);
     let key = (T::KIND, filter);
-    let many = many.filter(|_| asked == 1);
-    let total = match (cx.app.totals.known(&key, cx.now()), many) {
-        (Some(total), _) | (None, Some(total)) => total,
-        (None, None) => {
+    if let Some(known) = known.filter(|_| asked == 1) {
+        let (total, few) = match known {
+            Known::Few(total) => (total, true),
+            Known::Many(total) => (total, false),
+        };
+        return page::<T>(cx, query, restrict, total, few).await;
+    }
+    let total = match cx.app.totals.known(&key, cx.now()) {
+        Some(total) => total,
+        None => {
             let total = match (T::TALLY, key.1.split_once('=')) {
                 (Some(subject), None) => tallies::count(cx.pool(), subject, None).await?,
                 (Some(subject), Some(("status", word))) if word.bytes().all(|b| b.is_ascii_alphanumeric()) => {
@@ -367,7 +380,7 @@ pub async fn rows<T: Listed>(
             total
         }
     };
-    page::<T>(cx, query, restrict, total, many.is_none() && total <= COUNTED).await
+    page::<T>(cx, query, restrict, total, total <= COUNTED).await
 }
 
 async fn page<T: Listed>(

@@ -29,7 +29,7 @@ use sqlx::{FromRow, Postgres, QueryBuilder, Row, postgres::PgRow, types::Json};
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
-    listing::{self, Column, Listed, Where, check_name},
+    listing::{self, Column, Known, Listed, Where, check_name},
     written::{self, Field, Shown, Written},
 };
 
@@ -186,7 +186,7 @@ async fn list(cx: Cx, rq: Request<ListCertificates>) -> Result<Written<Page<Cert
             };
             match ids {
                 None => {
-                    let many = expected.max(COLLECTED as i64 + 1);
+                    let many = Known::Many(expected.max(COLLECTED as i64 + 1));
                     listing::rows::<Certificate>(&cx, &rq.query, all, Some(many)).await?
                 }
                 Some(ids) => {
@@ -198,7 +198,8 @@ async fn list(cx: Cx, rq: Request<ListCertificates>) -> Result<Written<Page<Cert
                         Certificate::restrict(&others, sql);
                         sql.with("c.id = ANY (", ids.clone(), ")");
                     };
-                    listing::rows::<Certificate>(&cx, &rq.query, near, None).await?
+                    let few = Known::Few(ids.len() as i64);
+                    listing::rows::<Certificate>(&cx, &rq.query, near, Some(few)).await?
                 }
             }
         }
