@@ -78,23 +78,34 @@ impl Findings {
         }
         self.statements += 1;
         let end = statement.len().saturating_sub(SHOWN_CHARACTERS);
-        self.node(&parsed["Plan"], &statement[statement.ceil_char_boundary(end)..], most);
+        self.node(
+            &parsed["Plan"],
+            "",
+            &statement[statement.ceil_char_boundary(end)..],
+            most,
+        );
     }
 
-    fn node(&mut self, node: &Value, statement: &str, most: u64) {
+    fn node(&mut self, node: &Value, above: &str, statement: &str, most: u64) {
         let children = node["Plans"].as_array().map(Vec::as_slice).unwrap_or_default();
         let kind = node["Node Type"].as_str().unwrap_or_default();
         let relation = node["Relation Name"].as_str().unwrap_or_default();
         if kind == "Seq Scan" && LARGE.contains(&relation) {
             *self.scans.entry(format!("{relation}: {statement}")).or_default() += 1;
         }
-        let taken_in: f64 = children.iter().filter_map(|child| child["Actual Rows"].as_f64()).sum();
-        // One that keeps only the first few never holds more than a page.
-        let keeps_few = node["Sort Method"] == "top-N heapsort";
+        // What is computed beforehand is not what is sorted.
+        let inputs = children
+            .iter()
+            .filter(|child| child["Parent Relationship"] != "InitPlan");
+        let taken_in: f64 = inputs.filter_map(|child| child["Actual Rows"].as_f64()).sum();
+        // Under a limit Postgres keeps only the first few, as soon as there are twice as many.
+        let keeps_few = node["Sort Method"] == "top-N heapsort" || (above == "Limit" && taken_in <= 2.0 * most as f64);
         if kind == "Sort" && taken_in > most as f64 && !keeps_few {
             *self.sorts.entry(format!("{taken_in} rows: {statement}")).or_default() += 1;
         }
-        children.iter().for_each(|child| self.node(child, statement, most));
+        children
+            .iter()
+            .for_each(|child| self.node(child, kind, statement, most));
     }
 }
 
@@ -123,9 +134,18 @@ mod tests {
             (scan("teams"), (1, 0, 0)),
             (scan("agents"), (1, 0, 0)),
             (sort(51), (1, 0, 0)),
-            (sort(52), (1, 0, 1)),
+            (sort(52), (1, 0, 0)),
+            (sort(102), (1, 0, 0)),
+            (sort(103), (1, 0, 1)),
+            (sort(52)["Plans"][0].clone(), (1, 0, 1)),
             (
                 json!({ "Node Type": "Sort", "Sort Method": "top-N heapsort", "Plans": [{ "Actual Rows": 900 }] }),
+                (1, 0, 0),
+            ),
+            (
+                json!({ "Node Type": "Sort", "Plans": [
+                    { "Actual Rows": 51 }, { "Actual Rows": 900, "Parent Relationship": "InitPlan" },
+                ] }),
                 (1, 0, 0),
             ),
             (json!({ "Node Type": "Index Scan" }), (1, 0, 0)),
