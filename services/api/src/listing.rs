@@ -285,7 +285,13 @@ fn is_of_data(error: &sqlx::Error) -> bool {
 
 /// Up to here rows are counted; what is more is estimated, unless it is tallied.
 const COUNTED: i64 = 10_000;
-/// How long the total of more rows than that is kept.
+/// Up to here the rows of several things at once are collected without being counted first.
+const TRIED: i64 = 1_000;
+/// The same for something that is expected not to be frequent.
+const COLLECTED: i64 = 3_000;
+/// However many there are: they have been counted.
+const ALL: i64 = i64::MAX - 1;
+/// How long the total of more rows than are counted is kept.
 const KEPT: Duration = Duration::from_secs(5);
 /// How many totals are kept.
 const MOST_KEPT: usize = 1_000;
@@ -333,40 +339,44 @@ pub async fn list_where<T: Listed>(
     };
     settle::<T>(cx, &query).await?;
     let total = count::<T>(cx, &restrict).await?;
-    let page = page::<T>(cx, &query, restrict, total, total <= COUNTED).await?;
+    let page = page::<T>(cx, &query, &restrict, total).await?;
     Ok(page.as_ref().try_map(T::read)?)
 }
 
-/// How many rows a list has.
-pub enum Known {
-    /// So few that they are collected.
-    Few(i64),
-    /// About so many that any order shows them soon.
-    Many(i64),
-}
-
-/// The rows of a list; `restrict` is the filter, or what is as good and faster.
+/// The rows of a list.
 ///
-/// If the filter asks for nothing else, they are not counted when it is known beforehand how many match.
+/// When nothing but the filter's one thing is asked for, and about so many rows as `expected` match, so many that any
+/// order shows them soon, they are not counted.
 pub async fn rows<T: Listed>(
     cx: &Cx,
     query: &List<T::Filter, T::Sort>,
     restrict: impl Fn(&mut Where<'_>),
-    known: Option<Known>,
+    expected: Option<i64>,
 ) -> Result<Page<PgRow>, ApiError> {
     settle::<T>(cx, query).await?;
     let (filter, asked) = filter_text::<T>(&query.filter);
+    let expected = expected.filter(|_| asked == 1);
     let key = (T::KIND, filter);
-    if let Some(known) = known.filter(|_| asked == 1) {
-        let (total, few) = match known {
-            Known::Few(total) => (total, true),
-            Known::Many(total) => (total, false),
-        };
-        return page::<T>(cx, query, restrict, total, few).await;
+    let known = match expected {
+        Some(_) => None,
+        None => cx.app.totals.known(&key, cx.now()),
+    };
+    let few = if expected.is_some() { COLLECTED } else { TRIED };
+    let mixed = matches!(shape(cx.now(), &restrict), Shape::Mixed);
+    if mixed
+        && known.is_none()
+        && expected.is_none_or(|expected| expected < COUNTED)
+        && let Some(page) = all_if_few::<T>(cx, query, &restrict, few).await?
+    {
+        return Ok(page);
     }
-    let total = match cx.app.totals.known(&key, cx.now()) {
-        Some(total) => total,
-        None => {
+    let total = match (known, expected) {
+        (Some(total), _) => total,
+        (None, Some(expected)) => {
+            let many = expected.max(few + 1);
+            return assemble::<T>(query, read::<T>(cx, query, &restrict, None).await?, many);
+        }
+        (None, None) => {
             let total = match (T::TALLY, key.1.split_once('=')) {
                 (Some(subject), None) => tallies::count(cx.pool(), subject, None).await?,
                 (Some(subject), Some(("status", word))) if word.bytes().all(|b| b.is_ascii_alphanumeric()) => {
@@ -380,45 +390,87 @@ pub async fn rows<T: Listed>(
             total
         }
     };
-    page::<T>(cx, query, restrict, total, total <= COUNTED).await
+    page::<T>(cx, query, &restrict, total).await
 }
 
+/// A page of so many rows.
 async fn page<T: Listed>(
     cx: &Cx,
     query: &List<T::Filter, T::Sort>,
-    restrict: impl Fn(&mut Where<'_>),
+    restrict: &impl Fn(&mut Where<'_>),
     total: i64,
-    few: bool,
 ) -> Result<Page<PgRow>, ApiError> {
+    let few = (total <= COUNTED).then_some(ALL);
+    assemble::<T>(query, read::<T>(cx, query, restrict, few).await?, total)
+}
+
+/// The page in one go with how many rows there are, unless they are more than `most`.
+async fn all_if_few<T: Listed>(
+    cx: &Cx,
+    query: &List<T::Filter, T::Sort>,
+    restrict: &impl Fn(&mut Where<'_>),
+    most: i64,
+) -> Result<Option<Page<PgRow>>, ApiError> {
+    let rows = read::<T>(cx, query, restrict, Some(most)).await?;
+    let found = match rows.first() {
+        Some(row) => row.try_get("found")?,
+        None if query.cursor.is_none() && query.page.unwrap_or(1) == 1 => 0,
+        // Behind the last one.
+        None => return Ok(None),
+    };
+    match found <= most {
+        true => assemble::<T>(query, rows, found).map(Some),
+        false => Ok(None),
+    }
+}
+
+fn order_text<T: Listed>(query: &List<T::Filter, T::Sort>) -> String {
     let sort = query.sort.unwrap_or(T::DEFAULT);
-    let order = format!("{}{}", if sort.descending { "-" } else { "" }, sort.key.as_str());
-    let (filter, limit) = (filter_text::<T>(&query.filter).0, query.limit());
+    format!("{}{}", if sort.descending { "-" } else { "" }, sort.key.as_str())
+}
+
+/// The rows of a page, and one more if there is one.
+async fn read<T: Listed>(
+    cx: &Cx,
+    query: &List<T::Filter, T::Sort>,
+    restrict: &impl Fn(&mut Where<'_>),
+    few: Option<i64>,
+) -> Result<Vec<PgRow>, ApiError> {
+    let sort = query.sort.unwrap_or(T::DEFAULT);
     let cursor = query.cursor.as_deref();
-    let cursor = cursor.map(|text| Cursor::read(text, &order, &filter)).transpose()?;
-    let tied = T::column(sort.key).tie(&shape(cx.now(), &restrict)).is_some();
+    let cursor = cursor.map(|text| Cursor::read(text, &order_text::<T>(query), &filter_text::<T>(&query.filter).0));
+    let cursor = cursor.transpose()?;
+    let tied = T::column(sort.key).tie(&shape(cx.now(), restrict)).is_some();
     if cursor.as_ref().is_some_and(|cursor| cursor.t.is_some() != tied) {
         return Err(cursor::not_ours());
     }
-    let page = || statement::<T>("", cx.now(), query, sort, cursor.as_ref(), few, &restrict);
+    let page = || statement::<T>("", cx.now(), query, sort, cursor.as_ref(), few, restrict);
     let rows = cx.app.readers.rows(page).await;
-    let mut data = rows.map_err(|error| match cursor.is_some() && is_of_data(&error) {
+    rows.map_err(|error| match cursor.is_some() && is_of_data(&error) {
         true => cursor::not_ours(),
         false => error.into(),
-    })?;
+    })
+}
 
+fn assemble<T: Listed>(
+    query: &List<T::Filter, T::Sort>,
+    mut data: Vec<PgRow>,
+    total: i64,
+) -> Result<Page<PgRow>, ApiError> {
+    let limit = query.limit();
     let more = data.len() > limit as usize;
     data.truncate(limit as usize);
     let next_cursor = match data.last() {
         Some(last) if more => Some(Cursor {
-            s: order,
-            f: filter,
+            s: order_text::<T>(query),
+            f: filter_text::<T>(&query.filter).0,
             k: last.try_get("sort_key")?,
             t: last.try_get("sort_tie")?,
             i: last.try_get("sort_id")?,
         }),
         _ => None,
     };
-    let by_cursor = cursor.is_some() || (query.page_size.is_some() && query.page.is_none());
+    let by_cursor = query.cursor.is_some() || (query.page_size.is_some() && query.page.is_none());
     Ok(Page {
         data,
         total,
@@ -461,15 +513,16 @@ fn shape(now: Time, restrict: &impl Fn(&mut Where<'_>)) -> Shape {
 /// The statement of a page, behind `prefix`, with one row more than the page has. It is planned for its values when no
 /// index can be relied on to give both the rows and their order.
 ///
-/// Then, of `few` rows all are looked at and the first of them kept, however rare they are in the order; of many, those
-/// that match are soon met on the way along the order.
+/// Then, of up to `few` rows all are looked at and the first of them kept, however rare they are in the order, each with
+/// how many there are (one more than `few` when they are more); of many, those that match are soon met on the way along
+/// the order.
 fn statement<T: Listed>(
     prefix: &str,
     now: Time,
     query: &List<T::Filter, T::Sort>,
     sort: Sort<T::Sort>,
     cursor: Option<&Cursor>,
-    few: bool,
+    few: Option<i64>,
     restrict: &impl Fn(&mut Where<'_>),
 ) -> Statement {
     let column = T::column(sort.key);
@@ -526,12 +579,13 @@ fn statement<T: Listed>(
         return (sql, true);
     }
     // First which rows, by as little as possible; then what they hold.
-    if few && !in_order {
+    if let Some(most) = few.filter(|_| !in_order) {
         let tie_of = tie.map(|tie| format!("{tie} AS t, ")).unwrap_or_default();
         sql.push("WITH found AS MATERIALIZED (");
         push_ids::<T>(&mut sql, &format!("{} AS k, {tie_of}{id} AS i", column.expression), now);
         restrict(&mut Where::new(&mut sql, now));
-        sql.push(") ");
+        sql.push(format!(" LIMIT {}) ", most + 1));
+        let shown = format!("{shown}, (SELECT count(*) FROM found) AS found");
         push_select::<T>(&mut sql, &shown, now);
         sql.push(format!(" AND {id} IN (SELECT i FROM found WHERE true"));
         window(&mut sql, if tie.is_some() { &["k", "t", "i"] } else { &["k", "i"] });
@@ -544,26 +598,6 @@ fn statement<T: Listed>(
     }
     sql.push(")").push(order(&keys));
     (sql, false)
-}
-
-/// The ids that a statement gives, unless they are more than `most`.
-pub async fn ids(
-    cx: &Cx,
-    most: usize,
-    select: impl Fn(&mut QueryBuilder<Postgres>),
-) -> Result<Option<Vec<String>>, ApiError> {
-    let found = cx.app.readers.rows(|| {
-        let mut sql = QueryBuilder::new("");
-        select(&mut sql);
-        sql.push(format!(" LIMIT {}", most + 1));
-        (sql, false)
-    });
-    let found = found
-        .await?
-        .iter()
-        .map(|row| row.try_get(0))
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok((found.len() <= most).then_some(found))
 }
 
 /// How many rows there are: counted, or what Postgres expects when it is more than [`COUNTED`].
@@ -796,7 +830,7 @@ mod tests {
                         &query,
                         sort,
                         cursor.as_ref(),
-                        false,
+                        None,
                         &|sql: &mut Where<'_>| Certificate::restrict(&query.filter, sql),
                     );
                     assert!(one_plan, "{filter}: one plan fits all values");
@@ -839,10 +873,11 @@ mod tests {
                     .map(|row| ["sort_key", "sort_tie", "sort_id"].map(|column| of(row, column)));
                 all.collect::<Vec<_>>()
             };
-            let first = read(true, None).await;
+            let (few, many) = (Some(ALL), None);
+            let first = read(few, None).await;
             assert_eq!(
                 (first.len() as u32, &first),
-                (query.limit() + 1, &read(false, None).await),
+                (query.limit() + 1, &read(many, None).await),
                 "{filter}"
             );
             let [k, t, i] = first[20].clone();
@@ -853,10 +888,10 @@ mod tests {
                 t,
                 i: i.unwrap(),
             };
-            let second = read(true, Some(&cursor)).await;
+            let second = read(few, Some(&cursor)).await;
             assert_eq!(
                 (&first[21..], &second),
-                (&second[..first.len() - 21], &read(false, Some(&cursor)).await),
+                (&second[..first.len() - 21], &read(many, Some(&cursor)).await),
                 "{filter}"
             );
         }

@@ -1,7 +1,7 @@
 //! Connections for statements that only read and stand alone.
 //!
 //! The pool asks the server before and after every use of a connection whether it still stands: two round trips around
-//! one. Here a connection goes from one statement to the next for [`KEPT`] before the pool sees it again, and a
+//! one. Here a connection goes from one statement to the next for a second before the pool sees it again, and a
 //! statement whose connection turns out to be gone is put once more, on one that the pool has asked.
 
 use std::{sync::Mutex, time::Duration};

@@ -29,7 +29,7 @@ use sqlx::{FromRow, Postgres, QueryBuilder, Row, postgres::PgRow, types::Json};
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
-    listing::{self, Column, Known, Listed, Where, check_name},
+    listing::{self, Column, Listed, Where, check_name},
     written::{self, Field, Shown, Written},
 };
 
@@ -167,43 +167,13 @@ fn push_found(sql: &mut QueryBuilder<Postgres>, [names, serial, fingerprint]: &[
         .push("))");
 }
 
-/// Up to here what a search finds is collected before it is put in order.
-const COLLECTED: usize = 3_000;
-/// From here on what is expected of a search is so frequent that any order shows it soon.
-const FREQUENT: i64 = 10_000;
-
 async fn list(cx: Cx, rq: Request<ListCertificates>) -> Result<Written<Page<Certificate>>, ApiError> {
-    let all = |sql: &mut Where<'_>| Certificate::restrict(&rq.query.filter, sql);
-    let page = match &rq.query.filter.q {
-        None => listing::rows::<Certificate>(&cx, &rq.query, all, None).await?,
-        Some(q) => {
-            let patterns = q.patterns();
-            let found = |sql: &mut QueryBuilder<Postgres>| push_found(sql, &patterns);
-            let expected = listing::expected(&cx, found).await?;
-            let ids = match expected < FREQUENT {
-                true => listing::ids(&cx, COLLECTED, found).await?,
-                false => None,
-            };
-            match ids {
-                None => {
-                    let many = Known::Many(expected.max(COLLECTED as i64 + 1));
-                    listing::rows::<Certificate>(&cx, &rq.query, all, Some(many)).await?
-                }
-                Some(ids) => {
-                    let others = CertificateFilter {
-                        q: None,
-                        ..rq.query.filter.clone()
-                    };
-                    let near = |sql: &mut Where<'_>| {
-                        Certificate::restrict(&others, sql);
-                        sql.with("c.id = ANY (", ids.clone(), ")");
-                    };
-                    let few = Known::Few(ids.len() as i64);
-                    listing::rows::<Certificate>(&cx, &rq.query, near, Some(few)).await?
-                }
-            }
-        }
+    let expected = match &rq.query.filter.q {
+        Some(q) => Some(listing::expected(&cx, |sql| push_found(sql, &q.patterns())).await?),
+        None => None,
     };
+    let restrict = |sql: &mut Where<'_>| Certificate::restrict(&rq.query.filter, sql);
+    let page = listing::rows::<Certificate>(&cx, &rq.query, restrict, expected).await?;
     written::page(&page, &FIELDS)
 }
 
