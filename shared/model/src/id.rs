@@ -13,15 +13,7 @@ use crate::time::Time;
 pub struct BadId;
 
 /// Which octets an id may have: looked up, because every row of every list has several ids.
-const ALLOWED: [bool; 256] = {
-    let mut allowed = [false; 256];
-    let mut b = 0;
-    while b < 128u8 {
-        allowed[b as usize] = b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
-        b += 1;
-    }
-    allowed
-};
+const ALLOWED: [bool; 256] = crate::letters_digits_and(b"-_.:");
 
 fn check(text: &str) -> Result<(), BadId> {
     let allowed = |b: u8| ALLOWED[usize::from(b)];

@@ -105,6 +105,22 @@ macro_rules! words {
     };
 }
 
+/// For each octet whether it is an ASCII letter or digit, or one of the others.
+const fn letters_digits_and(others: &[u8]) -> [bool; 256] {
+    let mut allowed = [false; 256];
+    let mut octet = 0;
+    while octet < 128u8 {
+        allowed[octet as usize] = octet.is_ascii_alphanumeric();
+        octet += 1;
+    }
+    let mut n = 0;
+    while n < others.len() {
+        allowed[others[n] as usize] = true;
+        n += 1;
+    }
+    allowed
+}
+
 /// Stores a type in Postgres as the text of its `Display`, read back by `FromStr`.
 #[cfg(feature = "sqlx")]
 #[macro_export]

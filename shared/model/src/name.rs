@@ -35,15 +35,7 @@ impl DnsName {
 }
 
 /// Which octets a label may have.
-const LABELS: [bool; 256] = {
-    let mut allowed = [false; 256];
-    let mut b = 0;
-    while b < 128u8 {
-        allowed[b as usize] = b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-        b += 1;
-    }
-    allowed
-};
+const LABELS: [bool; 256] = crate::letters_digits_and(b"-_");
 
 impl DnsName {
     /// In one go: lists have hundreds of names.
