@@ -66,7 +66,7 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
     let span = tracing::info_span!("request", request_id = %id.0);
     let remote = request.extensions().get::<ClientAddr>().map(|client| client.0);
     let open = Open::new(&app, call, method.clone(), &path, &id.0, remote);
-    let mut response = match str::from_utf8(&edge::percent_decoded(&path)) {
+    let mut response = match str::from_utf8(&edge::ocsp::percent_decoded(&path)) {
         Ok(_) => next.run(request).instrument(span).await,
         Err(_) => ApiError::malformed("the path is not percent-encoded UTF-8", vec![])
             .into_problem(&id)

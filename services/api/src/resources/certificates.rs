@@ -158,7 +158,7 @@ const FIELDS: [Field; 27] = [
 
 /// Adds the statement for the ids that a search finds.
 fn push_found(sql: &mut QueryBuilder<Postgres>, [names, serial, fingerprint]: &[String; 3]) {
-    sql.push("SELECT n.certificate_id FROM certificate_names n WHERE n.names LIKE lower(")
+    sql.push("SELECT n.certificate_id FROM certificate_names n WHERE n.names LIKE searched(")
         .push_bind(names.clone())
         .push(") OR n.certificate_id = ANY (ARRAY(SELECT certificate_id FROM certificate_versions WHERE serial_number LIKE ")
         .push_bind(serial.clone())

@@ -33,7 +33,7 @@ async fn json_crl(cx: Cx, _: Request<GetCrl>) -> Result<JsonCrl, ApiError> {
 }
 
 async fn der_crl(cx: Cx, rq: Request<GetDerCrl>) -> Result<CrlDer, ApiError> {
-    let crl = edge::newest_crl(&cx.app, &rq.path.issuer_id).await?;
+    let crl = edge::crl::newest_crl(&cx.app, &rq.path.issuer_id).await?;
     let cache = Some(crl.cache_control(cx.now()));
     Ok(CrlDer { der: crl.der, cache })
 }
@@ -42,7 +42,7 @@ async fn ocsp_check(cx: Cx, rq: Request<OcspCheck>) -> Result<OcspDer, ApiError>
     let issuer = rq.path.issuer_id;
     let authority = edge::authority(&cx.app, &issuer).await?;
     let id = IssuerId::of_certificate(&authority.certificate_der).map_err(|e| ApiError::internal(e.to_string()))?;
-    let answer = edge::ask_signer(&cx.app, &issuer, &request_for(&id, &rq.path.serial, None)).await?;
+    let answer = edge::ocsp::ask_signer(&cx.app, &issuer, &request_for(&id, &rq.path.serial, None)).await?;
     let cache = Some(answer.cache_control());
     Ok(OcspDer { der: answer.der, cache })
 }
