@@ -1,12 +1,13 @@
--- What stands between the words of a name becomes a letter that no name has: for the index such signs end a word, and
--- what it knows of two halves of a text fits many more names than those that have the text.
+-- What stands between the words of a name becomes a letter that no language writes any more: for the index such signs
+-- end a word, and what it knows of two halves of a text fits many more names than those that have the text.
 CREATE FUNCTION searched(text) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
-    SELECT translate(lower($1), '-._*@:/', 'ᚁᚂᚃᚄᚅᚆᚇ')
+    SELECT translate(lower($1), '-._*@:/', 'ƿȝƨƹƅƽƃ')
 $$;
 
 CREATE OR REPLACE FUNCTION certificate_names_of(name text, common_name text, sans text[]) RETURNS text
 LANGUAGE sql STABLE AS $$
-    SELECT searched(concat_ws(E'\n', name, common_name, array_to_string(sans, E'\n')))
+    SELECT searched(concat_ws(E'\n', name, CASE WHEN NOT common_name = ANY (sans) THEN common_name END,
+                              array_to_string(sans, E'\n')))
 $$;
 
 DROP INDEX certificate_names_idx;

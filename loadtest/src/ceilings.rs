@@ -5,7 +5,7 @@ use std::{convert::Infallible, net::SocketAddr, time::Duration};
 use bytes::Bytes;
 use certctl_client::Client;
 use certctl_contract::endpoint::{Endpoint, Reply};
-use http::{Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use http_body_util::Full;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -13,7 +13,10 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::{net::TcpListener, task::JoinSet};
 
-use crate::load::{self, Done, Report};
+use crate::{
+    cli,
+    load::{self, Done, Report},
+};
 
 /// How long a ceiling is measured.
 const LENGTH: Duration = Duration::from_secs(3);
@@ -26,16 +29,21 @@ pub(crate) struct Bare {
 
 impl Bare {
     pub(crate) async fn serve(octets: Vec<u8>) -> anyhow::Result<Self> {
+        let json = HeaderValue::from_static("application/json");
+        Self::serve_with(HeaderMap::from_iter([(header::CONTENT_TYPE, json)]), octets).await
+    }
+
+    async fn serve_with(headers: HeaderMap, octets: Vec<u8>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let (address, octets) = (listener.local_addr()?, Bytes::from(octets));
         let mut task = JoinSet::new();
         task.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let octets = octets.clone();
+                let (headers, octets) = (headers.clone(), octets.clone());
                 let answer = service_fn(move |_| {
-                    let response = Response::builder().header(header::CONTENT_TYPE, "application/json");
-                    let response = response.body(Full::new(octets.clone())).expect("a constant answer");
+                    let mut response = Response::new(Full::new(octets.clone()));
+                    *response.headers_mut() = headers.clone();
                     async { Ok::<_, Infallible>(response) }
                 });
                 let _ = stream.set_nodelay(true);
@@ -52,15 +60,38 @@ impl Bare {
     }
 }
 
-/// Serves so many octets until told to stop, after a line that says where.
-pub(crate) async fn stand_alone(octets: u32) -> anyhow::Result<()> {
-    let mut server = Bare::serve(vec![b' '; octets as usize]).await?;
+/// Serves so many octets, or an answer as another server gave it, until told to stop; after a line that says where.
+pub(crate) async fn stand_alone(args: &cli::Bare) -> anyhow::Result<()> {
+    let mut server = match &args.like {
+        None => Bare::serve(vec![b' '; args.octets as usize]).await?,
+        Some(path) => {
+            let (headers, octets) = answer(&std::fs::read(path)?)?;
+            Bare::serve_with(headers, octets).await?
+        }
+    };
     println!("{}", server.address);
     tokio::select! {
         () = server.ended() => {}
         _ = tokio::signal::ctrl_c() => {}
     }
     Ok(())
+}
+
+/// The headers that a server does not write by itself, and the body.
+fn answer(octets: &[u8]) -> anyhow::Result<(HeaderMap, Vec<u8>)> {
+    let mut found = [httparse::EMPTY_HEADER; 32];
+    let mut response = httparse::Response::new(&mut found);
+    let httparse::Status::Complete(head) = response.parse(octets)? else {
+        anyhow::bail!("the answer is not whole");
+    };
+    let mut headers = HeaderMap::new();
+    for found in response.headers {
+        let name = HeaderName::from_bytes(found.name.as_bytes())?;
+        if ![header::DATE, header::CONTENT_LENGTH].contains(&name) {
+            headers.append(name, HeaderValue::from_bytes(found.value)?);
+        }
+    }
+    Ok((headers, octets[head..].to_vec()))
 }
 
 /// Calls an operation as often as it is answered; `None` when the server refuses.

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use certctl_client::{Client, Secret};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
@@ -32,6 +32,9 @@ pub(crate) enum What {
     Changes(Changes),
     /// How many requests pass the rate limit under more than it allows; prints one line of JSON.
     Limits(Limits),
+    /// Answers about certificates, and what they cost.
+    #[command(subcommand)]
+    Ocsp(Ocsp),
     /// Read the plans that auto_explain wrote into the log of Postgres.
     Plans(Plans),
     /// Make a page of the lines of several benches.
@@ -342,6 +345,57 @@ pub(crate) struct Limits {
     pub(crate) ceilings: bool,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ocsp {
+    /// Answers that are given again, beside a bare server with the same octets.
+    Cached(OcspProcesses),
+    /// Each certificate asked about once, beside a signature and a look-up; then a flood of what was never issued.
+    Cold(OcspProcesses),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OcspProcesses {
+    #[command(flatten)]
+    pub(crate) server: Server,
+
+    #[command(flatten)]
+    pub(crate) database: Database,
+
+    /// The issuer whose certificates are asked about.
+    #[arg(long, default_value = "iss-local")]
+    pub(crate) issuer: String,
+
+    /// Certificates that are recorded and asked about.
+    #[arg(long, default_value_t = 10_000, value_parser = value_parser!(u64).range(1_000..=10_000_000))]
+    pub(crate) certificates: u64,
+
+    /// Requests open at once.
+    #[arg(long, default_value_t = 64, value_parser = value_parser!(u32).range(1..=1000))]
+    pub(crate) connections: u32,
+
+    /// Seconds that each part takes at most.
+    #[arg(long, default_value_t = 12, value_parser = value_parser!(u64).range(1..=600))]
+    pub(crate) seconds: u64,
+
+    /// Process id of the API.
+    #[arg(long, value_name = "PID")]
+    pub(crate) api_pid: u32,
+
+    /// Process id of the signer.
+    #[arg(long, value_name = "PID")]
+    pub(crate) signer_pid: Option<u32>,
+
+    /// Process id of the Postgres server.
+    #[arg(long, value_name = "PID")]
+    pub(crate) postgres_pid: Option<u32>,
+}
+
+impl OcspProcesses {
+    pub(crate) fn time(&self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Plans {
     /// The log of Postgres.
@@ -365,4 +419,8 @@ pub(crate) struct Bare {
     /// How many octets.
     #[arg(long, default_value_t = 100, value_parser = value_parser!(u32).range(0..=16_777_216))]
     pub(crate) octets: u32,
+
+    /// A file with an answer, head and all.
+    #[arg(long)]
+    pub(crate) like: Option<PathBuf>,
 }

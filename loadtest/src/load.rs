@@ -123,7 +123,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    fn note(&mut self, done: &Done, latency: Duration) {
+    pub(crate) fn note(&mut self, done: &Done, latency: Duration) {
         self.operations
             .entry(done.operation)
             .or_default()
@@ -250,7 +250,8 @@ where
     .await
 }
 
-async fn gather<F>(connections: u32, worker: impl Fn(Arc<AtomicU64>) -> F) -> Report
+/// Lets so many workers share a count.
+pub(crate) async fn gather<F>(connections: u32, worker: impl Fn(Arc<AtomicU64>) -> F) -> Report
 where
     F: Future<Output = Report> + Send + 'static,
 {

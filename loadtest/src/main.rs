@@ -34,8 +34,10 @@ mod limits;
 mod load;
 mod main_job;
 mod mixes;
+mod ocsp;
 mod page;
 mod plans;
+mod raw;
 mod report;
 mod seed;
 mod served;
@@ -89,12 +91,13 @@ async fn run(what: What) -> anyhow::Result<()> {
         What::Agents(args) => agents::run(&args).await?,
         What::Changes(args) => changes::run(&args).await?,
         What::Limits(args) => limits::run(&args).await?,
+        What::Ocsp(args) => ocsp::run(&args).await?,
         What::Plans(args) => plans::read(&args)?,
         What::Page(args) => {
             print!("{}", page::write(&args)?);
             return Ok(());
         }
-        What::Bare(args) => return ceilings::stand_alone(args.octets).await,
+        What::Bare(args) => return ceilings::stand_alone(&args).await,
     };
     println!("{json}");
     Ok(())

@@ -36,6 +36,7 @@ use crate::{
     body::Upload,
     calls::{Call, Trail},
     config::Config,
+    edge::{Answers, Asking},
     error::ApiError,
     headers::Headers,
     idempotency::{self, Once},
@@ -72,6 +73,10 @@ pub struct App {
     pub started: Time,
     /// Whether constant bodies are given, for measurements.
     pub bench_route: bool,
+    /// OCSP answers that are given again.
+    pub answers: Answers,
+    /// OCSP questions that wait for the signer.
+    pub asking: Asking,
     /// How long the large lists are.
     pub totals: crate::listing::Totals,
 }
@@ -104,6 +109,8 @@ impl App {
             trail: Trail::new(config.audit.calls),
             started,
             bench_route: config.bench_route,
+            answers: Answers::new(config.edge.ocsp_octets()),
+            asking: Asking::default(),
             totals: crate::listing::Totals::default(),
         }))
     }

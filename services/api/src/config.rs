@@ -125,6 +125,10 @@ pub struct Edge {
     #[arg(long, env = "CERTCTL_IDLE_TIMEOUT", value_parser = duration, default_value = "75s")]
     idle_timeout: Duration,
 
+    /// MiB of memory for OCSP answers that are given again; an answer takes about 2 KiB.
+    #[arg(long, env = "CERTCTL_OCSP_MEMORY", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    ocsp_memory: u32,
+
     /// Origins whose pages may read answers, separated by commas, or `*` for all. None unless set.
     #[arg(long, env = "CERTCTL_CORS_ORIGINS", default_value = "")]
     cors_origins: Origins,
@@ -152,7 +156,13 @@ impl Edge {
                 proxy_protocol: self.proxy_protocol,
             },
             tls,
+            shortcut: None,
         })
+    }
+
+    /// Memory for OCSP answers, in octets.
+    pub fn ocsp_octets(&self) -> u64 {
+        u64::from(self.ocsp_memory) << 20
     }
 
     /// What every answer says.

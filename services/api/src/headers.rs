@@ -58,6 +58,13 @@ pub struct Headers {
     pub tls: bool,
 }
 
+impl Headers {
+    /// Adds what keeps browsers from doing harm with an answer.
+    pub fn secure(&self, headers: &mut HeaderMap) {
+        secure(self.tls, headers);
+    }
+}
+
 /// Answers what browsers ask before they ask (the Fetch standard's preflight), before any key is looked at.
 pub async fn preflight(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let asks = request.method() == Method::OPTIONS

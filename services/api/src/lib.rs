@@ -61,7 +61,6 @@ use certctl_runtime::{
     tasks::Tasks,
     tls::Tls,
 };
-use certctl_store::wake::Wakes;
 use certctl_x509::facts::CertificateFacts;
 
 use self::{
@@ -100,10 +99,9 @@ pub async fn run(config: &Config, app: Arc<App>, tasks: &Tasks) -> anyhow::Resul
     let ready = Ready::new().check("database", move || ping(pool.clone()));
     let ops = serve::listen(config.ops_listen).await?;
     let public = serve::listen(SocketAddr::new(config.server_host, config.server_port)).await?;
-    let (wakes, pool): (Arc<Wakes>, _) = (app.wakes.clone(), app.pool.clone());
-    let stop = tasks.token();
+    let (hears, stop) = (app.clone(), tasks.token());
     tasks.spawn("wakes", async move {
-        tokio::select! { () = wakes.run(&pool) => {}, () = stop.cancelled() => {} }
+        tokio::select! { () = hears.wakes.run(&hears.pool, &hears.answers) => {}, () = stop.cancelled() => {} }
     });
     let spool = config.audit.spool_dir.clone().unwrap_or_else(spool::default_directory);
     spool::start(&app, &spool, config.audit.spool_limit, tasks)?;
@@ -120,7 +118,8 @@ pub async fn run(config: &Config, app: Arc<App>, tasks: &Tasks) -> anyhow::Resul
         }
     });
     serve::serve(ops, serve::ops_router(ready), tasks).await;
-    let front = config.edge.front()?;
+    let mut front = config.edge.front()?;
+    front.shortcut = Some(Arc::new(edge::ocsp::Short(app.clone())));
     if let Some(tls) = &front.tls {
         ends_at(tls);
         tasks.spawn("tls", tls.clone().follow(tasks.token(), ends_at));

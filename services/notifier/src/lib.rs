@@ -90,7 +90,7 @@ impl Notifier {
         let (notifier, stop) = (self.clone(), tasks.token());
         tasks.spawn("wakes", async move {
             tokio::select! {
-                () = notifier.wakes.run(&notifier.db) => {}
+                () = notifier.wakes.run(&notifier.db, &()) => {}
                 () = stop.cancelled() => {}
             }
         });

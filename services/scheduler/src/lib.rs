@@ -99,7 +99,7 @@ impl Scheduler {
         let (scheduler, stop) = (self.clone(), tasks.token());
         tasks.spawn("wakes", async move {
             tokio::select! {
-                () = scheduler.wakes.run(&scheduler.db) => {}
+                () = scheduler.wakes.run(&scheduler.db, &()) => {}
                 () = scheduler.bell.run() => {}
                 () = scheduler.crl_retry.bell.run() => {}
                 () = stop.cancelled() => {}

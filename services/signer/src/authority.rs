@@ -1,5 +1,7 @@
 //! One authority: its key, its certificate and those above it.
 
+use std::sync::Arc;
+
 use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use certctl_model::{
     id::IssuerId,
@@ -33,7 +35,7 @@ pub(crate) struct Authority {
     /// How OCSP requests name it.
     pub(crate) ocsp_id: ocsp::IssuerId,
     /// Who signs OCSP answers for it; made at first use. Held while a new one is made.
-    pub(crate) responder: Mutex<Option<Responder>>,
+    pub(crate) responder: Mutex<Option<Arc<Responder>>>,
     key: KeyPair,
 }
 
@@ -135,7 +137,7 @@ pub(crate) fn sign_with(key: &KeyPair, tbs: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// A signature that verifies.
-pub(crate) fn signature(key: &KeyPair, message: &[u8]) -> Result<Vec<u8>> {
+fn signature(key: &KeyPair, message: &[u8]) -> Result<Vec<u8>> {
     let signature = key.sign(message)?;
     let verified = der::key_bits(key.spki_der()).is_some_and(|bits| {
         UnparsedPublicKey::new(verification(key.facts()), bits)

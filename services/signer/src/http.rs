@@ -7,13 +7,12 @@ use axum::{
     extract::{DefaultBodyLimit, Path, State},
     routing::{get, post},
 };
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use certctl_contract::{
     endpoint::Endpoint,
     signer::{
-        AnswerOcsp, Chain, CrlPublished, CrlRequest, Issue, IssueRequest, Issued, IssuerChain, OcspAnswer,
-        OcspQuestion, PublishCrl,
+        AnswerOcsp, Chain, CrlPublished, CrlRequest, Issue, IssueRequest, Issued, IssuerChain, OcspAnswers,
+        OcspQuestions, PublishCrl,
     },
 };
 use certctl_model::id::IssuerId;
@@ -25,8 +24,8 @@ use crate::{
     issue, ocsp,
 };
 
-/// An OCSP request of the largest size in base64, with room to spare.
-const MAX_BODY: usize = 128 * 1024;
+/// Many OCSP requests in base64, or one of the largest size, with room to spare.
+const MAX_BODY: usize = 1024 * 1024;
 
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
@@ -49,12 +48,17 @@ async fn publish_crl(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<J
     crl::publish(&shared, &request.issuer_id).await.map(Json)
 }
 
-async fn answer_ocsp(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Json<OcspAnswer>> {
-    let question: OcspQuestion = read(&body)?;
-    let request = STANDARD
-        .decode(&question.request)
-        .map_err(|_| Error::Malformed("request is DER in base64".to_owned()))?;
-    ocsp::answer(&shared, &question.issuer_id, &request).await.map(Json)
+async fn answer_ocsp(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Json<OcspAnswers>> {
+    let OcspQuestions { questions } = read(&body)?;
+    if questions.len() > OcspQuestions::MOST {
+        return Err(Error::Malformed(format!(
+            "{} requests at once; at most {} are answered",
+            questions.len(),
+            OcspQuestions::MOST
+        )));
+    }
+    let answers = ocsp::answer(&shared, questions).await?;
+    Ok(Json(OcspAnswers { answers }))
 }
 
 async fn chain(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Result<Json<Chain>> {

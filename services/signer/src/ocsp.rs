@@ -1,9 +1,10 @@
 //! OCSP answers (RFC 6960), signed by a responder whose key lives in this process alone.
 
-use std::time::Duration;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use certctl_contract::signer::OcspAnswer;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use certctl_contract::signer::{OcspAnswer, OcspQuestion, OcspSigned};
 use certctl_model::{id::IssuerId, key::KeyFacts, serial::Serial, time::Time};
 use certctl_store::{
     ledger,
@@ -27,7 +28,7 @@ use tracing::{info, warn};
 
 use crate::{
     Shared,
-    authority::{self, Authority},
+    authority::Authority,
     base64_text,
     der::{self, Contents, Usage, oid},
     error::{Error, Result},
@@ -51,77 +52,155 @@ pub(crate) struct Responder {
     remade_at: Time,
 }
 
-/// Answers a request. What cannot be answered truthfully gets an unsigned error (RFC 6960 §2.3), never a guess.
-pub(crate) async fn answer(shared: &Shared, issuer: &IssuerId, request: &[u8]) -> Result<OcspAnswer> {
-    let request = match wire::parse_request(request) {
-        Ok(request) if request.cert_ids.len() <= MOST_CERT_IDS => request,
-        _ => return Ok(unsigned(ErrorStatus::MalformedRequest)),
-    };
-    let answered = signed(shared, issuer, &request).await;
-    match answered {
-        Ok(answer) => Ok(answer),
-        Err(Error::Store(error)) => {
+/// Answers requests, each by itself. What cannot be answered truthfully gets an unsigned error (RFC 6960 §2.3), never a
+/// guess.
+pub(crate) async fn answer(shared: &Shared, questions: Vec<OcspQuestion>) -> Result<Vec<OcspAnswer>> {
+    let mut answers: Vec<Option<OcspAnswer>> = vec![None; questions.len()];
+    let mut asked: HashMap<IssuerId, Vec<Asked>> = HashMap::new();
+    for (place, question) in questions.into_iter().enumerate() {
+        let request = STANDARD
+            .decode(&question.request)
+            .map_err(|_| Error::Malformed("request is DER in base64".to_owned()))?;
+        match wire::parse_request(&request) {
+            Ok(request) if request.cert_ids.len() <= MOST_CERT_IDS => {
+                let asked = asked.entry(question.issuer_id).or_default();
+                asked.push(Asked { place, request });
+            }
+            _ => answers[place] = Some(unsigned(ErrorStatus::MalformedRequest)),
+        }
+    }
+    for (issuer, asked) in asked {
+        let places: Vec<usize> = asked.iter().map(|asked| asked.place).collect();
+        match of_issuer(shared, &issuer, asked).await {
+            Ok(known) => known
+                .into_iter()
+                .for_each(|(place, answer)| answers[place] = Some(answer)),
+            Err(error) => {
+                let instead = instead(&issuer, error)?;
+                places
+                    .into_iter()
+                    .for_each(|place| answers[place] = Some(instead.clone()));
+            }
+        }
+    }
+    let all: Option<Vec<_>> = answers.into_iter().collect();
+    Ok(all.context("a question was left without an answer")?)
+}
+
+/// What is said when there is no status to tell.
+fn instead(issuer: &IssuerId, error: Error) -> Result<OcspAnswer> {
+    match error {
+        Error::NotFound(_) => Ok(OcspAnswer::NoIssuer),
+        Error::Store(error) => {
             warn!(issuer.id = %issuer, "OCSP answers \"try later\": {error}");
             Ok(unsigned(ErrorStatus::TryLater))
         }
-        Err(error) => Err(error),
+        // Of one issuer among many; the others are answered.
+        Error::NoAuthority(why) => {
+            warn!(issuer.id = %issuer, "OCSP answers \"try later\": {why}");
+            Ok(unsigned(ErrorStatus::TryLater))
+        }
+        Error::WrongState(_) => Ok(unsigned(ErrorStatus::Unauthorized)),
+        error => Err(error),
     }
 }
 
-async fn signed(shared: &Shared, issuer: &IssuerId, request: &OcspRequest) -> Result<OcspAnswer> {
+/// A request, and where its answer belongs.
+struct Asked {
+    place: usize,
+    request: OcspRequest,
+}
+
+/// Answers in the name of one issuer.
+async fn of_issuer(shared: &Shared, issuer: &IssuerId, asked: Vec<Asked>) -> Result<Vec<(usize, OcspAnswer)>> {
+    let unauthorized = |asked: Vec<Asked>| {
+        let answers = asked
+            .into_iter()
+            .map(|asked| (asked.place, unsigned(ErrorStatus::Unauthorized)));
+        answers.collect()
+    };
     // An issuer without an authority has signed nothing to ask about.
     let Some(authority) = shared.authorities.existing(issuer).await? else {
-        return Ok(unsigned(ErrorStatus::Unauthorized));
+        return Ok(unauthorized(asked));
     };
-    if !request.cert_ids.iter().all(|id| authority.ocsp_id.matches(id)) {
-        return Ok(unsigned(ErrorStatus::Unauthorized));
+    let ours = |asked: &Asked| asked.request.cert_ids.iter().all(|id| authority.ocsp_id.matches(id));
+    let (ours, others): (Vec<Asked>, Vec<Asked>) = asked.into_iter().partition(ours);
+    let mut answers: Vec<(usize, OcspAnswer)> = unauthorized(others);
+    if ours.is_empty() {
+        return Ok(answers);
     }
     let now = shared.clock.now().whole_seconds();
-    let mut responses = Vec::with_capacity(request.cert_ids.len());
+    let serials: Vec<Serial> = ours
+        .iter()
+        .flat_map(|asked| asked.request.cert_ids.iter().filter_map(|id| id.serial.clone()))
+        .collect();
     let mut db = shared.pool.acquire().await?;
-    for id in &request.cert_ids {
-        let status = match &id.serial {
-            Some(serial) => revocations::status(&mut db, issuer, serial).await?,
-            None => Status::Unknown,
-        };
-        responses.push((id, status));
-    }
+    let mut statuses = revocations::statuses(&mut db, issuer, &serials).await?.into_iter();
     drop(db);
-    let mut responder = authority.responder.lock().await;
-    let responder = current(&mut responder, &authority, &shared.pool, now, shared.terms.backdate).await?;
+    let mut told = Vec::with_capacity(ours.len());
+    for asked in ours {
+        let status = |id: &CertId| match &id.serial {
+            Some(_) => statuses.next(),
+            None => Some(Status::Unknown),
+        };
+        let known: Option<Vec<Status>> = asked.request.cert_ids.iter().map(status).collect();
+        told.push((asked, known.context("a serial number was left without a status")?));
+    }
+    let responder = {
+        let mut slot = authority.responder.lock().await;
+        current(&mut slot, &authority, &shared.pool, now, shared.terms.backdate).await?
+    };
     let next_update = (now + shared.ocsp_lifetime).min(responder.not_after).whole_seconds();
-    let response = respond(responder, &responses, request.nonce.as_deref(), now, next_update)?;
-    metrics::counter!("signer_signatures_total", "kind" => "ocsp", "issuer" => issuer.to_string()).increment(1);
-    Ok(OcspAnswer {
-        response: base64_text(&response),
-        max_age_seconds: match request.nonce {
-            Some(_) => 0,
-            None => next_update.seconds_since(now),
-        },
-    })
+    let count = told.len() as u64;
+    let mut signing = Vec::new();
+    for half in halves(told) {
+        let responder = responder.clone();
+        signing.push(tokio::task::spawn_blocking(move || {
+            let signed = half.into_iter().map(|(asked, statuses)| {
+                let answer = respond(&responder, &asked.request, &statuses, now, next_update)?;
+                Ok::<_, Error>((asked.place, OcspAnswer::Signed(answer)))
+            });
+            signed.collect::<Result<Vec<_>>>()
+        }));
+    }
+    for half in signing {
+        let half = half.await.context("signing OCSP answers was cut short")?;
+        answers.extend(half?);
+    }
+    metrics::counter!("signer_signatures_total", "kind" => "ocsp", "issuer" => issuer.to_string()).increment(count);
+    Ok(answers)
+}
+
+/// Many are signed on two processors; handing over a few costs more than signing them.
+fn halves<T>(mut all: Vec<T>) -> Vec<Vec<T>> {
+    const FEW: usize = 16;
+    match all.len() {
+        0..FEW => vec![all],
+        many => {
+            let rest = all.split_off(many / 2);
+            vec![all, rest]
+        }
+    }
 }
 
 fn unsigned(status: ErrorStatus) -> OcspAnswer {
-    OcspAnswer {
-        response: base64_text(&wire::error_response(status)),
-        max_age_seconds: 0,
-    }
+    OcspAnswer::Unsigned(base64_text(&wire::error_response(status)))
 }
 
 /// The responder there is, or a new one when it is due. One that is still valid goes on while no new one can be made.
-async fn current<'a>(
-    slot: &'a mut Option<Responder>,
+async fn current(
+    slot: &mut Option<Arc<Responder>>,
     authority: &Authority,
     pool: &PgPool,
     now: Time,
     backdate: Duration,
-) -> Result<&'a Responder> {
+) -> Result<Arc<Responder>> {
     let is_due = slot
         .as_ref()
         .is_none_or(|responder| now >= responder.remade_at || now < responder.not_before);
     if is_due {
         match Responder::make(authority, pool, now, backdate).await {
-            Ok(made) => *slot = Some(made),
+            Ok(made) => *slot = Some(Arc::new(made)),
             Err(error)
                 if slot
                     .as_ref()
@@ -132,7 +211,7 @@ async fn current<'a>(
             Err(error) => return Err(error),
         }
     }
-    Ok(slot.as_ref().expect("made just now, or there before"))
+    Ok(slot.clone().expect("made just now, or there before"))
 }
 
 impl Responder {
@@ -236,15 +315,15 @@ struct Basic {
     certificates: Option<Vec<Any>>,
 }
 
-/// DER of a signed answer.
+/// A signed answer.
 fn respond(
     responder: &Responder,
-    responses: &[(&CertId, Status)],
-    nonce: Option<&[u8]>,
+    request: &OcspRequest,
+    statuses: &[Status],
     now: Time,
     next_update: Time,
-) -> Result<Vec<u8>> {
-    let single = |(id, status): &(&CertId, Status)| SingleResponse {
+) -> Result<OcspSigned> {
+    let single = |(id, status): (&CertId, &Status)| SingleResponse {
         cert_id: id.raw.clone(),
         cert_status: match status {
             Status::Good => CertStatus::Good,
@@ -262,21 +341,32 @@ fn respond(
         version: Integer::from(0),
         responder_id: ResponderId::ByKey(OctetString::from(responder.key_hash.as_slice())),
         produced_at: der::generalized(now),
-        responses: responses.iter().map(single).collect(),
-        response_extensions: nonce.map(|nonce| Extensions::from(vec![wire::nonce_extension(nonce)])),
+        responses: request.cert_ids.iter().zip(statuses).map(single).collect(),
+        response_extensions: request
+            .nonce
+            .as_deref()
+            .map(|nonce| Extensions::from(vec![wire::nonce_extension(nonce)])),
     });
-    let signature = authority::signature(&responder.key, &tbs)?;
+    let signature = responder.key.sign(&tbs)?;
     let basic = Basic {
         tbs: Any::new(tbs),
         algorithm: responder.key.signature_algorithm(),
         signature: BitString::from_slice(&signature),
         certificates: Some(vec![Any::new(responder.certificate_der.clone())]),
     };
-    Ok(der::encode(&OcspResponse {
+    let response = der::encode(&OcspResponse {
         status: OcspResponseStatus::Successful,
         bytes: Some(ResponseBytes {
             r#type: der::identifier(oid::OCSP_BASIC),
             response: OctetString::from(der::encode(&basic)),
         }),
-    }))
+    });
+    Ok(OcspSigned {
+        response: base64_text(&response),
+        serials: request.cert_ids.iter().filter_map(|id| id.serial.clone()).collect(),
+        issued: statuses.iter().all(|status| *status != Status::Unknown),
+        nonce: request.nonce.is_some(),
+        this_update: now.unix(),
+        next_update: next_update.unix(),
+    })
 }

@@ -1,7 +1,10 @@
 //! The signer's surface: five operations over a local socket. It is told *which*, never *what*: subject, names,
 //! validity and extensions come from rows it reads itself.
 
-use certctl_model::id::{IssuerId, JobId};
+use certctl_model::{
+    id::{IssuerId, JobId},
+    serial::Serial,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -14,8 +17,8 @@ crate::resource! {
     POST "/issue" Issue(body: IssueRequest,) [Open] -> 200 Issued;
     /// Make and store the next CRL of an issuer.
     POST "/crl" PublishCrl(body: CrlRequest,) [Open] -> 200 CrlPublished;
-    /// Answer an OCSP request about certificates of an issuer.
-    POST "/ocsp" AnswerOcsp(body: OcspQuestion,) [Open] -> 200 OcspAnswer;
+    /// Answer OCSP requests, each by itself.
+    POST "/ocsp" AnswerOcsp(body: OcspQuestions,) [Open] -> 200 OcspAnswers;
     /// The issuer's certificate and those above it. Makes the key and the root if the issuer has none yet.
     GET "/issuers/{id}/chain" IssuerChain(path: Id<IssuerId>,) [Open] -> 200 Chain;
 }
@@ -52,6 +55,18 @@ pub struct CrlPublished {
     pub entries: i64,
 }
 
+/// OCSP requests that came in together.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct OcspQuestions {
+    /// At most [`MOST`](OcspQuestions::MOST).
+    pub questions: Vec<OcspQuestion>,
+}
+
+impl OcspQuestions {
+    /// So many are answered at once.
+    pub const MOST: usize = 256;
+}
+
 /// An OCSP request.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct OcspQuestion {
@@ -61,13 +76,40 @@ pub struct OcspQuestion {
     pub request: String,
 }
 
-/// An OCSP response.
+/// An answer for each question, in their order.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct OcspAnswer {
+pub struct OcspAnswers {
+    /// As many as there were questions.
+    pub answers: Vec<OcspAnswer>,
+}
+
+/// What comes of an OCSP request.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OcspAnswer {
+    /// A signed response.
+    Signed(OcspSigned),
+    /// A response that needs no signature (RFC 6960 §2.3): DER in base64.
+    Unsigned(String),
+    /// There is no such issuer.
+    NoIssuer,
+}
+
+/// A signed OCSP response.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct OcspSigned {
     /// The response: DER (RFC 6960 §4.2) in base64.
     pub response: String,
-    /// How long it may be kept, in seconds; 0 when it answers a nonce.
-    pub max_age_seconds: i64,
+    /// What it speaks of: it says the truth until one of these is revoked, or released.
+    pub serials: Vec<Serial>,
+    /// Whether all of them were issued: of what was not, there is no end.
+    pub issued: bool,
+    /// Whether it repeats a nonce, so that nobody else can use it.
+    pub nonce: bool,
+    /// From when it speaks, in seconds since 1970.
+    pub this_update: i64,
+    /// Until when it may be used, in seconds since 1970.
+    pub next_update: i64,
 }
 
 /// Certificates from the issuer upwards.

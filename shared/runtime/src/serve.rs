@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
@@ -18,10 +19,10 @@ use axum::routing::get;
 use axum::serve::{Listener, ListenerExt};
 use axum::{Json, Router};
 use futures_util::future::{BoxFuture, join_all};
-use hyper::Request;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::service::service_fn;
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use serde_json::{Value, json};
@@ -71,6 +72,25 @@ pub struct Front {
     pub proxies: Proxies,
     /// TLS, unless plain.
     pub tls: Option<Arc<Tls>>,
+    /// Who looks at requests before the router.
+    pub shortcut: Option<Arc<dyn Shortcut>>,
+}
+
+/// Answers some requests without the router and its layers. What it passes on goes the ordinary way; what it answers
+/// carries only what it says itself.
+pub trait Shortcut: Send + Sync {
+    /// Looks at a request.
+    fn take(&self, request: Request<Incoming>) -> Taken;
+}
+
+/// What becomes of a request.
+pub enum Taken {
+    /// It has its answer.
+    Answered(Response<Body>),
+    /// It goes on to the router.
+    Passed(Request<Body>),
+    /// That is known when its body is there.
+    Reading(BoxFuture<'static, Taken>),
 }
 
 /// Binds a TCP address.
@@ -223,15 +243,23 @@ async fn connection(
     let pace = Pace::new();
     let service = {
         let pace = pace.clone();
-        service_fn(move |mut request: Request<Incoming>| {
+        let source = source.map(Arc::new);
+        service_fn(move |request: Request<Incoming>| {
             let open = pace.asked(request.version());
-            if let Some(source) = &source {
-                let client = source.front.proxies.client(source.addr, request.headers());
-                request.extensions_mut().insert(ConnectInfo(source.peer));
-                request.extensions_mut().insert(client);
+            let shortcut = source.as_ref().and_then(|source| source.front.shortcut.as_ref());
+            let taken = match shortcut {
+                Some(shortcut) => shortcut.take(request),
+                None => Taken::Passed(request.map(Body::new)),
+            };
+            // Only what needs the router pays for it.
+            let routed = match &taken {
+                Taken::Answered(_) => None,
+                _ => Some((router.clone(), source.clone())),
+            };
+            async move {
+                let answer = settle(taken, routed).await;
+                Ok::<_, Infallible>(answer.map(|body| Answered::new(body, open)))
             }
-            let answer = router.clone().oneshot(request);
-            async move { Ok::<_, Infallible>(answer.await?.map(|body| Answered::new(body, open))) }
         })
     };
     let builder = builder(tasks.clone());
@@ -262,6 +290,25 @@ async fn connection(
             }
             () = kill.cancelled() => return,
         }
+    }
+}
+
+async fn settle(mut taken: Taken, routed: Option<(Router, Option<Arc<Source>>)>) -> Response<Body> {
+    while let Taken::Reading(reading) = taken {
+        taken = reading.await;
+    }
+    match (taken, routed) {
+        (Taken::Answered(answer), _) => answer,
+        (Taken::Passed(mut request), Some((router, source))) => {
+            if let Some(source) = source {
+                let client = source.front.proxies.client(source.addr, request.headers());
+                request.extensions_mut().insert(ConnectInfo(source.peer));
+                request.extensions_mut().insert(client);
+            }
+            let Ok(answer) = router.oneshot(request).await;
+            answer
+        }
+        _ => unreachable!("only an answer goes without a router"),
     }
 }
 

@@ -140,24 +140,29 @@ pub enum Status {
     Unknown,
 }
 
-/// What is known of a serial number of an issuer. A certificate that was recorded but never signed is unknown.
+/// What is known of serial numbers of an issuer, in their order. A certificate that was recorded but never signed is
+/// unknown; one that was revoked is so whatever else is known of it.
 ///
 /// # Errors
 /// When the database cannot be asked: the caller must not guess.
-pub async fn status(db: &mut PgConnection, issuer: &IssuerId, serial: &Serial) -> Result<Status> {
-    let row: Option<(bool, Option<Time>, Option<RevocationReason>)> = sqlx::query_as(
-        "SELECT l.der IS NOT NULL, r.revoked_at, r.reason
-           FROM ledger l
-           LEFT JOIN revocations r ON r.issuer_id = l.issuer_id AND r.serial_number = l.serial_number
-          WHERE l.issuer_id = $1 AND l.serial_number = $2",
+pub async fn statuses(db: &mut PgConnection, issuer: &IssuerId, serials: &[Serial]) -> Result<Vec<Status>> {
+    let rows: Vec<(bool, Option<Time>, Option<RevocationReason>)> = sqlx::query_as(
+        "SELECT coalesce(l.signed, false), r.revoked_at, r.reason
+           FROM unnest($2::text[]) WITH ORDINALITY AS asked (serial_number, n)
+           LEFT JOIN LATERAL (SELECT l.der IS NOT NULL AS signed FROM ledger l
+                               WHERE l.issuer_id = $1 AND l.serial_number = asked.serial_number) l ON true
+           LEFT JOIN LATERAL (SELECT r.revoked_at, r.reason FROM revocations r
+                               WHERE r.issuer_id = $1 AND r.serial_number = asked.serial_number) r ON true
+          ORDER BY asked.n",
     )
     .bind(issuer)
-    .bind(serial)
-    .fetch_optional(db)
+    .bind(serials)
+    .fetch_all(db)
     .await?;
-    Ok(match row {
-        Some((_, Some(at), Some(reason))) => Status::Revoked { at, reason },
-        Some((true, _, _)) => Status::Good,
+    let status = |row| match row {
+        (_, Some(at), Some(reason)) => Status::Revoked { at, reason },
+        (true, _, _) => Status::Good,
         _ => Status::Unknown,
-    })
+    };
+    Ok(rows.into_iter().map(status).collect())
 }

@@ -33,6 +33,22 @@ impl Channel {
     }
 }
 
+/// Names the serial numbers whose status changed, as `issuer/serial` with blanks between; written by the database itself.
+const REVOKED: &str = "certctl_revoked";
+
+/// Whoever keeps what the database said about certificates.
+pub trait Revoked: Send + Sync {
+    /// The status of one has changed.
+    fn changed(&self, issuer: &str, serial: &str);
+    /// Something may have been missed.
+    fn all_changed(&self);
+}
+
+impl Revoked for () {
+    fn changed(&self, _: &str, _: &str) {}
+    fn all_changed(&self) {}
+}
+
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 
 /// Hears notifications and passes them on as growing numbers.
@@ -68,24 +84,34 @@ impl Wakes {
     }
 
     /// Listens for ever, reconnecting when the connection breaks. After each reconnection everyone is woken, since
-    /// something may have been missed.
-    pub async fn run(&self, pool: &PgPool) {
+    /// something may have been missed. `revoked` hears of certificates whose status changed.
+    pub async fn run(&self, pool: &PgPool, revoked: &impl Revoked) {
         loop {
-            if let Err(error) = self.listen(pool).await {
+            if let Err(error) = self.listen(pool, revoked).await {
                 tracing::debug!(%error, "not listening to the database; trying again");
             }
             tokio::time::sleep(RECONNECT_AFTER).await;
         }
     }
 
-    async fn listen(&self, pool: &PgPool) -> Result<(), sqlx::Error> {
+    async fn listen(&self, pool: &PgPool, revoked: &impl Revoked) -> Result<(), sqlx::Error> {
         let mut listener = PgListener::connect_with(pool).await?;
-        listener.listen_all(Channel::ALL.iter().map(|c| c.as_str())).await?;
+        let channels = Channel::ALL.iter().map(|c| c.as_str());
+        listener.listen_all(channels.chain([REVOKED])).await?;
         self.wake(None);
+        revoked.all_changed();
         loop {
             match listener.try_recv().await? {
-                Some(notification) => self.wake(Some(notification.channel())),
-                None => self.wake(None),
+                Some(news) if news.channel() == REVOKED => {
+                    for (issuer, serial) in news.payload().split(' ').filter_map(|one| one.split_once('/')) {
+                        revoked.changed(issuer, serial);
+                    }
+                }
+                Some(news) => self.wake(Some(news.channel())),
+                None => {
+                    self.wake(None);
+                    revoked.all_changed();
+                }
             }
         }
     }

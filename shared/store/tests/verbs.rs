@@ -263,10 +263,10 @@ async fn a_job_has_one_ledger_entry_and_one_signature(db: PgPool) {
     let (a, b) = (a.unwrap(), b.unwrap());
     assert_eq!((&a.serial_number, &a.tbs_der), (&b.serial_number, &b.tbs_der));
     let mut conn = db.acquire().await.unwrap();
-    let unsigned = revocations::status(&mut conn, &a.issuer_id, &a.serial_number)
+    let unsigned = revocations::statuses(&mut conn, &a.issuer_id, std::slice::from_ref(&a.serial_number))
         .await
         .unwrap();
-    assert_eq!(unsigned, revocations::Status::Unknown, "recorded, not signed");
+    assert_eq!(unsigned, [revocations::Status::Unknown], "recorded, not signed");
     assert_eq!(
         ledger::sign(&db, &a.issuer_id, &a.serial_number, b"first")
             .await
@@ -279,10 +279,10 @@ async fn a_job_has_one_ledger_entry_and_one_signature(db: PgPool) {
             .unwrap(),
         b"first"
     );
-    let signed = revocations::status(&mut conn, &a.issuer_id, &a.serial_number)
+    let signed = revocations::statuses(&mut conn, &a.issuer_id, std::slice::from_ref(&a.serial_number))
         .await
         .unwrap();
-    assert_eq!(signed, revocations::Status::Good);
+    assert_eq!(signed, [revocations::Status::Good]);
 }
 
 #[sqlx::test(migrations = "../../migrations")]

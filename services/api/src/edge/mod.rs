@@ -1,6 +1,8 @@
 //! What relying parties fetch without a key: CRLs (RFC 5280 §4.2.1.13), OCSP (RFC 6960 appendix A) and the
 //! certificates of our authorities (RFC 5280 §4.2.2.1). No key is held here: the signer signs, this serves octets.
 
+mod answers;
+mod asking;
 pub mod crl;
 pub mod ocsp;
 
@@ -16,6 +18,7 @@ use axum::{
 use certctl_contract::problem::Kind;
 use certctl_model::{id::IssuerId, time::Time};
 
+pub use self::{answers::Answers, asking::Asking};
 use crate::{access_log::RequestId, app::App, error::ApiError};
 
 /// Adds the public routes.
@@ -86,12 +89,7 @@ async fn ca(
 ) -> Response {
     let answer = async {
         let authority = authority(&app, &issuer_of(&file, ".crt")?).await?;
-        let etag = format!(
-            "\"{}\"",
-            hex::encode(
-                &aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &authority.certificate_der).as_ref()[..16]
-            )
-        );
+        let etag = digest_tag(&authority.certificate_der);
         let cache = kept_for(Duration::from_secs(3600));
         let modified = authority.published_at;
         Ok::<_, ApiError>(octets(
@@ -106,6 +104,12 @@ async fn ca(
     answer
         .await
         .unwrap_or_else(|error| error.into_problem(&id.0).into_response())
+}
+
+/// A strong validator of octets (RFC 9110 §8.8.3).
+fn digest_tag(octets: &[u8]) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, octets);
+    format!("\"{}\"", hex::encode(&digest.as_ref()[..16]))
 }
 
 /// Octets with validators and lifetime (RFC 9110 §8.8, RFC 9111 §5.2.2); 304 when the client has them already.

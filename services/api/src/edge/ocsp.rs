@@ -1,26 +1,28 @@
-//! OCSP (RFC 6960 appendix A): the signer answers, this passes octets on.
+//! OCSP (RFC 6960 appendix A, RFC 5019): what was signed is given again while it tells the truth; else the signer is asked.
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
     extract::{Path, Request, State},
-    http::{HeaderValue, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use base64::{
     Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use certctl_contract::{
-    problem::Kind,
-    query::NoParams,
-    signer::{AnswerOcsp, OcspQuestion},
-};
-use certctl_model::id::IssuerId;
+use bytes::Bytes;
+use certctl_contract::signer::{OcspAnswer, OcspQuestion, OcspSigned};
+use certctl_model::{id::IssuerId, time::Time};
+use certctl_runtime::serve::{Shortcut, Taken};
 use certctl_x509::ocsp::{ErrorStatus, error_response};
+use hyper::body::Incoming;
 
-use super::kept_for;
+use super::{
+    answers::{Fresh, Kept, Moment},
+    asking, digest_tag, http_date, kept_for,
+};
 use crate::{access_log::RequestId, app::App, error::ApiError};
 
 /// A request for the status of a hundred certificates fits into a quarter of this.
@@ -31,89 +33,238 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// An OCSP response and how long it may be kept.
-pub struct OcspReply {
-    /// DER.
-    pub der: Vec<u8>,
-    max_age: Duration,
+/// Requests of most clients are shorter; a longer one is read on the way that all requests take.
+const SHORT_REQUEST: u64 = 1024;
+
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+const MEDIA: HeaderValue = HeaderValue::from_static("application/ocsp-response");
+
+/// An OCSP response.
+pub enum Reply {
+    /// Signed, and given to others as well.
+    Kept(Arc<Kept>),
+    /// An error, or an answer to a nonce: given once.
+    Once(Bytes),
 }
 
-const NO_STORE: &str = "no-store";
+impl Reply {
+    /// DER.
+    pub fn der(&self) -> Bytes {
+        match self {
+            Self::Kept(kept) => kept.der.clone(),
+            Self::Once(der) => der.clone(),
+        }
+    }
 
-impl OcspReply {
-    /// A revocation must be seen within a second, so no cache keeps an answer without asking again. An answer to a nonce,
-    /// and an error, is not kept at all.
+    /// A revocation must be seen within a second, so no cache keeps an answer without asking again. An answer to a
+    /// nonce, and an error, is not kept at all.
     pub fn cache_control(&self) -> String {
-        match self.max_age.is_zero() {
-            true => NO_STORE.to_owned(),
-            false => kept_for(Duration::ZERO),
+        match self {
+            Self::Kept(_) => kept_for(Duration::ZERO),
+            Self::Once(_) => "no-store".to_owned(),
         }
     }
 }
 
-/// Has the signer answer. A signer that cannot be reached becomes `tryLater`: what cannot be asked is not guessed.
+/// The answer to a request: one there is, or the signer's. A signer that cannot be asked becomes `tryLater`: what is not
+/// known is not guessed.
 ///
 /// # Errors
 /// 404 for an issuer we do not know.
-pub async fn ask_signer(app: &App, issuer: &IssuerId, request: &[u8]) -> Result<OcspReply, ApiError> {
-    let question = OcspQuestion {
-        issuer_id: issuer.clone(),
-        request: BASE64.encode(request),
-    };
-    match app.signer.call::<AnswerOcsp>(NoParams, NoParams, question).await {
-        Ok(answer) => {
-            let der = BASE64
-                .decode(answer.response)
-                .map_err(|e| ApiError::internal(format!("signer's answer: {e}")))?;
-            Ok(OcspReply {
-                der,
-                max_age: Duration::from_secs(answer.max_age_seconds.max(0).unsigned_abs()),
-            })
-        }
-        Err(error) => match ApiError::from(error) {
-            refused if matches!(refused.kind(), Kind::NotFound | Kind::Unsupported) => Err(refused),
-            _ => {
-                metrics::counter!("ocsp_try_later_total").increment(1);
-                Ok(OcspReply {
-                    der: error_response(ErrorStatus::TryLater),
-                    max_age: Duration::ZERO,
-                })
+pub async fn reply(app: &Arc<App>, issuer: &IssuerId, request: &[u8]) -> Result<Reply, ApiError> {
+    let key = key(issuer, request);
+    if let Some(kept) = given_again(app, &key) {
+        return Ok(Reply::Kept(kept));
+    }
+    ask(app, issuer, request, key).await
+}
+
+/// By what an answer is found: the issuer's id, and DER of the request. The ids of issuers have no NUL.
+fn key(issuer: &IssuerId, request: &[u8]) -> Box<[u8]> {
+    [issuer.as_str().as_bytes(), b"\0", request].concat().into()
+}
+
+/// An answer there is. From the middle of its life the next one is asked for beside it.
+fn given_again(app: &Arc<App>, key: &[u8]) -> Option<Arc<Kept>> {
+    let now = app.clock.now();
+    let kept = app.answers.get(key, now)?;
+    if kept.is_to_be_refreshed(now) {
+        let (app, kept) = (app.clone(), kept.clone());
+        app.clone().tasks.spawn("ocsp", async move {
+            let question = &kept.question;
+            let request = BASE64.decode(&question.request).unwrap_or_default();
+            let key = self::key(&question.issuer_id, &request);
+            if !matches!(ask(&app, &question.issuer_id, &request, key).await, Ok(Reply::Kept(_))) {
+                kept.was_not_refreshed();
             }
-        },
+        });
+    }
+    metrics::counter!("ocsp_answers_total", "from" => "memory").increment(1);
+    Some(kept)
+}
+
+async fn ask(app: &Arc<App>, issuer: &IssuerId, request: &[u8], key: Box<[u8]>) -> Result<Reply, ApiError> {
+    let Some(heard) = asking::ask(app, issuer, request).await else {
+        metrics::counter!("ocsp_try_later_total").increment(1);
+        return Ok(Reply::Once(error_response(ErrorStatus::TryLater).into()));
+    };
+    metrics::counter!("ocsp_answers_total", "from" => "signer").increment(1);
+    let decoded = |text: &str| {
+        let der = BASE64.decode(text).map(Bytes::from);
+        der.map_err(|error| ApiError::internal(format!("signer's answer: {error}")))
+    };
+    match &heard.1 {
+        OcspAnswer::NoIssuer => Err(ApiError::missing("issuer", issuer)),
+        OcspAnswer::Unsigned(der) => Ok(Reply::Once(decoded(der)?)),
+        OcspAnswer::Signed(signed) if signed.nonce => Ok(Reply::Once(decoded(&signed.response)?)),
+        OcspAnswer::Signed(signed) => {
+            let der = decoded(&signed.response)?;
+            Ok(Reply::Kept(keep(app, issuer, request, key, heard.0, signed, der)))
+        }
     }
 }
 
-async fn answer(
+fn keep(
     app: &App,
+    issuer: &IssuerId,
+    request: &[u8],
+    key: Box<[u8]>,
+    asked: Moment,
+    signed: &OcspSigned,
+    der: Bytes,
+) -> Arc<Kept> {
+    let (this_update, next_update) = (Time::from_unix(signed.this_update), Time::from_unix(signed.next_update));
+    let fresh = Fresh {
+        headers: headers_of(app, &der, this_update, next_update),
+        der,
+        question: OcspQuestion {
+            issuer_id: issuer.clone(),
+            request: base64_text(request),
+        },
+        asked,
+        serials: signed.serials.iter().map(|serial| serial.as_str()).collect(),
+        issued: signed.issued,
+        this_update,
+        next_update,
+    };
+    app.answers.keep(key, issuer, fresh)
+}
+
+/// What is said of an answer to a GET (RFC 5019 §6.2): validators, so that asking again costs little, and its end.
+fn headers_of(app: &App, der: &[u8], this_update: Time, next_update: Time) -> HeaderMap {
+    let value = |text: String| HeaderValue::try_from(text).expect("is printable ASCII");
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, MEDIA);
+    headers.insert(header::CACHE_CONTROL, value(kept_for(Duration::ZERO)));
+    headers.insert(header::ETAG, value(digest_tag(der)));
+    headers.insert(header::LAST_MODIFIED, value(http_date(this_update)));
+    headers.insert(header::EXPIRES, value(http_date(next_update)));
+    app.headers.secure(&mut headers);
+    headers
+}
+
+pub(super) fn base64_text(octets: &[u8]) -> String {
+    BASE64.encode(octets)
+}
+
+/// The answer to a GET. A client that has it already is told so.
+fn to_get(kept: &Kept, asked: &HeaderMap) -> Response {
+    let tag = kept.headers.get(header::ETAG);
+    let has = |tags: &HeaderValue| {
+        let mut tags = tags.to_str().unwrap_or_default().split(',');
+        tags.any(|one| tag.is_some_and(|tag| one.trim().as_bytes() == tag.as_bytes()))
+    };
+    let same = asked.get(header::IF_NONE_MATCH).is_some_and(has);
+    let mut response = match same {
+        true => StatusCode::NOT_MODIFIED.into_response(),
+        false => Response::new(Body::from(kept.der.clone())),
+    };
+    *response.headers_mut() = kept.headers.clone();
+    response
+}
+
+/// The answer to a POST, which no cache keeps (RFC 9110 §9.3.3).
+fn to_post(kept: &Kept) -> Response {
+    let mut response = Response::new(Body::from(kept.der.clone()));
+    let headers = response.headers_mut();
+    *headers = kept.headers.clone();
+    for name in [header::ETAG, header::LAST_MODIFIED, header::EXPIRES] {
+        headers.remove(name);
+    }
+    headers.insert(header::CACHE_CONTROL, NO_STORE);
+    response
+}
+
+fn once(der: Bytes) -> Response {
+    let mut response = Response::new(Body::from(der));
+    response.headers_mut().insert(header::CONTENT_TYPE, MEDIA);
+    response.headers_mut().insert(header::CACHE_CONTROL, NO_STORE);
+    response
+}
+
+/// Gives answers there are before anything else is done about a request: no span, no layers, no route.
+pub struct Short(pub Arc<App>);
+
+impl Shortcut for Short {
+    fn take(&self, request: axum::http::Request<Incoming>) -> Taken {
+        let path = request.uri().path();
+        // What concerns browsers is the business of the layers.
+        let plain = path.starts_with("/ocsp/") && !request.headers().contains_key(header::ORIGIN);
+        if !plain {
+            return Taken::Passed(request.map(Body::new));
+        }
+        match *request.method() {
+            Method::GET => match given_again(&self.0, path.as_bytes()) {
+                Some(kept) => Taken::Answered(to_get(&kept, request.headers())),
+                None => Taken::Passed(request.map(Body::new)),
+            },
+            Method::POST
+                if hyper::body::Body::size_hint(request.body())
+                    .exact()
+                    .is_some_and(|n| n <= SHORT_REQUEST) =>
+            {
+                let app = self.0.clone();
+                Taken::Reading(Box::pin(posted(app, request)))
+            }
+            _ => Taken::Passed(request.map(Body::new)),
+        }
+    }
+}
+
+/// A short POST: answered by its octets, or passed on with them.
+async fn posted(app: Arc<App>, request: axum::http::Request<Incoming>) -> Taken {
+    let (head, body) = request.into_parts();
+    let read = axum::body::to_bytes(Body::new(body), SHORT_REQUEST as usize);
+    let Ok(Ok(octets)) = tokio::time::timeout(BODY_TIMEOUT, read).await else {
+        return Taken::Answered(once(error_response(ErrorStatus::MalformedRequest).into()));
+    };
+    let issuer = head.uri.path().trim_start_matches("/ocsp/");
+    let key = [issuer.as_bytes(), b"\0", &octets].concat();
+    match given_again(&app, &key) {
+        Some(kept) => Taken::Answered(to_post(&kept)),
+        None => Taken::Passed(Request::from_parts(head, Body::from(octets))),
+    }
+}
+
+/// What a request asks, or nothing when that cannot be read.
+type Read<T> = Option<T>;
+
+async fn answer(
+    app: &Arc<App>,
     issuer: &str,
-    request: Result<Vec<u8>, ()>,
-    method_allows_caching: bool,
+    request: Read<&[u8]>,
+    respond: impl FnOnce(&Arc<Kept>) -> Response,
 ) -> Result<Response, ApiError> {
     let issuer: IssuerId = issuer
         .parse()
         .map_err(|_| ApiError::missing("issuer", issuer.escape_debug()))?;
-    let reply = match request {
-        Ok(request) => ask_signer(app, &issuer, &request).await?,
-        Err(()) => OcspReply {
-            der: error_response(ErrorStatus::MalformedRequest),
-            max_age: Duration::ZERO,
-        },
+    let Some(request) = request else {
+        return Ok(once(error_response(ErrorStatus::MalformedRequest).into()));
     };
-    let cache = match method_allows_caching {
-        true => reply.cache_control(),
-        false => NO_STORE.to_owned(),
-    };
-    let mut response = reply.der.into_response();
-    let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/ocsp-response"),
-    );
-    headers.insert(
-        header::CACHE_CONTROL,
-        HeaderValue::try_from(cache).expect("is printable ASCII"),
-    );
-    Ok(response)
+    match reply(app, &issuer, request).await? {
+        Reply::Kept(kept) => Ok(respond(&kept)),
+        Reply::Once(der) => Ok(once(der)),
+    }
 }
 
 pub(super) async fn ocsp_post(
@@ -123,11 +274,8 @@ pub(super) async fn ocsp_post(
     body: Body,
 ) -> Response {
     let read = axum::body::to_bytes(body, OCSP_REQUEST_LIMIT);
-    let request = match tokio::time::timeout(BODY_TIMEOUT, read).await {
-        Ok(Ok(octets)) => Ok(octets.to_vec()),
-        _ => Err(()),
-    };
-    answer(&app, &issuer, request, false)
+    let request = tokio::time::timeout(BODY_TIMEOUT, read).await.ok().and_then(Result::ok);
+    answer(&app, &issuer, request.as_deref(), |kept| to_post(kept))
         .await
         .unwrap_or_else(|error| error.into_problem(&id.0).into_response())
 }
@@ -140,14 +288,18 @@ pub(super) async fn ocsp_get(
     rq: Request,
 ) -> Response {
     // Read from the raw path: decoding it as UTF-8 text and splitting it is not what RFC 6960 appendix A.1 means.
-    let raw = rq.uri().path();
+    let (uri, asked) = (rq.uri().clone(), rq.headers().clone());
+    let raw = uri.path();
     let text = raw.splitn(4, '/').nth(3).unwrap_or("");
     let decoded: Vec<u8> = percent_decoded(text);
-    let request = match decoded.len() <= OCSP_REQUEST_LIMIT {
-        true => BASE64.decode(decoded).map_err(|_| ()),
-        false => Err(()),
+    let short = (decoded.len() <= OCSP_REQUEST_LIMIT).then_some(decoded);
+    let request = short.and_then(|text| BASE64.decode(text).ok());
+    let respond = |kept: &Arc<Kept>| {
+        // Under this spelling too, so that it is found without being decoded.
+        app.answers.alias(raw.as_bytes().into(), kept);
+        to_get(kept, &asked)
     };
-    answer(&app, &issuer, request, true)
+    answer(&app, &issuer, request.as_deref(), respond)
         .await
         .unwrap_or_else(|error| error.into_problem(&id.0).into_response())
 }

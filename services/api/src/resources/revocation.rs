@@ -42,7 +42,10 @@ async fn ocsp_check(cx: Cx, rq: Request<OcspCheck>) -> Result<OcspDer, ApiError>
     let issuer = rq.path.issuer_id;
     let authority = edge::authority(&cx.app, &issuer).await?;
     let id = IssuerId::of_certificate(&authority.certificate_der).map_err(|e| ApiError::internal(e.to_string()))?;
-    let answer = edge::ocsp::ask_signer(&cx.app, &issuer, &request_for(&id, &rq.path.serial, None)).await?;
+    let answer = edge::ocsp::reply(&cx.app, &issuer, &request_for(&id, &rq.path.serial, None)).await?;
     let cache = Some(answer.cache_control());
-    Ok(OcspDer { der: answer.der, cache })
+    Ok(OcspDer {
+        der: answer.der().to_vec(),
+        cache,
+    })
 }
