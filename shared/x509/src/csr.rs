@@ -8,6 +8,7 @@ use x509_parser::cri_attributes::ParsedCriAttribute;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
 use x509_parser::prelude::FromDer;
+use x509_parser::x509::X509Version;
 
 use crate::Der;
 use crate::keys::KeyPair;
@@ -85,6 +86,10 @@ impl CertificationRequest {
             return Err(CsrError::NotDer);
         }
         let info = &csr.certification_request_info;
+        // RFC 2986 §4.1: there is no other version.
+        if info.version != X509Version::V1 {
+            return Err(CsrError::NotDer);
+        }
         let key = public_key::key_facts(&info.subject_pki).map_err(CsrError::UnsupportedKey)?;
         public_key::verify(
             &info.subject_pki,
@@ -202,22 +207,34 @@ fn sans(csr: &X509CertificationRequest<'_>) -> Result<Vec<San>, CsrError> {
             ParsedCriAttribute::ExtensionRequest(requested) => Some(&requested.extensions),
             _ => None,
         });
-    let mut found = requested
-        .flatten()
-        .filter(|extension| extension.oid == OID_X509_EXT_SUBJECT_ALT_NAME);
-    let Some(extension) = found.next() else {
+    let (mut found, mut seen) = (None, Vec::new());
+    for extension in requested.flatten() {
+        // RFC 5280 §4.2: no certificate has an extension twice, so nobody can mean that.
+        if seen.contains(&&extension.oid) {
+            return Err(CsrError::BadName(format!(
+                "the extension {} stands twice; once is enough",
+                extension.oid
+            )));
+        }
+        seen.push(&extension.oid);
+        if extension.oid == OID_X509_EXT_SUBJECT_ALT_NAME {
+            found = Some(extension);
+        }
+    }
+    let Some(extension) = found else {
         return Ok(Vec::new());
     };
-    if found.next().is_some() {
-        return Err(CsrError::BadName(
-            "the subject alternative names stand twice; once is enough".to_owned(),
-        ));
-    }
     let ParsedExtension::SubjectAlternativeName(names) = extension.parsed_extension() else {
         return Err(CsrError::BadName(
             "the subject alternative names cannot be read".to_owned(),
         ));
     };
+    // RFC 5280 §4.2.1.6: at least one.
+    if names.general_names.is_empty() {
+        return Err(CsrError::BadName(
+            "the subject alternative names are none; leave the extension out".to_owned(),
+        ));
+    }
     names
         .general_names
         .iter()

@@ -143,9 +143,12 @@ pub enum OcspRequestError {
     /// It asks for nothing.
     #[error("the OCSP request names no certificate")]
     Empty,
-    /// The nonce is not an OCTET STRING of 1 to 128 octets (RFC 9654 §2.1).
-    #[error("the nonce of the OCSP request is not an OCTET STRING of 1 to {MAX_NONCE} octets")]
+    /// The nonce is not one OCTET STRING of 1 to 128 octets (RFC 9654 §2.1).
+    #[error("the nonce of the OCSP request is not one OCTET STRING of 1 to {MAX_NONCE} octets")]
     BadNonce,
+    /// A critical extension is not understood (RFC 6960 §4.4).
+    #[error("the OCSP request has a critical extension that is not understood")]
+    Critical,
 }
 
 /// Answers that need no signature (RFC 6960 §2.3).
@@ -233,10 +236,23 @@ pub fn parse_request(der: &[u8]) -> Result<OcspRequest, OcspRequestError> {
     if tbs.request_list.is_empty() {
         return Err(OcspRequestError::Empty);
     }
-    let nonce = tbs
-        .request_extensions
-        .as_ref()
-        .and_then(|all| all.iter().find(|one| *one.extn_id == *NONCE));
+    let extensions: &[Extension] = tbs.request_extensions.as_ref().map_or(&[], |all| all);
+    let single = tbs
+        .request_list
+        .iter()
+        .filter_map(|one| one.single_request_extensions.as_ref());
+    let is_nonce = |one: &&Extension| *one.extn_id == *NONCE;
+    // RFC 6960 §4.4: what is critical and not understood cannot be passed over.
+    if extensions.iter().any(|one| one.critical && !is_nonce(&one))
+        || single.flat_map(|all| all.iter()).any(|one| one.critical)
+    {
+        return Err(OcspRequestError::Critical);
+    }
+    let mut nonces = extensions.iter().filter(is_nonce);
+    let nonce = nonces.next();
+    if nonces.next().is_some() {
+        return Err(OcspRequestError::BadNonce);
+    }
     Ok(OcspRequest {
         cert_ids: tbs
             .request_list
