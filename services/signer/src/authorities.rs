@@ -12,11 +12,12 @@ use certctl_model::{
     audit::Actor,
     connector::IssuerType,
     id::IssuerId,
+    key::KeyFacts,
     secret::Secret,
     time::{Clock, Time},
 };
 use certctl_store::{Tx, wake::Channel};
-use certctl_x509::facts::CertificateFacts;
+use certctl_x509::{facts::CertificateFacts, scheme::RsaPadding};
 use serde_json::Value;
 use sqlx::PgPool;
 use tokio::sync::OnceCell;
@@ -41,6 +42,9 @@ pub(crate) struct Authorities {
     pub(crate) directory: PathBuf,
     pub(crate) passphrase: Option<Secret>,
     pub(crate) common_name: String,
+    /// Of keys that are made.
+    pub(crate) algorithm: KeyFacts,
+    pub(crate) padding: RsaPadding,
     pub(crate) backdate: Duration,
     pub(crate) brought: Option<Brought>,
     /// One cell for each issuer: while it is filled, others that need the same issuer wait, and nobody else does.
@@ -165,6 +169,7 @@ impl Authorities {
         let brought = self.brought.clone().filter(|_| issuer.as_str() == FIRST);
         let directory = self.directory.join(issuer.as_str());
         let common_name = common_name.unwrap_or(&self.common_name).to_owned();
+        let (algorithm, padding) = (self.algorithm, self.padding);
         let not_before = (self.clock.now() - self.backdate).whole_seconds();
         let load = move || match brought {
             Some(brought) => {
@@ -187,6 +192,8 @@ impl Authorities {
                 directory,
                 passphrase: passphrase.as_ref(),
                 common_name: &common_name,
+                algorithm,
+                padding,
                 not_before,
             }
             .load_or_make(published.as_ref()),

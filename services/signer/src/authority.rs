@@ -2,14 +2,8 @@
 
 use std::sync::Arc;
 
-use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
-use certctl_model::{
-    id::IssuerId,
-    key::{KeyAlgorithm, KeyFacts},
-    profile::ProfileRules,
-    time::Time,
-};
-use certctl_x509::{facts::CertificateFacts, keys::KeyPair, name::common_name_to_rdn, ocsp};
+use certctl_model::{id::IssuerId, profile::ProfileRules, time::Time};
+use certctl_x509::{facts::CertificateFacts, name::common_name_to_rdn, ocsp};
 use rasn::types::{Any, ObjectIdentifier, SetOf};
 use rasn_pkix::{AttributeTypeAndValue, Name, RelativeDistinguishedName};
 use tokio::sync::Mutex;
@@ -17,6 +11,7 @@ use tokio::sync::Mutex;
 use crate::{
     der::{self, Contents, Usage, oid},
     error::{Error, Result},
+    key::{self, Message, SigningKey},
     ocsp::Responder,
 };
 
@@ -36,7 +31,7 @@ pub(crate) struct Authority {
     pub(crate) ocsp_id: ocsp::IssuerId,
     /// Who signs OCSP answers for it; made at first use. Held while a new one is made.
     pub(crate) responder: Mutex<Option<Arc<Responder>>>,
-    key: KeyPair,
+    key: Box<dyn SigningKey>,
 }
 
 /// How long a root made here lives.
@@ -47,11 +42,16 @@ impl Authority {
     ///
     /// # Errors
     /// What is wrong with them, for a person.
-    pub(crate) fn new(issuer: IssuerId, key: KeyPair, chain: Vec<CertificateFacts>, now: Time) -> Result<Self, String> {
+    pub(crate) fn new(
+        issuer: IssuerId,
+        key: Box<dyn SigningKey>,
+        chain: Vec<CertificateFacts>,
+        now: Time,
+    ) -> Result<Self, String> {
         let [certificate, above @ ..] = chain.as_slice() else {
             return Err("there is no certificate".to_owned());
         };
-        check(certificate, &key, now)?;
+        check(certificate, &*key, now)?;
         for (lower, upper) in chain.iter().zip(above) {
             lower.verify_issued_by(upper).map_err(|why| {
                 format!(
@@ -82,19 +82,39 @@ impl Authority {
             key,
         };
         authority
-            .sign(b"certctl")
+            .try_key()
             .map_err(|error| format!("the key does not sign: {error}"))?;
         Ok(authority)
     }
 
     /// How it signs.
     pub(crate) fn algorithm(&self) -> rasn_pkix::AlgorithmIdentifier {
-        self.key.signature_algorithm()
+        self.key.scheme().identifier()
     }
 
     /// Signs octets and puts the signature beside them, after verifying it: a fault in the computation must not leave.
     pub(crate) fn sign(&self, tbs: &[u8]) -> Result<Vec<u8>> {
-        sign_with(&self.key, tbs)
+        sign_with(&*self.key, tbs)
+    }
+
+    /// A message that [`sign_message`](Self::sign_message) will sign, to be written piece by piece.
+    pub(crate) fn message(&self) -> Message {
+        Message::new(self.key.scheme())
+    }
+
+    /// The signature of a message, verified: the content of the BIT STRING that follows it.
+    pub(crate) fn sign_message(&self, message: Message) -> Result<Vec<u8>> {
+        Ok(message.sign(&*self.key)?)
+    }
+
+    /// Signs in both ways and verifies it.
+    fn try_key(&self) -> Result<()> {
+        const TRIAL: &[u8] = b"certctl";
+        self.sign(TRIAL)?;
+        let mut message = self.message();
+        message.update(TRIAL);
+        self.sign_message(message)?;
+        Ok(())
     }
 
     /// Nothing is signed by an authority that has ended.
@@ -110,12 +130,12 @@ impl Authority {
 }
 
 /// Makes the certificate of a new root.
-pub(crate) fn root(key: &KeyPair, common_name: &str, not_before: Time) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn root(key: &dyn SigningKey, common_name: &str, not_before: Time) -> anyhow::Result<Vec<u8>> {
     let name = Name::RdnSequence(vec![organization("certctl"), common_name_to_rdn(common_name)]);
     let key_id = der::key_id(key.spki_der()).expect("a key pair writes its own public key");
     let tbs = Contents {
         serial: &der::random_serial()?,
-        algorithm: key.signature_algorithm(),
+        algorithm: key.scheme().identifier(),
         issuer: name.clone(),
         not_before,
         not_after: not_before + std::time::Duration::from_secs(ROOT_DAYS * 86_400),
@@ -132,40 +152,13 @@ pub(crate) fn root(key: &KeyPair, common_name: &str, not_before: Time) -> anyhow
 }
 
 /// Signs octets with a key of ours and puts the verified signature beside them.
-pub(crate) fn sign_with(key: &KeyPair, tbs: &[u8]) -> Result<Vec<u8>> {
-    Ok(der::signed(tbs, key.signature_algorithm(), &signature(key, tbs)?))
+pub(crate) fn sign_with(key: &dyn SigningKey, tbs: &[u8]) -> Result<Vec<u8>> {
+    Ok(der::signed(tbs, key.scheme().identifier(), &key::sign(key, tbs)?))
 }
 
-/// A signature that verifies.
-fn signature(key: &KeyPair, message: &[u8]) -> Result<Vec<u8>> {
-    let signature = key.sign(message)?;
-    let verified = der::key_bits(key.spki_der()).is_some_and(|bits| {
-        UnparsedPublicKey::new(verification(key.facts()), bits)
-            .verify(message, &signature)
-            .is_ok()
-    });
-    match verified {
-        true => Ok(signature),
-        false => Err(Error::Internal(anyhow::anyhow!(
-            "a signature of our own does not verify"
-        ))),
-    }
-}
-
-/// The counterpart of what [`KeyPair::sign`] does.
-fn verification(key: KeyFacts) -> &'static dyn VerificationAlgorithm {
-    match (key.algorithm, key.bits) {
-        (KeyAlgorithm::Ecdsa, 256) => &signature::ECDSA_P256_SHA256_ASN1,
-        (KeyAlgorithm::Ecdsa, 384) => &signature::ECDSA_P384_SHA384_ASN1,
-        (KeyAlgorithm::Ecdsa, _) => &signature::ECDSA_P521_SHA512_ASN1,
-        (KeyAlgorithm::Rsa, _) => &signature::RSA_PKCS1_2048_8192_SHA256,
-        (KeyAlgorithm::Ed25519, _) => &signature::ED25519,
-    }
-}
-
-fn check(certificate: &CertificateFacts, key: &KeyPair, now: Time) -> Result<(), String> {
+fn check(certificate: &CertificateFacts, key: &dyn SigningKey, now: Time) -> Result<(), String> {
     let usage = certificate.key_usage;
-    if !certificate.pairs_with(key) {
+    if certificate.spki_der != key.spki_der() {
         return Err("the certificate is not of this key; give the key it was made for".to_owned());
     }
     ProfileRules::default().admits_key(key.facts())?;

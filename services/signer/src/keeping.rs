@@ -12,27 +12,47 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use certctl_model::{key::KeyFacts, secret::Secret, time::Time};
-use certctl_x509::{facts::CertificateFacts, keys::KeyPair, pem};
+use certctl_x509::{facts::CertificateFacts, keys::KeyPair, pem, scheme::RsaPadding};
 use zeroize::Zeroizing;
 
-use crate::authority;
+use crate::{
+    authority,
+    key::SigningKey,
+    token::{self, TokenKey},
+};
 
 /// A key and its certificates, the authority's own first.
-pub(crate) type Pair = (KeyPair, Vec<CertificateFacts>);
+pub(crate) type Pair = (Box<dyn SigningKey>, Vec<CertificateFacts>);
 
-/// An authority that an operator brought: a certificate file with the whole chain, and a key file.
-#[derive(Clone, Debug)]
+/// An authority that an operator brought: a certificate file with the whole chain, and where its key is.
+#[derive(Clone)]
 pub(crate) struct Brought {
     pub(crate) certificate: PathBuf,
-    pub(crate) key: PathBuf,
+    pub(crate) key: BroughtKey,
+    pub(crate) padding: RsaPadding,
+}
+
+/// Where the key of a brought authority is.
+#[derive(Clone)]
+pub(crate) enum BroughtKey {
+    /// In a file.
+    File(PathBuf),
+    /// In a token.
+    Token(token::Place),
 }
 
 impl Brought {
-    /// Reads the two files.
+    /// Reads the certificates and opens the key.
     pub(crate) fn load(&self, passphrase: Option<&Secret>) -> Result<Pair> {
-        // A group is how orchestrators hand secrets out; everyone is too many.
-        let key = read_key(&self.key, passphrase, 0o007)?;
         let chain = read_chain(&self.certificate)?;
+        let key: Box<dyn SigningKey> = match &self.key {
+            // A group is how orchestrators hand secrets out; everyone is too many.
+            BroughtKey::File(path) => Box::new(read_key(path, passphrase, 0o007)?.with_padding(self.padding)),
+            BroughtKey::Token(place) => {
+                let own = chain.first().context("there is no certificate")?;
+                Box::new(TokenKey::open(place, own, self.padding)?)
+            }
+        };
         Ok((key, chain))
     }
 }
@@ -43,6 +63,9 @@ pub(crate) struct Home<'a> {
     pub(crate) passphrase: Option<&'a Secret>,
     /// For a root that is made.
     pub(crate) common_name: &'a str,
+    /// For a key that is made.
+    pub(crate) algorithm: KeyFacts,
+    pub(crate) padding: RsaPadding,
     /// When a root that is made begins.
     pub(crate) not_before: Time,
 }
@@ -70,7 +93,7 @@ impl Home<'_> {
                 "{} is missing although this issuer has signed before; restore the directory from a backup",
                 key_path.display()
             );
-            let key = KeyPair::generate(KeyFacts::P256)?;
+            let key = KeyPair::generate(self.algorithm)?;
             let text = match self.passphrase {
                 Some(passphrase) => Zeroizing::new(key.to_sealed_pem(passphrase)?),
                 None => key.to_pkcs8_pem()?,
@@ -78,6 +101,7 @@ impl Home<'_> {
             replace(&key_path, 0o600, text.as_bytes())?;
             key
         };
+        let key = key.with_padding(self.padding);
         let chain = if has_certificate {
             read_chain(&certificate_path)?
         } else {
@@ -100,7 +124,7 @@ impl Home<'_> {
             "{} is not the certificate this issuer has signed with before; restore the directory from a backup",
             certificate_path.display()
         );
-        Ok((key, chain))
+        Ok((Box::new(key), chain))
     }
 }
 
@@ -203,6 +227,8 @@ mod tests {
             directory: directory.join("iss-local"),
             passphrase,
             common_name: "Test CA",
+            algorithm: KeyFacts::P256,
+            padding: RsaPadding::Pkcs1,
             not_before: Time::from_unix(1_700_000_000),
         }
     }

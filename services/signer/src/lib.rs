@@ -8,18 +8,20 @@
 //!   until that has ended.
 //! * What is checked is what is signed: certificates are linted as encoded octets, after the last change to them.
 //! * What cannot be asked is refused: no profile, no signature; no database, no OCSP status.
-//! * Keys are read from files once, and never printed, serialised or copied. Behind a published certificate no other
+//! * Keys are read from files once, or stay in a token; they are never printed, serialised or copied. Behind a published certificate no other
 //!   root is ever made.
 //! * It makes no connection but to Postgres, under a role that may read what it judges by and write its own tables.
 //!
 //! | module | holds |
 //! |---|---|
 //! | `config` | the settings |
+//! | `hardening` | what the process gives up before it holds a key |
 //! | `http` | the four routes over a Unix socket |
 //! | `issue` | job id → `Csr` → `Prepared` → `Recorded` → `Signed` |
 //! | `lint` | what a certificate must and must not say, asked of its octets |
 //! | `crl`, `ocsp` | the status of what was issued |
 //! | `authorities`, `authority`, `keeping` | which keys there are, one of them, and where they are kept |
+//! | `key`, `token` | what an authority's key can do, and one that is in a PKCS #11 token |
 //! | `der` | the pieces that signed structures are built of |
 //! | `error` | what can go wrong, and how the caller hears of it |
 //!
@@ -32,13 +34,16 @@ pub mod config;
 mod crl;
 mod der;
 mod error;
+pub mod hardening;
 mod http;
 mod issue;
 mod keeping;
+mod key;
 mod lint;
 mod ocsp;
 #[cfg(test)]
 mod tests;
+mod token;
 
 use std::{sync::Arc, time::Duration};
 
@@ -96,12 +101,13 @@ impl Signer {
     /// As [`build`](Self::build).
     pub fn with_pool(config: Config, pool: PgPool, clock: Clock) -> Result<Self> {
         config.check()?;
-        let brought = match (&config.ca_cert_path, &config.ca_key_path) {
-            (Some(certificate), Some(key)) => Some(Brought {
+        let brought = match &config.ca_cert_path {
+            Some(certificate) => Some(Brought {
                 certificate: certificate.clone(),
-                key: key.clone(),
+                key: config.brought_key()?,
+                padding: config.ca_rsa_padding.into(),
             }),
-            _ => None,
+            None => None,
         };
         let authorities = Authorities {
             pool: pool.clone(),
@@ -109,6 +115,8 @@ impl Signer {
             directory: config.ca_dir.clone(),
             passphrase: config.passphrase()?,
             common_name: config.ca_common_name.clone(),
+            algorithm: config.ca_key_algorithm.into(),
+            padding: config.ca_rsa_padding.into(),
             backdate: config.backdate,
             brought,
             loaded: Default::default(),

@@ -1,5 +1,7 @@
 //! What a certificate must and must not say, asked of the encoded octets before they are signed: what is checked is
-//! what is signed, whatever built it.
+//! what is signed, whatever built it. [`ocsp`] is the same for responses.
+
+pub(crate) mod ocsp;
 
 use std::time::Duration;
 

@@ -1,28 +1,39 @@
-//! `certctl-signer`: parse, build, run, drain.
+//! `certctl-signer`: parse, harden, build, run, drain.
 
 use std::{process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use certctl_model::time::Clock;
 use certctl_runtime::{
     config,
     tasks::{Tasks, signal},
     telemetry,
 };
-use certctl_signer::{Signer, config::Config};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use certctl_signer::{Signer, config::Config, hardening};
+use tokio::runtime::Builder;
 use tracing::error;
 
 /// A signature is quick; the longest is a large CRL.
 const GRACE: Duration = Duration::from_secs(20);
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let config: Config = config::parse();
     if let Err(why) = telemetry::init(&config.settings, "signer") {
         eprintln!("certctl-signer: {why:#}");
         return ExitCode::FAILURE;
     }
+    // Before there is a second thread, which would keep what this one gives up.
+    let runtime = hardening::harden(&config).and_then(|()| Ok(Builder::new_multi_thread().enable_all().build()?));
+    match runtime {
+        Ok(runtime) => runtime.block_on(serve(config)),
+        Err(why) => {
+            error!("the signer does not start: {why:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(config: Config) -> ExitCode {
     let tasks = Tasks::new();
     let ended = run(config, &tasks).await;
     let drained = tasks.drain(GRACE).await;
@@ -38,7 +49,6 @@ async fn main() -> ExitCode {
 
 /// Returns when the signer is asked to end, or cannot go on.
 async fn run(config: Config, tasks: &Tasks) -> Result<()> {
-    leave_no_core()?;
     let signer = Signer::build(config, Clock::system())?;
     let works = async {
         signer.run(tasks).await?;
@@ -49,13 +59,4 @@ async fn run(config: Config, tasks: &Tasks) -> Result<()> {
         ended = works => ended,
         () = signal() => Ok(()),
     }
-}
-
-/// A core file would hold the keys.
-fn leave_no_core() -> Result<()> {
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    setrlimit(Resource::Core, none).context("cannot turn core dumps off")
 }

@@ -347,6 +347,16 @@ fn respond(
             .as_deref()
             .map(|nonce| Extensions::from(vec![wire::nonce_extension(nonce)])),
     });
+    let asked: Vec<_> = request.cert_ids.iter().map(|id| &id.raw).collect();
+    let wanted = lint::ocsp::WantedResponse {
+        key_hash: &responder.key_hash,
+        cert_ids: &asked,
+        nonce: request.nonce.as_deref(),
+        produced_at: now,
+        not_after: responder.not_after,
+    };
+    lint::ocsp::response(&tbs, &wanted)
+        .map_err(|why| Error::Internal(anyhow::anyhow!("the response that was built is not signed: {why}")))?;
     let signature = responder.key.sign(&tbs)?;
     let basic = Basic {
         tbs: Any::new(tbs),

@@ -19,6 +19,7 @@ use certctl_x509::{
     keys::KeyPair,
     ocsp::{self as wire, CertStatus},
     pem,
+    scheme::RsaPadding,
 };
 use clap::Parser;
 use http_body_util::BodyExt;
@@ -33,9 +34,9 @@ use crate::{
     Signer,
     authority::{self, Authority},
     config::Config,
-    crl,
+    crl, der,
     issue::{Csr, Terms},
-    keeping::Brought,
+    keeping::{Brought, BroughtKey},
     lint::{self, Wanted},
 };
 
@@ -85,9 +86,14 @@ impl Scratch {
     }
 
     fn brought(&self) -> Result<Authority, String> {
+        self.brought_with(RsaPadding::Pkcs1)
+    }
+
+    fn brought_with(&self, padding: RsaPadding) -> Result<Authority, String> {
         let brought = Brought {
             certificate: self.path("ca.pem"),
-            key: self.path("ca.key"),
+            key: BroughtKey::File(self.path("ca.key")),
+            padding,
         };
         let (key, chain) = brought.load(None).map_err(|error| format!("{error:#}"))?;
         Authority::new(local(), key, chain, now())
@@ -117,10 +123,16 @@ fn terms() -> Terms {
     }
 }
 
-fn root() -> Authority {
+pub(crate) fn root() -> Authority {
     let key = KeyPair::generate(KeyFacts::P256).unwrap();
     let der = authority::root(&key, "Test CA", now() - Duration::from_secs(300)).unwrap();
-    Authority::new(local(), key, vec![CertificateFacts::parse_der(&der).unwrap()], now()).unwrap()
+    Authority::new(
+        local(),
+        Box::new(key),
+        vec![CertificateFacts::parse_der(&der).unwrap()],
+        now(),
+    )
+    .unwrap()
 }
 
 fn request(key: KeyFacts, names: &[&str]) -> Vec<u8> {
@@ -211,26 +223,38 @@ fn openssl_accepts_root_leaf_and_crl() {
 
 #[test]
 fn authorities_of_every_kind_of_key_sign() {
-    for key in [
-        "-algorithm RSA -pkeyopt rsa_keygen_bits:2048",
-        "-algorithm EC -pkeyopt ec_paramgen_curve:P-384",
-        "-algorithm EC -pkeyopt ec_paramgen_curve:P-521",
-        "-algorithm ED25519",
+    let (pkcs1, pss) = (RsaPadding::Pkcs1, RsaPadding::Pss);
+    for (key, padding) in [
+        ("-algorithm RSA -pkeyopt rsa_keygen_bits:2048", pkcs1),
+        ("-algorithm RSA -pkeyopt rsa_keygen_bits:3072", pss),
+        ("-algorithm EC -pkeyopt ec_paramgen_curve:P-384", pkcs1),
+        ("-algorithm EC -pkeyopt ec_paramgen_curve:P-521", pkcs1),
+        ("-algorithm ED25519", pss),
     ] {
         let scratch = Scratch::new();
-        let authority = scratch.authority(key, &CA).unwrap();
+        scratch.authority(key, &CA).unwrap();
+        let authority = scratch.brought_with(padding).unwrap();
         let leaf = leaf(&authority, KeyFacts::P256, &NAMES, ProfileRules::default());
         assert!(leaf.not_after <= authority.certificate.not_after, "30 days, not 90");
         scratch.write("leaf.pem", leaf.to_pem());
         scratch.openssl("verify -x509_strict -CAfile ca.pem leaf.pem");
         let tbs = crl::list(&authority, 7, &[], now(), now() + Duration::from_secs(60));
-        scratch.write("crl.der", authority.sign(&tbs).unwrap());
-        assert!(
-            scratch
-                .openssl("crl -inform DER -in crl.der -CAfile ca.pem -noout")
-                .contains("verify OK"),
-            "{key}"
-        );
+        // At once, and in pieces as long lists are signed.
+        let mut message = authority.message();
+        tbs.chunks(7).for_each(|piece| message.update(piece));
+        let signature = authority.sign_message(message).unwrap();
+        for list in [
+            authority.sign(&tbs).unwrap(),
+            der::signed(&tbs, authority.algorithm(), &signature),
+        ] {
+            scratch.write("crl.der", list);
+            assert!(
+                scratch
+                    .openssl("crl -inform DER -in crl.der -CAfile ca.pem -noout")
+                    .contains("verify OK"),
+                "{key} {padding:?}"
+            );
+        }
     }
 }
 
@@ -284,7 +308,8 @@ fn authorities_that_could_not_do_their_work_are_refused() {
     scratch.authority(ed25519, &CA).unwrap();
     let brought = Brought {
         certificate: scratch.path("ca.pem"),
-        key: scratch.path("ca.key"),
+        key: BroughtKey::File(scratch.path("ca.key")),
+        padding: RsaPadding::Pkcs1,
     };
     let at = |at: Time| {
         let (key, chain) = brought.load(None).unwrap();

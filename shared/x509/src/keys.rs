@@ -1,20 +1,22 @@
 //! Private keys: made here, loaded from PEM of any usual kind, written plain or sealed, and put to work.
 
-use aws_lc_rs::digest;
+use aws_lc_rs::digest::{self, Digest};
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::rand::{self, SystemRandom};
 use aws_lc_rs::rsa::KeySize;
-use aws_lc_rs::signature::{self, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _, RsaKeyPair};
+use aws_lc_rs::signature::{
+    self, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _, RsaEncoding, RsaKeyPair,
+};
 use certctl_model::key::{KeyAlgorithm, KeyFacts};
 use certctl_model::secret::Secret;
 use pkcs8::pkcs5::pbes2;
 use pkcs8::{EncryptedPrivateKeyInfo, PrivateKeyInfo};
-use rasn::types::{Any, ObjectIdentifier};
 use rasn_pkix::AlgorithmIdentifier;
 use zeroize::Zeroizing;
 
 use crate::Der;
 use crate::pem::{self, Block, PemError};
+use crate::scheme::{RsaPadding, Scheme};
 
 /// A private key with its public half.
 ///
@@ -22,6 +24,7 @@ use crate::pem::{self, Block, PemError};
 pub struct KeyPair {
     inner: Inner,
     facts: KeyFacts,
+    scheme: Scheme,
     spki_der: Der,
 }
 
@@ -156,7 +159,25 @@ impl KeyPair {
         sha256_hex(&self.spki_der)
     }
 
-    /// Signs `message`: ECDSA with the digest of the curve's size, RSA PKCS #1 v1.5 with SHA-256, or Ed25519.
+    /// The same key, padding as told if it is an RSA key. Without this it signs by PKCS #1 v1.5.
+    pub fn with_padding(self, padding: RsaPadding) -> Self {
+        Self {
+            scheme: Scheme::of(self.facts, padding),
+            ..self
+        }
+    }
+
+    /// How it signs.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// The identifier of what [`sign`](Self::sign) does (RFC 5280 §4.1.1.2).
+    pub fn signature_algorithm(&self) -> AlgorithmIdentifier {
+        self.scheme.identifier()
+    }
+
+    /// Signs `message`: ECDSA with the digest of the curve's size, RSA with SHA-256, or Ed25519.
     pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
         let random = SystemRandom::new();
         let failed = |_| KeyError::Failed("signing");
@@ -165,26 +186,35 @@ impl KeyPair {
             Inner::Ed25519(key) => Ok(key.try_sign(message).map_err(failed)?.as_ref().to_vec()),
             Inner::Rsa(key) => {
                 let mut signature = vec![0; key.public_modulus_len()];
-                key.sign(&signature::RSA_PKCS1_SHA256, &random, message, &mut signature)
+                key.sign(self.rsa_encoding(), &random, message, &mut signature)
                     .map_err(failed)?;
                 Ok(signature)
             }
         }
     }
 
-    /// The identifier of what [`sign`](Self::sign) does (RFC 5280 §4.1.1.2).
-    pub fn signature_algorithm(&self) -> AlgorithmIdentifier {
-        let (arcs, parameters): (&'static [u32], _) = match (self.facts.algorithm, self.facts.bits) {
-            (KeyAlgorithm::Ecdsa, 256) => (&[1, 2, 840, 10045, 4, 3, 2], None),
-            (KeyAlgorithm::Ecdsa, 384) => (&[1, 2, 840, 10045, 4, 3, 3], None),
-            (KeyAlgorithm::Ecdsa, _) => (&[1, 2, 840, 10045, 4, 3, 4], None),
-            // RFC 4055 §5: the parameters are NULL, not absent.
-            (KeyAlgorithm::Rsa, _) => (&[1, 2, 840, 113549, 1, 1, 11], Some(Any::new(vec![5, 0]))),
-            (KeyAlgorithm::Ed25519, _) => (&[1, 3, 101, 112], None),
-        };
-        AlgorithmIdentifier {
-            algorithm: ObjectIdentifier::new_unchecked(arcs.into()),
-            parameters,
+    /// Signs the message with this digest, which is of the kind that the scheme has.
+    ///
+    /// # Errors
+    /// A digest of another kind; an Ed25519 key, which signs messages only.
+    pub fn sign_digest(&self, digest: &Digest) -> Result<Vec<u8>, KeyError> {
+        let failed = |_| KeyError::Failed("signing");
+        match &self.inner {
+            Inner::Ecdsa(key) => Ok(key.sign_digest(digest).map_err(failed)?.as_ref().to_vec()),
+            Inner::Ed25519(_) => Err(KeyError::Unsupported("Ed25519 signs no digests".to_owned())),
+            Inner::Rsa(key) => {
+                let mut signature = vec![0; key.public_modulus_len()];
+                key.sign_digest(self.rsa_encoding(), digest, &mut signature)
+                    .map_err(failed)?;
+                Ok(signature)
+            }
+        }
+    }
+
+    fn rsa_encoding(&self) -> &'static dyn RsaEncoding {
+        match self.scheme {
+            Scheme::RsaPssSha256 => &signature::RSA_PSS_SHA256,
+            _ => &signature::RSA_PKCS1_SHA256,
         }
     }
 
@@ -228,7 +258,12 @@ impl KeyPair {
                 bits: 256,
             },
         };
-        Ok(Self { inner, facts, spki_der })
+        Ok(Self {
+            inner,
+            facts,
+            scheme: Scheme::of(facts, RsaPadding::default()),
+            spki_der,
+        })
     }
 
     /// PKCS #8 version 1: OpenSSL before 3.2 does not read version 2.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`pem`] | the armour around everything below |
 //! | [`keys`] | private keys: made, loaded, sealed, signing |
+//! | [`scheme`] | how keys sign: identifiers, digests, verification |
 //! | [`csr`] | certification requests (PKCS #10): read with their signature verified, and made |
 //! | [`facts`] | what a certificate says |
 //! | [`name`] | names as the ASN.1 types of RFC 5280 |
@@ -21,6 +22,7 @@ pub mod name;
 pub mod ocsp;
 pub mod pem;
 mod public_key;
+pub mod scheme;
 #[cfg(test)]
 mod testing;
 mod weak_keys;
