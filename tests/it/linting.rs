@@ -23,7 +23,7 @@ const ACCEPTED: &[(&str, &str, &str)] = &[
 ];
 
 /// Findings of severity ERROR or FATAL that are not accepted.
-async fn lint(linter: &str, options: &[&str], file: &Path) -> Vec<String> {
+pub(crate) async fn lint(linter: &str, options: &[&str], file: &Path) -> Vec<String> {
     let program = python().parent().expect("python is in a directory").join(linter);
     let mut args = vec!["lint", "-s", "ERROR", "-f", "JSON"];
     args.extend(options);
@@ -146,7 +146,7 @@ async fn a_linter_of_other_people_finds_no_error_in_what_is_signed(db: PgPool) {
 }
 
 /// The certificate that comes with an OCSP response: the SEQUENCE in it that reads as a certificate.
-fn responder_of(response: &[u8]) -> Vec<u8> {
+pub(crate) fn responder_of(response: &[u8]) -> Vec<u8> {
     (0..response.len())
         .filter(|at| response[*at..].starts_with(&[0x30, 0x82]))
         .filter_map(|at| {

@@ -8,6 +8,7 @@
 //! | [`beside`] | an HAProxy and a Redis |
 //! | [`requests`] | certification requests, good and bad |
 //! | [`foreign`] | certificates of an authority that certctl knows nothing of |
+//! | [`token`] | a PKCS #11 token in software |
 //! | [`world`] | all of certctl in one process, with a clock that the story sets |
 //! | here | waiting, running programs, and where things are |
 //!
@@ -30,6 +31,7 @@ pub mod idp;
 pub mod receivers;
 pub mod requests;
 pub mod stage;
+pub mod token;
 pub mod world;
 
 /// Asks `probe` until it succeeds.

@@ -23,6 +23,7 @@ use certctl_contract::{
     query::{Id, NoParams},
     signer::IssuerChain,
 };
+use certctl_local::process::{Service, Spec};
 use certctl_model::{
     secret::Secret,
     time::{Clock, Time},
@@ -38,7 +39,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, PgPool};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
-use crate::idp::Idp;
+use crate::{eventually, idp::Idp, stage};
 
 /// The key of operators in every world.
 pub const KEY: &str = "the-key-of-operators-in-the-tests";
@@ -68,29 +69,57 @@ pub struct World {
     scheduler: Arc<Scheduler>,
     notifier: Arc<certctl_notifier::Notifier>,
     hosts: Mutex<Vec<Arc<Host>>>,
+    beside: Option<Service>,
     tasks: Tasks,
     dir: TempDir,
+}
+
+/// Where the signer runs, and with which arguments and variables.
+#[derive(Clone, Copy)]
+enum Signing<'a> {
+    Here(&'a [&'a str]),
+    Beside(&'a [&'a str], &'a [(&'a str, &'a str)]),
+}
+
+/// How long a program may take to start.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.beside.is_some() {
+            stage::show_logs(self.dir.path());
+        }
+    }
 }
 
 impl World {
     /// Starts the services over a migrated database. The local authority exists.
     pub async fn new(db: PgPool) -> Self {
-        Self::start(db, &[], "", &[]).await
+        Self::start(db, Signing::Here(&[]), "", &[]).await
+    }
+
+    /// The same, but the signer is the program itself, with these arguments and variables, and the time is that of this
+    /// machine.
+    pub async fn beside_signer(db: PgPool, more: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::start(db, Signing::Beside(more, variables), "", &[]).await
     }
 
     /// The same, with more arguments for the signer and a query in the address of the webhook.
     pub async fn with(db: PgPool, more: &[&str], query: &str) -> Self {
-        Self::start(db, more, query, &[]).await
+        Self::start(db, Signing::Here(more), query, &[]).await
     }
 
     /// The same, with more settings of the API: flags and values, of which the last one counts.
     pub async fn with_api(db: PgPool, settings: &[(&str, &str)]) -> Self {
-        Self::start(db, &[], "", settings).await
+        Self::start(db, Signing::Here(&[]), "", settings).await
     }
 
-    async fn start(db: PgPool, more: &[&str], query: &str, settings: &[(&str, &str)]) -> Self {
+    async fn start(db: PgPool, signing: Signing<'_>, query: &str, settings: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let clock = Clock::manual(Time::from_unix(BEGIN));
+        let clock = match signing {
+            Signing::Here(_) => Clock::manual(Time::from_unix(BEGIN)),
+            Signing::Beside(..) => Clock::system(),
+        };
         let tasks = Tasks::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -100,7 +129,6 @@ impl World {
 
         let ca_dir = dir.path().join("ca");
         let args = [
-            "certctl-signer",
             "--database-url",
             &database,
             "--database-max-conns",
@@ -110,17 +138,37 @@ impl World {
             "--public-url",
             &url,
         ];
-        let config = certctl_signer::config::Config::parse_from(args.iter().chain(more));
-        let signer = Signer::build(config, clock.clone()).unwrap();
-        serve::serve_unix(socket.as_ref(), signer.router(), &tasks)
-            .await
-            .unwrap();
+        let beside = match signing {
+            Signing::Here(more) => {
+                let args = ["certctl-signer"].into_iter().chain(args).chain(more.iter().copied());
+                let config = certctl_signer::config::Config::parse_from(args);
+                let signer = Signer::build(config, clock.clone()).unwrap();
+                serve::serve_unix(socket.as_ref(), signer.router(), &tasks)
+                    .await
+                    .unwrap();
+                None
+            }
+            Signing::Beside(more, variables) => {
+                let more = [&["--signer-socket", socket, "--ops-listen", "127.0.0.1:0"], more].concat();
+                let spec = Spec::new("signer", &stage::programs().join("certctl-signer"), dir.path());
+                let spec = spec.args(args).args(more);
+                let spec = variables.iter().fold(spec, |spec, (name, value)| spec.env(name, value));
+                Some(Service::spawn(spec).unwrap())
+            }
+        };
         let signer = Client::builder("http://localhost").unix_socket(socket).build().unwrap();
         let first = Id {
             id: "iss-local".parse().unwrap(),
         };
-        let chain = signer.call::<IssuerChain>(first, NoParams, Default::default()).await;
-        chain.expect("the local authority is made");
+        let chain = async || {
+            Ok(signer
+                .call::<IssuerChain>(first.clone(), NoParams, Default::default())
+                .await?)
+        };
+        match beside {
+            None => chain().await.map(drop).expect("the local authority is made"),
+            Some(_) => drop(eventually("the signer to have its authority", PATIENCE, chain).await),
+        }
 
         let ordinary = [
             ("--database-url", &*database),
@@ -180,9 +228,20 @@ impl World {
             scheduler,
             notifier,
             hosts: Mutex::default(),
+            beside,
             tasks,
             dir,
         }
+    }
+
+    /// The process of the signer, if it is a program.
+    pub fn signer_pid(&self) -> Option<u32> {
+        self.beside.as_ref().and_then(Service::pid)
+    }
+
+    /// What the signer, if it is a program, has logged.
+    pub fn signer_log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("logs/signer.log")).unwrap_or_default()
     }
 
     /// Starts another API over the same database, which authenticates as these arguments say: where it is, and what its
