@@ -26,6 +26,7 @@ mod login;
 mod main_job;
 mod notifications;
 mod notifications_api;
+mod ocsp;
 mod policies;
 mod renewal;
 mod revocation;

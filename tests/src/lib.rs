@@ -6,6 +6,7 @@
 //! | [`idp`] | an identity provider with keys of its own, good and bad |
 //! | [`receivers`] | a webhook and a mail server that remember what they were told |
 //! | [`beside`] | an HAProxy and a Redis |
+//! | [`gate`] | a way to a server that can be shut |
 //! | [`requests`] | certification requests, good and bad |
 //! | [`foreign`] | certificates of an authority that certctl knows nothing of |
 //! | [`token`] | a PKCS #11 token in software |
@@ -27,6 +28,7 @@ use tokio::time::{Instant, sleep};
 
 pub mod beside;
 pub mod foreign;
+pub mod gate;
 pub mod idp;
 pub mod receivers;
 pub mod requests;

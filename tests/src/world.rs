@@ -31,6 +31,7 @@ use certctl_model::{
 use certctl_runtime::{serve, tasks::Tasks};
 use certctl_scheduler::{Scheduler, agents, bulk, crls, renewals, worker};
 use certctl_signer::Signer;
+use certctl_store::wake::Channel;
 use certctl_x509::{facts::CertificateFacts, keys::KeyPair};
 use clap::Parser;
 use http::{HeaderMap, Method};
@@ -39,7 +40,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, PgPool};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
-use crate::{eventually, idp::Idp, stage};
+use crate::{eventually, gate::Gate, idp::Idp, stage};
 
 /// The key of operators in every world.
 pub const KEY: &str = "the-key-of-operators-in-the-tests";
@@ -183,7 +184,8 @@ impl World {
         let flags = settings.into_iter().flat_map(|(flag, value)| [flag, value]);
         let config = certctl_api::config::Config::parse_from(std::iter::once("certctl-api").chain(flags));
         let app = certctl_api::build(&config, clock.clone(), &tasks).unwrap();
-        let front = config.edge.front().unwrap();
+        let front = certctl_api::front(&config, &app).unwrap();
+        certctl_api::hear(&app, &tasks);
         serve::serve_front(front, listener, certctl_api::router(&app), &tasks);
 
         let config = certctl_scheduler::config::Config::parse_from([
@@ -264,8 +266,55 @@ impl World {
         ];
         let config = certctl_api::config::Config::parse_from(args.iter().chain(auth));
         let app = certctl_api::build(&config, self.clock.clone(), &self.tasks).unwrap();
-        serve::serve(listener, certctl_api::router(&app), &self.tasks).await;
+        let front = certctl_api::front(&config, &app).unwrap();
+        certctl_api::hear(&app, &self.tasks);
+        serve::serve_front(front, listener, certctl_api::router(&app), &self.tasks);
         (url, app)
+    }
+
+    /// Starts another API and another signer over the same database and authorities, of which either, and the way to the
+    /// database, can be taken away.
+    pub async fn edge(&self) -> Edge {
+        let options = self.db.connect_options();
+        let postgres = format!("{}:{}", options.get_host(), options.get_port());
+        let postgres = tokio::net::lookup_host(postgres).await.unwrap().next().unwrap();
+        let database = Gate::before(postgres).await;
+        let through = (*options).clone().port(database.address().port()).host("127.0.0.1");
+        let through = through.to_url_lossy().to_string();
+        let socket = self.dir.path().join("edge.sock");
+        let config = certctl_api::config::Config::parse_from([
+            "certctl-api",
+            "--database-url",
+            &through,
+            "--database-max-conns",
+            "4",
+            "--auth-secret",
+            KEY,
+            "--signer-socket",
+            socket.to_str().unwrap(),
+            "--rate-limit-enabled",
+            "false",
+        ]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let app = certctl_api::build(&config, self.clock.clone(), &self.tasks).unwrap();
+        let front = certctl_api::front(&config, &app).unwrap();
+        certctl_api::hear(&app, &self.tasks);
+        serve::serve_front(front, listener, certctl_api::router(&app), &self.tasks);
+        let mut edge = Edge {
+            url,
+            database,
+            app,
+            through,
+            socket,
+            ca_dir: self.dir.path().join("ca"),
+            clock: self.clock.clone(),
+            signer: Tasks::new(),
+        };
+        edge.start_signer().await;
+        let mut hears = edge.app.wakes.subscribe(Channel::Revocations);
+        hears.wait_for(|n| *n > 0).await.unwrap();
+        edge
     }
 
     /// Starts an identity provider.
@@ -494,6 +543,48 @@ impl World {
 async fn receive(State(news): State<Arc<Mutex<Vec<Value>>>>, Json(event): Json<Value>) -> StatusCode {
     news.lock().unwrap().push(event);
     StatusCode::OK
+}
+
+/// What relying parties ask: an API, with a signer of its own.
+pub struct Edge {
+    /// Where the API is, without a slash at the end.
+    pub url: String,
+    /// The way to the database, of both.
+    pub database: Gate,
+    /// What the handlers of the API share.
+    pub app: Arc<App>,
+    through: String,
+    socket: PathBuf,
+    ca_dir: PathBuf,
+    clock: Clock,
+    signer: Tasks,
+}
+
+impl Edge {
+    /// Starts the signer, which finds the authorities that are there.
+    pub async fn start_signer(&mut self) {
+        let config = certctl_signer::config::Config::parse_from([
+            "certctl-signer",
+            "--database-url",
+            &self.through,
+            "--database-max-conns",
+            "3",
+            "--ca-dir",
+            self.ca_dir.to_str().unwrap(),
+            "--public-url",
+            &self.url,
+        ]);
+        let signer = Signer::build(config, self.clock.clone()).unwrap();
+        self.signer = Tasks::new();
+        serve::serve_unix(&self.socket, signer.router(), &self.signer)
+            .await
+            .unwrap();
+    }
+
+    /// Ends the signer, with all connections to it.
+    pub async fn stop_signer(&mut self) {
+        self.signer.drain(Duration::ZERO).await;
+    }
 }
 
 /// A host with an agent and the files of its targets.

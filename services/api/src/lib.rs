@@ -57,7 +57,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use certctl_client::Client;
 use certctl_model::time::Clock;
 use certctl_runtime::{
-    serve::{self, Ready},
+    serve::{self, Front, Ready},
     tasks::Tasks,
     tls::Tls,
 };
@@ -93,16 +93,31 @@ pub fn router(app: &Arc<App>) -> axum::Router {
     access_log::wrap(router.with_state(app.clone()), app)
 }
 
+/// How the surface faces the network.
+///
+/// # Errors
+/// When the certificate and its key cannot be read, or do not fit each other.
+pub fn front(config: &Config, app: &Arc<App>) -> anyhow::Result<Front> {
+    let mut front = config.edge.front()?;
+    front.shortcut = Some(Arc::new(edge::ocsp::Short(app.clone())));
+    Ok(front)
+}
+
+/// Hears news from the database until told to stop. OCSP answers are given again only because of it.
+pub fn hear(app: &Arc<App>, tasks: &Tasks) {
+    let (app, stop) = (app.clone(), tasks.token());
+    tasks.spawn("wakes", async move {
+        tokio::select! { () = app.wakes.run(&app.pool, &app.answers) => {}, () = stop.cancelled() => {} }
+    });
+}
+
 /// Serves until told to stop.
 pub async fn run(config: &Config, app: Arc<App>, tasks: &Tasks) -> anyhow::Result<()> {
     let pool = app.pool.clone();
     let ready = Ready::new().check("database", move || ping(pool.clone()));
     let ops = serve::listen(config.ops_listen).await?;
     let public = serve::listen(SocketAddr::new(config.server_host, config.server_port)).await?;
-    let (hears, stop) = (app.clone(), tasks.token());
-    tasks.spawn("wakes", async move {
-        tokio::select! { () = hears.wakes.run(&hears.pool, &hears.answers) => {}, () = stop.cancelled() => {} }
-    });
+    hear(&app, tasks);
     let spool = config.audit.spool_dir.clone().unwrap_or_else(spool::default_directory);
     spool::start(&app, &spool, config.audit.spool_limit, tasks)?;
     let (keeper, stop) = (app.clone(), tasks.token());
@@ -118,8 +133,7 @@ pub async fn run(config: &Config, app: Arc<App>, tasks: &Tasks) -> anyhow::Resul
         }
     });
     serve::serve(ops, serve::ops_router(ready), tasks).await;
-    let mut front = config.edge.front()?;
-    front.shortcut = Some(Arc::new(edge::ocsp::Short(app.clone())));
+    let front = front(config, &app)?;
     if let Some(tls) = &front.tls {
         ends_at(tls);
         tasks.spawn("tls", tls.clone().follow(tasks.token(), ends_at));

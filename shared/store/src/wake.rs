@@ -98,8 +98,8 @@ impl Wakes {
         let mut listener = PgListener::connect_with(pool).await?;
         let channels = Channel::ALL.iter().map(|c| c.as_str());
         listener.listen_all(channels.chain([REVOKED])).await?;
-        self.wake(None);
         revoked.all_changed();
+        self.wake(None);
         loop {
             match listener.try_recv().await? {
                 Some(news) if news.channel() == REVOKED => {
@@ -109,8 +109,8 @@ impl Wakes {
                 }
                 Some(news) => self.wake(Some(news.channel())),
                 None => {
-                    self.wake(None);
                     revoked.all_changed();
+                    self.wake(None);
                 }
             }
         }
