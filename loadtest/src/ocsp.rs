@@ -53,9 +53,9 @@ impl Template {
         ensure!(answer.status == 200, "{url} answers {}", answer.status);
         fs::write(&ca, line.body(&answer))?;
         let made = Command::new("openssl")
-            .args(["ocsp", "-no_nonce", "-serial", &format!("0x{serial}")])
-            .arg("-issuer")
+            .args(["ocsp", "-no_nonce", "-issuer"])
             .arg(&ca)
+            .args(["-serial", &format!("0x{serial}")])
             .arg("-reqout")
             .arg(&request)
             .stderr(Stdio::piped())
@@ -166,7 +166,7 @@ impl Asks for Questions {
 
     /// OCSPResponse ::= SEQUENCE { responseStatus ENUMERATED { successful (0) … } … }
     fn judge(&self, status: u16, body: &[u8]) -> u16 {
-        let successful = body.first() == Some(&0x30) && body.windows(3).take(4).any(|w| w == [0x0a, 1, 0]);
+        let successful = body.first() == Some(&0x30) && body.windows(3).take(6).any(|w| w == [0x0a, 1, 0]);
         match status == 200 && !self.any && !successful {
             true => 503,
             false => status,
@@ -376,9 +376,7 @@ async fn cold(args: &OcspProcesses) -> anyhow::Result<Value> {
 
     let flood = async {
         let flood = questions(0, u64::MAX, NEVER_ISSUED, true);
-        let report = raw::drive(server, "flood", args.connections, u64::MAX, FLOOD, None, flood).await;
-
-        report
+        raw::drive(server, "flood", args.connections, u64::MAX, FLOOD, None, flood).await
     };
     let beside = raw::drive(server, "ocsp", 16, u64::MAX, FLOOD, Some(BESIDE), warm);
     let (flood, beside) = tokio::join!(flood, beside);

@@ -10,7 +10,7 @@ use crate::cli::Page;
 /// A row of the page: the bench, what it shows, which figures, and which of them stands beside a ceiling.
 type Shown = (&'static str, &'static str, &'static [&'static str], &'static str);
 
-const SHOWN: [Shown; 5] = [
+const SHOWN: [Shown; 7] = [
     (
         "main-job",
         "from the request of a certificate to nginx serving it; beside a bare TLS handshake",
@@ -43,6 +43,19 @@ const SHOWN: [Shown; 5] = [
         "changes by 25 writers, each with its event; beside the same rows in bare SQL",
         &["per_second", "changes", "events", "failed"],
         "/over_bare_sql",
+    ),
+    (
+        "ocsp-cached",
+        "OCSP answers that are given again; beside the processor time of a bare HTTP server for the same octets",
+        &["per_second", "post_per_second", "post_cpu_ratio", "failed"],
+        "/cpu_ratio",
+    ),
+    (
+        "ocsp-cold",
+        "each of a million certificates asked about once; beside the processor time of a raw P-256 signature and an \
+         indexed look-up",
+        &["certificates", "per_second", "p99_ms", "failed"],
+        "/cpu_ratio",
     ),
     (
         "limits-3",

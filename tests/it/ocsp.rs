@@ -6,6 +6,7 @@ use anyhow::ensure;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use certctl_model::serial::Serial;
+use certctl_tests::beside::Redis;
 use certctl_tests::eventually;
 use certctl_tests::world::{Answer, World};
 use certctl_x509::ocsp::{CertStatus, IssuerId, OcspAnswerError, request_for, status_of};
@@ -89,7 +90,7 @@ async fn an_answer_is_given_again_by_get_and_post_until_its_certificate_is_revok
     let world = world(db).await;
     let party = Party::of(&world).await;
     let serial = party.certificate("mc-web").await;
-    let edge = world.edge().await;
+    let edge = world.edge("edge", &[]).await;
     let request = party.request(&serial, None);
 
     let first = party.posted(&edge.url, request.clone()).await;
@@ -151,7 +152,7 @@ async fn while_the_signer_is_away_what_is_known_is_given_until_it_ends_and_nothi
     let world = world(db).await;
     let party = Party::of(&world).await;
     let (known, other) = (party.certificate("mc-known").await, party.certificate("mc-other").await);
-    let mut edge = world.edge().await;
+    let mut edge = world.edge("edge", &[]).await;
     assert_eq!(party.status(&edge.url, &known).await, Ok(CertStatus::Good));
 
     edge.stop_signer().await;
@@ -196,7 +197,7 @@ async fn while_the_database_is_away_what_is_known_is_given_and_what_was_missed_i
     let world = world(db).await;
     let party = Party::of(&world).await;
     let (known, other) = (party.certificate("mc-known").await, party.certificate("mc-other").await);
-    let edge = world.edge().await;
+    let edge = world.edge("edge", &[]).await;
     assert_eq!(party.status(&edge.url, &known).await, Ok(CertStatus::Good));
 
     edge.database.set_open(false);
@@ -229,7 +230,7 @@ async fn news_that_was_missed_ends_all_answers_when_the_database_is_back(db: PgP
     let world = world(db).await;
     let party = Party::of(&world).await;
     let serial = party.certificate("mc-web").await;
-    let edge = world.edge().await;
+    let edge = world.edge("edge", &[]).await;
     assert_eq!(party.status(&edge.url, &serial).await, Ok(CertStatus::Good));
     edge.database.set_open(false);
     party.revoke("mc-web").await;
@@ -249,7 +250,7 @@ async fn many_ask_at_once_and_each_has_the_answer_to_its_own_question(db: PgPool
     let good = party.certificate("mc-good").await;
     let revoked = party.certificate("mc-bad").await;
     party.revoke("mc-bad").await;
-    let edge = world.edge().await;
+    let edge = world.edge("edge", &[]).await;
     let asked = (0..120).map(|n| {
         let (party, edge, good, revoked) = (&party, &edge, &good, &revoked);
         async move {
@@ -276,4 +277,78 @@ async fn many_ask_at_once_and_each_has_the_answer_to_its_own_question(db: PgPool
     assert_eq!(world.ask("another issuer", other).await.status, 404);
     let get = world.raw(Method::GET, "/ocsp/iss-local/AAAA", None, "").await;
     assert_eq!(get.octets, [0x30, 3, 0x0a, 1, 1]);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn replicas_share_answers_through_redis_and_each_is_right_without_it(db: PgPool) {
+    let world = world(db).await;
+    let party = Party::of(&world).await;
+    let (known, other) = (party.certificate("mc-known").await, party.certificate("mc-other").await);
+    let dir = tempfile::tempdir().unwrap();
+    let mut redis = Redis::start(dir.path()).await;
+    let url = redis.url();
+    let settings = ["--redis-url", url.as_str()];
+    let one = world.edge("one", &settings).await;
+    let mut two = world.edge("two", &settings).await;
+    let request = party.request(&known, None);
+    // Each that connects ends what is there; from now on nobody does.
+    let first = eventually("both to be connected", SOON, async || {
+        let first = party.posted(&one.url, request.clone()).await;
+        two.stop_signer().await;
+        let second = party.posted(&two.url, request.clone()).await;
+        two.start_signer().await;
+        ensure!(
+            first.octets == second.octets,
+            "the second has no answer, or one of its own"
+        );
+        Ok(first)
+    })
+    .await;
+    assert_eq!(status_of(&first.octets, &known), Ok(CertStatus::Good));
+    two.stop_signer().await;
+    assert_eq!(
+        party.status(&two.url, &other).await,
+        Err(OcspAnswerError::Status(TRY_LATER)),
+        "nobody asked for it yet"
+    );
+    assert_eq!(party.status(&one.url, &other).await, Ok(CertStatus::Good));
+    assert_eq!(
+        party.status(&two.url, &other).await,
+        Ok(CertStatus::Good),
+        "asked by the first, without a signer"
+    );
+
+    // Once one says so, no other takes the old answer from Redis.
+    party.revoke("mc-known").await;
+    eventually("the first to say so", SOON, async || {
+        let said = party.status(&one.url, &known).await;
+        ensure!(matches!(said, Ok(CertStatus::Revoked { .. })), "{said:?}");
+        Ok(())
+    })
+    .await;
+    assert_eq!(
+        party.status(&two.url, &known).await,
+        Err(OcspAnswerError::Status(TRY_LATER)),
+        "what Redis has is not true any more, and there is no signer to say what is"
+    );
+    two.start_signer().await;
+    let said = party.status(&two.url, &known).await;
+    assert!(matches!(said, Ok(CertStatus::Revoked { .. })), "{said:?}");
+
+    redis.kill();
+    party.revoke("mc-other").await;
+    for edge in [&one, &two] {
+        eventually("each to say so by itself", SOON, async || {
+            let said = party.status(&edge.url, &other).await;
+            ensure!(matches!(said, Ok(CertStatus::Revoked { .. })), "{said:?}");
+            Ok(())
+        })
+        .await;
+    }
+    // What Redis kept meanwhile, had it kept anything, is not given after it is back.
+    redis.restart().await;
+    for edge in [&one, &two] {
+        let said = party.status(&edge.url, &other).await;
+        assert!(matches!(said, Ok(CertStatus::Revoked { .. })), "{said:?}");
+    }
 }

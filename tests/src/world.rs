@@ -273,16 +273,16 @@ impl World {
     }
 
     /// Starts another API and another signer over the same database and authorities, of which either, and the way to the
-    /// database, can be taken away.
-    pub async fn edge(&self) -> Edge {
+    /// database, can be taken away. `settings` are more flags and values of the API.
+    pub async fn edge(&self, name: &str, settings: &[&str]) -> Edge {
         let options = self.db.connect_options();
         let postgres = format!("{}:{}", options.get_host(), options.get_port());
         let postgres = tokio::net::lookup_host(postgres).await.unwrap().next().unwrap();
         let database = Gate::before(postgres).await;
         let through = (*options).clone().port(database.address().port()).host("127.0.0.1");
         let through = through.to_url_lossy().to_string();
-        let socket = self.dir.path().join("edge.sock");
-        let config = certctl_api::config::Config::parse_from([
+        let socket = self.dir.path().join(format!("{name}.sock"));
+        let ordinary = [
             "certctl-api",
             "--database-url",
             &through,
@@ -294,7 +294,8 @@ impl World {
             socket.to_str().unwrap(),
             "--rate-limit-enabled",
             "false",
-        ]);
+        ];
+        let config = certctl_api::config::Config::parse_from(ordinary.iter().chain(settings));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let app = certctl_api::build(&config, self.clock.clone(), &self.tasks).unwrap();
@@ -314,6 +315,9 @@ impl World {
         edge.start_signer().await;
         let mut hears = edge.app.wakes.subscribe(Channel::Revocations);
         hears.wait_for(|n| *n > 0).await.unwrap();
+        if let Some(link) = &edge.app.link {
+            link.settled().await;
+        }
         edge
     }
 

@@ -36,11 +36,12 @@ use crate::{
     body::Upload,
     calls::{Call, Trail},
     config::Config,
-    edge::{Answers, Asking},
+    edge::{Answers, Asking, Shelf, ocsp},
     error::ApiError,
     headers::Headers,
     idempotency::{self, Once},
     limits::{Limits, Turn},
+    link::Link,
     readers::Readers,
     written::Written,
 };
@@ -73,6 +74,8 @@ pub struct App {
     pub started: Time,
     /// Whether constant bodies are given, for measurements.
     pub bench_route: bool,
+    /// Redis.
+    pub link: Option<Arc<Link>>,
     /// OCSP answers that are given again.
     pub answers: Answers,
     /// OCSP questions that wait for the signer.
@@ -92,6 +95,7 @@ impl App {
         pool: PgPool,
         signer: Client,
         limits: Limits,
+        link: Option<Arc<Link>>,
         tasks: &Tasks,
     ) -> anyhow::Result<Arc<Self>> {
         let (gate, started) = (Gate::new(config.auth()?)?, clock.now());
@@ -109,7 +113,12 @@ impl App {
             trail: Trail::new(config.audit.calls),
             started,
             bench_route: config.bench_route,
-            answers: Answers::new(config.edge.ocsp_octets()),
+            answers: Answers::new(
+                config.edge.ocsp_octets(),
+                link.clone().map(|link| Shelf::new(link, tasks)),
+                ocsp::post_headers(&config.edge.headers()),
+            ),
+            link,
             asking: Asking::default(),
             totals: crate::listing::Totals::default(),
         }))

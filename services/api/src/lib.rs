@@ -42,6 +42,7 @@ pub mod headers;
 pub mod idempotency;
 pub mod jwt;
 pub mod limits;
+pub mod link;
 pub mod listing;
 pub mod oidc;
 pub mod outbound;
@@ -67,6 +68,7 @@ use self::{
     app::{App, Routes},
     config::Config,
     limits::Limits,
+    link::Link,
 };
 
 /// How long the signer may take for one answer.
@@ -81,8 +83,14 @@ pub fn build(config: &Config, clock: Clock, stop: &Tasks) -> anyhow::Result<Arc<
         .unix_socket(&config.signer_socket)
         .timeout(SIGNER_TIMEOUT)
         .build()?;
-    let limits = Limits::build(&config.limiting, clock.clone(), stop)?;
-    App::new(config, clock, pool, signer, limits, stop)
+    let link = config.limiting.redis()?.map(|url| Link::new(&url)).transpose()?;
+    let limits = Limits::new(&config.limiting, clock.clone(), link.clone());
+    if let Some(link) = link.clone() {
+        let token = stop.token();
+        let greetings = vec![limits::greeting(), edge::greeting()];
+        stop.spawn("redis", async move { link.keep(greetings, token).await });
+    }
+    App::new(config, clock, pool, signer, limits, link, stop)
 }
 
 /// The whole surface as a router.
@@ -138,7 +146,10 @@ pub async fn run(config: &Config, app: Arc<App>, tasks: &Tasks) -> anyhow::Resul
         ends_at(tls);
         tasks.spawn("tls", tls.clone().follow(tasks.token(), ends_at));
     }
-    app.limits.settled().await;
+    // The first requests are counted together with those of other replicas.
+    if let Some(link) = &app.link {
+        link.settled().await;
+    }
     serve::serve_front(front, public, router(&app), tasks);
     tracing::info!(address = %SocketAddr::new(config.server_host, config.server_port), "serving the API");
     Ok(())

@@ -7,36 +7,22 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, Mutex},
 };
 
-use anyhow::Context;
 use aws_lc_rs::digest;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use certctl_contract::{endpoint::Access, problem::Kind};
 use certctl_model::time::Clock;
-use certctl_runtime::{client_addr::ClientAddr, tasks::Tasks};
-use redis::{AsyncConnectionConfig, RedisResult, Script, aio::MultiplexedConnection};
-use tokio::{
-    sync::{Notify, watch},
-    time::{sleep, timeout},
-};
-use tokio_util::sync::CancellationToken;
+use certctl_runtime::client_addr::ClientAddr;
+use redis::{RedisResult, Script, aio::MultiplexedConnection};
 
 use crate::{
     auth::{Principal, Way},
     config::Limiting,
     error::ApiError,
+    link::{Greeting, Link},
 };
-
-/// How long Redis may take for one answer; a request waits no longer for it.
-const REDIS_TIMEOUT: Duration = Duration::from_millis(50);
-/// Time-outs in a row after which Redis counts as down.
-const STRIKES: u32 = 3;
 
 /// Whose budget it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,97 +149,46 @@ fn remember(shard: &mut HashMap<Key, Micros>, key: Key, verdict: Verdict, now: M
     shard.insert(key, now + verdict.ahead);
 }
 
-/// Redis, and whether it can be asked.
+/// The budgets of all replicas together.
 struct Shared {
-    client: redis::Client,
+    link: Arc<Link>,
     script: Script,
-    link: watch::Sender<Option<MultiplexedConnection>>,
-    lost: Notify,
-    strikes: AtomicU32,
 }
 
 impl Shared {
     /// `None` if Redis does not say.
     async fn take(&self, key: Key, rate: Rate) -> Option<Verdict> {
-        let verdict = self.ask(key, rate).await;
+        let verdict = self
+            .link
+            .ask(async |link| call(&self.script, link, key, rate).await)
+            .await;
         if verdict.is_none() {
             metrics::counter!("rate_limit_fallback_total").increment(1);
         }
         verdict
     }
+}
 
-    async fn ask(&self, key: Key, rate: Rate) -> Option<Verdict> {
-        let mut link = self.link.borrow().clone()?;
-        let why = match timeout(REDIS_TIMEOUT, self.call(&mut link, key, rate)).await {
-            Ok(Ok(verdict)) => {
-                self.strikes.store(0, Ordering::Relaxed);
-                return Some(verdict);
-            }
-            Ok(Err(error)) if error.is_unrecoverable_error() => error.to_string(),
-            slow_or_refused => {
-                if self.strikes.fetch_add(1, Ordering::Relaxed) + 1 < STRIKES {
-                    return None;
-                }
-                match slow_or_refused {
-                    Ok(Err(error)) => error.to_string(),
-                    _ => format!("no answer in {REDIS_TIMEOUT:?}"),
-                }
-            }
-        };
-        // The first to notice says so; the others find the link gone.
-        if self.link.send_replace(None).is_some() {
-            tracing::warn!(error = %why, "Redis cannot be asked; each process limits rates for itself: {why}");
-            self.lost.notify_one();
-        }
-        None
-    }
+async fn call(script: &Script, link: &mut MultiplexedConnection, key: Key, rate: Rate) -> RedisResult<Verdict> {
+    let name = format!("certctl:limit:{}", hex::encode(key));
+    let mut call = script.key(name);
+    let (_, ahead, wait): (i64, Micros, Micros) = call.arg(rate.interval).arg(rate.burst).invoke_async(link).await?;
+    Ok(Verdict { ahead, wait })
+}
 
-    async fn call(&self, link: &mut MultiplexedConnection, key: Key, rate: Rate) -> RedisResult<Verdict> {
-        let name = format!("certctl:limit:{}", hex::encode(key));
-        let mut call = self.script.key(name);
-        let (_, ahead, wait): (i64, Micros, Micros) =
-            call.arg(rate.interval).arg(rate.burst).invoke_async(link).await?;
-        Ok(Verdict { ahead, wait })
-    }
+fn script() -> Script {
+    Script::new(include_str!("limits.lua"))
+}
 
-    /// Connects, and again whenever the link is lost. A link counts once the script was run over it.
-    async fn keep(&self, stop: CancellationToken) {
-        const PAUSES: [u64; 6] = [100, 200, 400, 800, 1500, 2000];
-        let (mut failures, mut told) = (0, false);
-        loop {
-            match self.connect().await {
-                Ok(link) => {
-                    tracing::info!("Redis limits rates for all processes together");
-                    (failures, told) = (0, true);
-                    self.strikes.store(0, Ordering::Relaxed);
-                    self.link.send_replace(Some(link));
-                    tokio::select! { () = self.lost.notified() => {}, () = stop.cancelled() => return }
-                }
-                Err(error) if !told => {
-                    told = true;
-                    tracing::warn!(%error, "Redis cannot be asked; each process limits rates for itself: {error}");
-                }
-                Err(error) => tracing::debug!(%error, "Redis is still away: {error}"),
-            }
-            let pause = Duration::from_millis(PAUSES[failures]);
-            failures = (failures + 1).min(PAUSES.len() - 1);
-            tokio::select! { () = sleep(pause) => {}, () = stop.cancelled() => return }
-        }
-    }
-
-    async fn connect(&self) -> RedisResult<MultiplexedConnection> {
-        const PATIENCE: Duration = Duration::from_millis(500);
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(PATIENCE))
-            .set_response_timeout(Some(PATIENCE));
-        let mut link = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await?;
-        let probe = Rate { interval: 1, burst: 1 };
-        self.call(&mut link, Key::default(), probe).await?;
-        Ok(link)
-    }
+/// Redis is of use once it runs the script.
+pub fn greeting() -> Greeting {
+    Box::new(|mut link| {
+        Box::pin(async move {
+            let probe = Rate { interval: 1, burst: 1 };
+            call(&script(), &mut link, Key::default(), probe).await?;
+            Ok(())
+        })
+    })
 }
 
 /// The limits of the service.
@@ -271,51 +206,23 @@ pub struct Active {
     agents: Rate,
     addresses: Rate,
     here: Here,
-    shared: Option<Arc<Shared>>,
+    shared: Option<Shared>,
 }
 
 impl Limits {
-    /// Begins to connect to Redis, if there is one.
-    ///
-    /// # Errors
-    /// When the URL of Redis cannot be read.
-    pub fn build(config: &Limiting, clock: Clock, tasks: &Tasks) -> anyhow::Result<Self> {
+    /// With Redis, if there is one.
+    pub fn new(config: &Limiting, clock: Clock, link: Option<Arc<Link>>) -> Self {
         if !config.enabled {
-            return Ok(Limits::Off);
+            return Limits::Off;
         }
-        let shared = match config.redis()? {
-            None => None,
-            Some(url) => {
-                let shared = Arc::new(Shared {
-                    client: redis::Client::open(url.expose()).context("CERTCTL_REDIS_URL cannot be used")?,
-                    script: Script::new(include_str!("limits.lua")),
-                    link: watch::Sender::new(None),
-                    lost: Notify::new(),
-                    strikes: AtomicU32::new(0),
-                });
-                let (keeper, stop) = (shared.clone(), tasks.token());
-                tasks.spawn("redis", async move { keeper.keep(stop).await });
-                Some(shared)
-            }
-        };
-        Ok(Limits::On(Box::new(Active {
+        Limits::On(Box::new(Active {
             clock,
             operators: Rate::new(config.rps, config.burst),
             agents: Rate::new(config.agent_rps, config.agent_burst),
             addresses: Rate::new(config.ip_rps, config.ip_burst),
             here: Here::new(),
-            shared,
-        })))
-    }
-
-    /// Waits a moment for Redis, so that the first requests are counted together with those of other replicas.
-    pub async fn settled(&self) {
-        const PATIENCE: Duration = Duration::from_secs(1);
-        if let Limits::On(active) = self
-            && let Some(shared) = &active.shared
-        {
-            let _ = timeout(PATIENCE, shared.link.subscribe().wait_for(Option::is_some)).await;
-        }
+            shared: link.map(|link| Shared { link, script: script() }),
+        }))
     }
 }
 

@@ -18,7 +18,9 @@ use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use axum::serve::{Listener, ListenerExt};
 use axum::{Json, Router};
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::StreamExt;
+use futures_util::future::{BoxFuture, Either, join_all, ready};
+use futures_util::stream::FuturesUnordered;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::service::service_fn;
@@ -31,11 +33,12 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use crate::client_addr::Proxies;
-use crate::pace::{Answered, Pace, Paced, Verdict};
+use crate::pace::{Answered, Open, Pace, Paced, Verdict};
 use crate::tasks::{Tasks, caught};
 use crate::telemetry;
 use crate::tls::Tls;
@@ -252,30 +255,40 @@ async fn connection(
                 None => Taken::Passed(request.map(Body::new)),
             };
             // Only what needs the router pays for it.
-            let routed = match &taken {
-                Taken::Answered(_) => None,
-                _ => Some((router.clone(), source.clone())),
-            };
-            async move {
-                let answer = settle(taken, routed).await;
-                Ok::<_, Infallible>(answer.map(|body| Answered::new(body, open)))
+            match taken {
+                Taken::Answered(answer) => Either::Left(ready(Ok::<_, Infallible>(dressed(answer, open)))),
+                taken => {
+                    let settled = settle(taken, router.clone(), source.clone());
+                    Either::Right(Box::pin(async move { Ok(dressed(settled.await, open)) }))
+                }
             }
         })
     };
     let builder = builder(tasks.clone());
     let stream = TokioIo::new(Paced(stream, pace.clone()));
     let mut connection = pin!(builder.serve_connection(stream, service));
-    let (stop, kill) = (tasks.token(), tasks.kill_token());
+    let events = Events {
+        every: limits.header_timeout / 2,
+        stop: tasks.token(),
+        kill: tasks.kill_token(),
+    };
+    // Polled only when there is an event: the tokens are shared by all connections, and a connection moves often.
+    let mut next = FuturesUnordered::from_iter([events.next(false)]);
     let mut stopping = false;
     loop {
-        tokio::select! {
+        let event = tokio::select! {
+            biased;
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     debug!("a connection ended early: {error}");
                 }
                 return;
             }
-            () = sleep(limits.header_timeout / 2) => match pace.verdict(&limits) {
+            Some(event) = next.next() => event,
+        };
+        match event {
+            Event::Kill => return,
+            Event::Time => match pace.verdict(&limits) {
                 Verdict::Stuck => return debug!("a connection was too slow"),
                 Verdict::Idle if stopping => return,
                 Verdict::Idle => {
@@ -284,31 +297,60 @@ async fn connection(
                 }
                 Verdict::Fine => {}
             },
-            () = stop.cancelled(), if !stopping => {
+            Event::Stop => {
                 stopping = true;
                 connection.as_mut().graceful_shutdown();
             }
-            () = kill.cancelled() => return,
         }
+        next.push(events.next(stopping));
     }
 }
 
-async fn settle(mut taken: Taken, routed: Option<(Router, Option<Arc<Source>>)>) -> Response<Body> {
-    while let Taken::Reading(reading) = taken {
-        taken = reading.await;
-    }
-    match (taken, routed) {
-        (Taken::Answered(answer), _) => answer,
-        (Taken::Passed(mut request), Some((router, source))) => {
-            if let Some(source) = source {
-                let client = source.front.proxies.client(source.addr, request.headers());
-                request.extensions_mut().insert(ConnectInfo(source.peer));
-                request.extensions_mut().insert(client);
+/// What a connection is to look at besides its client.
+enum Event {
+    Time,
+    Stop,
+    Kill,
+}
+
+struct Events {
+    every: Duration,
+    stop: CancellationToken,
+    kill: CancellationToken,
+}
+
+impl Events {
+    fn next(&self, stopping: bool) -> BoxFuture<'static, Event> {
+        let (every, stop, kill) = (self.every, self.stop.clone(), self.kill.clone());
+        Box::pin(async move {
+            tokio::select! {
+                () = sleep(every) => Event::Time,
+                () = stop.cancelled(), if !stopping => Event::Stop,
+                () = kill.cancelled() => Event::Kill,
             }
-            let Ok(answer) = router.oneshot(request).await;
-            answer
+        })
+    }
+}
+
+fn dressed(answer: Response<Body>, open: Open) -> Response<Answered> {
+    answer.map(|body| Answered::new(body, open))
+}
+
+async fn settle(mut taken: Taken, router: Router, source: Option<Arc<Source>>) -> Response<Body> {
+    loop {
+        match taken {
+            Taken::Answered(answer) => return answer,
+            Taken::Reading(reading) => taken = reading.await,
+            Taken::Passed(mut request) => {
+                if let Some(source) = source {
+                    let client = source.front.proxies.client(source.addr, request.headers());
+                    request.extensions_mut().insert(ConnectInfo(source.peer));
+                    request.extensions_mut().insert(client);
+                }
+                let Ok(answer) = router.oneshot(request).await;
+                return answer;
+            }
         }
-        _ => unreachable!("only an answer goes without a router"),
     }
 }
 

@@ -7,7 +7,7 @@
 use std::{
     hash::{BuildHasher, RandomState},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
@@ -18,7 +18,10 @@ use bytes::Bytes;
 use certctl_contract::signer::OcspQuestion;
 use certctl_model::{id::IssuerId, time::Time};
 use certctl_store::wake::Revoked;
+use metrics::Counter;
 use quick_cache::{Weighter, sync::Cache};
+
+use super::shelf::Shelf;
 
 /// A revocation forgets one answer in so many besides its own.
 const PARTS: usize = 1 << 16;
@@ -95,6 +98,11 @@ pub struct Answers {
     /// Which piece of news was the last about each part.
     parts: Box<[AtomicU64]>,
     hasher: RandomState,
+    /// What is said of every answer to a POST, which no cache keeps (RFC 9110 §9.3.3).
+    pub(super) post_headers: HeaderMap,
+    given: OnceLock<Counter>,
+    /// What replicas share.
+    pub(super) shelf: Option<Shelf>,
 }
 
 #[derive(Clone)]
@@ -108,7 +116,7 @@ impl Weighter<Box<[u8]>, Arc<Kept>> for Octets {
 
 impl Answers {
     /// Nothing yet, and room for so many octets.
-    pub fn new(most_octets: u64) -> Self {
+    pub fn new(most_octets: u64, shelf: Option<Shelf>, post_headers: HeaderMap) -> Self {
         let room = |octets: u64| Cache::with_weighter((octets / 2_000) as usize, octets, Octets);
         Self {
             issued: room(most_octets),
@@ -116,6 +124,9 @@ impl Answers {
             news: AtomicU64::new(1),
             parts: (0..PARTS).map(|_| AtomicU64::new(0)).collect(),
             hasher: RandomState::new(),
+            post_headers,
+            given: OnceLock::new(),
+            shelf,
         }
     }
 
@@ -132,7 +143,13 @@ impl Answers {
                 .iter()
                 .all(|part| self.parts[*part].load(SeqCst) <= kept.asked.0)
         };
-        (now < kept.ends_at && is_true()).then_some(kept)
+        if now >= kept.ends_at || !is_true() {
+            return None;
+        }
+        // Found once: a counter is looked up by its name and labels otherwise.
+        let given = || metrics::counter!("ocsp_answers_total", "from" => "memory");
+        self.given.get_or_init(given).increment(1);
+        Some(kept)
     }
 
     /// Keeps an answer under the octets of its request.
@@ -187,11 +204,18 @@ impl Answers {
 
 impl Revoked for Answers {
     fn changed(&self, issuer: &str, serial: &str) {
+        // Before our own news: who asks after it must not take from Redis what lacks it.
+        if let Some(shelf) = &self.shelf {
+            shelf.changed(issuer, serial);
+        }
         let news = self.news.fetch_add(1, SeqCst) + 1;
         self.parts[self.part(issuer, serial)].fetch_max(news, SeqCst);
     }
 
     fn all_changed(&self) {
+        if let Some(shelf) = &self.shelf {
+            shelf.all_changed();
+        }
         let news = self.news.fetch_add(1, SeqCst) + 1;
         for part in &self.parts {
             part.fetch_max(news, SeqCst);
@@ -234,7 +258,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_given_until_it_is_about_to_end() {
-        let answers = Answers::new(1 << 20);
+        let answers = Answers::new(1 << 20, None, HeaderMap::new());
         keep(&answers, "a", &["1"], answers.moment(), true);
         keep(&answers, "b", &["2"], answers.moment(), false);
         let given = |key: &str, seconds| {
@@ -255,7 +279,7 @@ mod tests {
 
     #[test]
     fn one_asks_for_the_next_answer_from_the_middle_of_a_life() {
-        let answers = Answers::new(1 << 20);
+        let answers = Answers::new(1 << 20, None, HeaderMap::new());
         keep(&answers, "a", &["1"], answers.moment(), true);
         let kept = answers.get(b"a", start()).unwrap();
         let half = start() + HOUR / 2;
@@ -270,7 +294,7 @@ mod tests {
 
     #[test]
     fn news_of_a_certificate_ends_its_answers_those_on_their_way_too() {
-        let answers = Answers::new(1 << 20);
+        let answers = Answers::new(1 << 20, None, HeaderMap::new());
         let before = answers.moment();
         keep(&answers, "one", &["a1"], before, true);
         keep(&answers, "both", &["b2", "a1"], before, true);
@@ -294,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_what_was_never_issued_displaces_nothing_and_takes_no_room() {
-        let answers = Answers::new(64 << 20);
+        let answers = Answers::new(64 << 20, None, HeaderMap::new());
         keep(&answers, "a", &["1"], answers.moment(), true);
         for n in 0..50_000 {
             keep(&answers, &format!("flood {n}"), &["2"], answers.moment(), false);

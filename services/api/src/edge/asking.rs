@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use certctl_contract::{
@@ -21,6 +22,9 @@ const CALLS: usize = 2;
 const MOST: usize = 64;
 /// Who waits at most. Beyond that, "try later" is said at once: a queue that grows answers nobody in time.
 const MOST_WAITING: usize = 4_096;
+
+/// A client that waits longer has given up.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 const _: () = assert!(MOST <= OcspQuestions::MOST);
 
@@ -96,20 +100,16 @@ impl Drop for Calling {
 /// One call about all that waits, or as much as goes into one. Says whether there may be more.
 async fn call(calling: &mut Calling) -> bool {
     let app = calling.app.clone();
-    let mut asked = Vec::new();
     // Before the questions are put: news that comes from here on ends their answers.
     let moment = app.answers.moment();
-    let mut questions = Vec::new();
+    let (mut asked, mut questions) = (Vec::new(), Vec::new());
     {
         let mut queue = app.asking.0.lock().expect("nobody panics with the lock");
         while let Some(question) = (asked.len() < MOST).then(|| queue.order.pop_front()).flatten() {
             let who = queue.waiting.remove(&question).unwrap_or_default();
             queue.who -= who.len();
             asked.push(who);
-            questions.push(OcspQuestion {
-                issuer_id: question.0,
-                request: base64_text(&question.1),
-            });
+            questions.push(question);
         }
         if asked.is_empty() {
             // Under the same lock: who asks next starts a call.
@@ -118,22 +118,7 @@ async fn call(calling: &mut Calling) -> bool {
             return false;
         }
     }
-    metrics::histogram!("ocsp_questions_per_call").record(questions.len() as f64);
-    let answers = app
-        .signer
-        .call::<AnswerOcsp>(NoParams, NoParams, OcspQuestions { questions })
-        .await;
-    let answers = match answers {
-        Ok(all) if all.answers.len() == asked.len() => all.answers.into_iter().map(Some).collect(),
-        Ok(_) => {
-            tracing::error!("the signer left OCSP questions without an answer");
-            vec![None; asked.len()]
-        }
-        Err(error) => {
-            tracing::debug!("the signer could not be asked: {error}");
-            vec![None; asked.len()]
-        }
-    };
+    let answers = answers(&app, &questions).await;
     for (who, answer) in asked.into_iter().zip(answers) {
         let heard = answer.map(|answer| Arc::new((moment, answer)));
         for one in who {
@@ -142,4 +127,65 @@ async fn call(calling: &mut Calling) -> bool {
         }
     }
     true
+}
+
+/// What Redis has, and the signer's answers to the rest.
+async fn answers(app: &App, questions: &[Question]) -> Vec<Option<OcspAnswer>> {
+    let mut looked = match &app.answers.shelf {
+        Some(shelf) => shelf.look(questions, app.clock.now()).await,
+        None => None,
+    };
+    let found = looked.as_mut().map(|looked| std::mem::take(&mut looked.found));
+    let found: Vec<Option<OcspAnswer>> = match found {
+        Some(found) => found.into_iter().map(|found| found.map(OcspAnswer::Signed)).collect(),
+        None => vec![None; questions.len()],
+    };
+    let missing: Vec<OcspQuestion> = questions
+        .iter()
+        .zip(&found)
+        .filter(|(_, found)| found.is_none())
+        .map(|((issuer, request), _)| OcspQuestion {
+            issuer_id: issuer.clone(),
+            request: base64_text(request),
+        })
+        .collect();
+    let count = (missing.len(), questions.len() - missing.len());
+    metrics::counter!("ocsp_answers_total", "from" => "redis").increment(count.1 as u64);
+    metrics::counter!("ocsp_answers_total", "from" => "signer").increment(count.0 as u64);
+    let mut signed = sign(app, missing).await.into_iter();
+    let answers: Vec<Option<OcspAnswer>> = found
+        .iter()
+        .map(|found| if found.is_none() { signed.next().flatten() } else { None })
+        .collect();
+    if let (Some(shelf), Some(looked)) = (&app.answers.shelf, looked) {
+        shelf.put(looked, &answers, app.clock.now()).await;
+    }
+    found
+        .into_iter()
+        .zip(answers)
+        .map(|(found, signed)| found.or(signed))
+        .collect()
+}
+
+/// The signer's answers, as many as questions; nothing in the place of those it did not give.
+async fn sign(app: &App, questions: Vec<OcspQuestion>) -> Vec<Option<OcspAnswer>> {
+    let count = questions.len();
+    if count == 0 {
+        return Vec::new();
+    }
+    metrics::histogram!("ocsp_questions_per_call").record(count as f64);
+    let call = app
+        .signer
+        .call_with_timeout::<AnswerOcsp>(NoParams, NoParams, OcspQuestions { questions }, PATIENCE);
+    match call.await {
+        Ok(all) if all.answers.len() == count => all.answers.into_iter().map(Some).collect(),
+        Ok(_) => {
+            tracing::error!("the signer left OCSP questions without an answer");
+            vec![None; count]
+        }
+        Err(error) => {
+            tracing::debug!("the signer could not be asked: {error}");
+            vec![None; count]
+        }
+    }
 }

@@ -5,6 +5,7 @@ mod answers;
 mod asking;
 pub mod crl;
 pub mod ocsp;
+mod shelf;
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +19,11 @@ use axum::{
 use certctl_contract::problem::Kind;
 use certctl_model::{id::IssuerId, time::Time};
 
-pub use self::{answers::Answers, asking::Asking};
+pub use self::{
+    answers::Answers,
+    asking::Asking,
+    shelf::{Shelf, greeting},
+};
 use crate::{access_log::RequestId, app::App, error::ApiError};
 
 /// Adds the public routes.

@@ -1,6 +1,6 @@
 //! OCSP (RFC 6960 appendix A, RFC 5019): what was signed is given again while it tells the truth; else the signer is asked.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -17,13 +17,15 @@ use certctl_contract::signer::{OcspAnswer, OcspQuestion, OcspSigned};
 use certctl_model::{id::IssuerId, time::Time};
 use certctl_runtime::serve::{Shortcut, Taken};
 use certctl_x509::ocsp::{ErrorStatus, error_response};
+use futures_util::future::poll_immediate;
+use http_body_util::{BodyExt, Collected, Limited};
 use hyper::body::Incoming;
 
 use super::{
     answers::{Fresh, Kept, Moment},
     asking, digest_tag, http_date, kept_for,
 };
-use crate::{access_log::RequestId, app::App, error::ApiError};
+use crate::{access_log::RequestId, app::App, error::ApiError, headers::Headers};
 
 /// A request for the status of a hundred certificates fits into a quarter of this.
 const OCSP_REQUEST_LIMIT: usize = 64 * 1024;
@@ -99,7 +101,6 @@ fn given_again(app: &Arc<App>, key: &[u8]) -> Option<Arc<Kept>> {
             }
         });
     }
-    metrics::counter!("ocsp_answers_total", "from" => "memory").increment(1);
     Some(kept)
 }
 
@@ -108,7 +109,6 @@ async fn ask(app: &Arc<App>, issuer: &IssuerId, request: &[u8], key: Box<[u8]>) 
         metrics::counter!("ocsp_try_later_total").increment(1);
         return Ok(Reply::Once(error_response(ErrorStatus::TryLater).into()));
     };
-    metrics::counter!("ocsp_answers_total", "from" => "signer").increment(1);
     let decoded = |text: &str| {
         let der = BASE64.decode(text).map(Bytes::from);
         der.map_err(|error| ApiError::internal(format!("signer's answer: {error}")))
@@ -183,16 +183,17 @@ fn to_get(kept: &Kept, asked: &HeaderMap) -> Response {
     response
 }
 
-/// The answer to a POST, which no cache keeps (RFC 9110 §9.3.3).
-fn to_post(kept: &Kept) -> Response {
+fn to_post(app: &App, kept: &Kept) -> Response {
     let mut response = Response::new(Body::from(kept.der.clone()));
-    let headers = response.headers_mut();
-    *headers = kept.headers.clone();
-    for name in [header::ETAG, header::LAST_MODIFIED, header::EXPIRES] {
-        headers.remove(name);
-    }
-    headers.insert(header::CACHE_CONTROL, NO_STORE);
+    *response.headers_mut() = app.answers.post_headers.clone();
     response
+}
+
+/// What is said of every answer to a POST.
+pub fn post_headers(of_all: &Headers) -> HeaderMap {
+    let mut headers = HeaderMap::from_iter([(header::CONTENT_TYPE, MEDIA), (header::CACHE_CONTROL, NO_STORE)]);
+    of_all.secure(&mut headers);
+    headers
 }
 
 fn once(der: Bytes) -> Response {
@@ -234,14 +235,19 @@ impl Shortcut for Short {
 /// A short POST: answered by its octets, or passed on with them.
 async fn posted(app: Arc<App>, request: axum::http::Request<Incoming>) -> Taken {
     let (head, body) = request.into_parts();
-    let read = axum::body::to_bytes(Body::new(body), SHORT_REQUEST as usize);
-    let Ok(Ok(octets)) = tokio::time::timeout(BODY_TIMEOUT, read).await else {
+    let mut read = pin!(Limited::new(body, SHORT_REQUEST as usize).collect());
+    // It nearly always came with its head, and a timer costs more than reading it.
+    let read = match poll_immediate(&mut read).await {
+        Some(read) => Ok(read),
+        None => tokio::time::timeout(BODY_TIMEOUT, read).await,
+    };
+    let Ok(Ok(octets)) = read.map(|read| read.map(Collected::to_bytes)) else {
         return Taken::Answered(once(error_response(ErrorStatus::MalformedRequest).into()));
     };
     let issuer = head.uri.path().trim_start_matches("/ocsp/");
     let key = [issuer.as_bytes(), b"\0", &octets].concat();
     match given_again(&app, &key) {
-        Some(kept) => Taken::Answered(to_post(&kept)),
+        Some(kept) => Taken::Answered(to_post(&app, &kept)),
         None => Taken::Passed(Request::from_parts(head, Body::from(octets))),
     }
 }
@@ -275,7 +281,7 @@ pub(super) async fn ocsp_post(
 ) -> Response {
     let read = axum::body::to_bytes(body, OCSP_REQUEST_LIMIT);
     let request = tokio::time::timeout(BODY_TIMEOUT, read).await.ok().and_then(Result::ok);
-    answer(&app, &issuer, request.as_deref(), |kept| to_post(kept))
+    answer(&app, &issuer, request.as_deref(), |kept| to_post(&app, kept))
         .await
         .unwrap_or_else(|error| error.into_problem(&id.0).into_response())
 }
