@@ -7,7 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, builder::PossibleValuesParser, v
 use clap_complete::Shell;
 
 use crate::{
-    inputs,
+    compromise, inputs, recovery,
     table::{self, NOUNS, Row},
 };
 
@@ -57,6 +57,8 @@ pub(crate) enum Action {
     Operation(Box<Row>, ArgMatches),
     Status,
     Import(ArgMatches),
+    Restore(ArgMatches),
+    Prove(ArgMatches),
     Call(ArgMatches),
     Completions(Shell),
     Man(Option<PathBuf>),
@@ -115,6 +117,8 @@ fn spelled(included: fn(bool) -> bool) -> Command {
     command.subcommands([
         Command::new("status").about("Ask whether the server is alive, and summarise the inventory"),
         import(),
+        recovery::command(),
+        compromise::command(),
         call(),
         Command::new("completions")
             .about("Print completions for a shell")
@@ -325,6 +329,8 @@ fn action(matches: &ArgMatches) -> Action {
         "status" => Action::Status,
         "version" => Action::Version,
         "import" => Action::Import(inner.clone()),
+        "restore-revocations" => Action::Restore(inner.clone()),
+        "prove-key-compromise" => Action::Prove(inner.clone()),
         "call" => Action::Call(inner.clone()),
         "completions" => Action::Completions(*inner.get_one("shell").expect("it is required")),
         "man" => Action::Man(inner.get_one("directory").cloned()),

@@ -13,10 +13,11 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     args::{self, Action, Format, Globals},
+    compromise,
     failure::Failure,
     import, inputs, lists,
     output::{self, Style},
-    pages, renew, table,
+    pages, recovery, renew, table,
     table::Row,
     watch,
 };
@@ -94,6 +95,8 @@ pub(crate) async fn run(globals: Globals, action: Action) -> Result<(), Failure>
         Action::Operation(row, matches) => operation(&session, &row, &matches).await,
         Action::Status => status(&session).await,
         Action::Import(matches) => import::run(&session, &matches).await,
+        Action::Restore(matches) => recovery::run(&session, &matches).await,
+        Action::Prove(matches) => compromise::run(&session, &matches).await,
         Action::Call(matches) => call(&session, &matches).await,
         Action::Version | Action::Completions(_) | Action::Man(_) => unreachable!("they need no server"),
     }

@@ -10,6 +10,8 @@
 //! | [`watch`] | looking again until it has ended |
 //! | [`renew`] | renewing, and waiting until it is done |
 //! | [`import`] | taking over the certificates of PEM files |
+//! | [`recovery`] | bringing back revocations from the files of a journal |
+//! | [`compromise`] | showing that a private key is known |
 //! | [`pages`] | completions and manual pages |
 //! | [`output`] | tables, JSON, and a standard output that may be closed |
 //! | [`failure`] | what went wrong, as messages and exit codes |
@@ -18,12 +20,14 @@
 
 mod args;
 mod commands;
+mod compromise;
 mod failure;
 mod import;
 mod inputs;
 mod lists;
 mod output;
 mod pages;
+mod recovery;
 mod renew;
 mod table;
 mod watch;

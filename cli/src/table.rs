@@ -84,6 +84,19 @@ pub(crate) const NOUNS: &[Noun] = &[
     noun("stats", "stats", &[], "Figures"),
     noun("metrics", "stats", &[], ""),
     noun("revocation", "revocation", &["crl"], "CRLs and OCSP"),
+    noun(
+        "blocked_keys",
+        "blocked-keys",
+        &[],
+        "Keys for which nothing is issued: list, block, unblock",
+    ),
+    noun(
+        "key_compromise",
+        "key-compromise",
+        &[],
+        "Revocation by whoever holds the key",
+    ),
+    noun("recovery", "recovery", &[], "After a restore of the database"),
     noun("health", "server", &[], "The server itself"),
 ];
 
@@ -112,6 +125,15 @@ const VERBS: &[(&str, &str)] = &[
     ("get_bulk_operation", "get"),
     ("list_bulk_items", "items"),
     ("cancel_bulk_operation", "cancel"),
+    ("list_blocked_keys", "list"),
+    ("get_blocked_key", "get"),
+    ("block_key", "block"),
+    ("unblock_key", "unblock"),
+    ("get_key_challenge", "challenge"),
+    ("report_key_compromise", "report"),
+    ("get_recovery", "get"),
+    ("finish_recovery", "finish"),
+    ("restore_revocation_records", "restore"),
     // `certs import` reads files and asks this many times.
     ("import_certificates", "import-pem"),
 ];

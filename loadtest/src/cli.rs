@@ -35,6 +35,8 @@ pub(crate) enum What {
     /// Answers about certificates, and what they cost.
     #[command(subcommand)]
     Ocsp(Ocsp),
+    /// From a revocation to where OCSP and the CRLs of several edges show it; prints one line of JSON.
+    Visible(Visible),
     /// Read the plans that auto_explain wrote into the log of Postgres.
     Plans(Plans),
     /// Make a page of the lines of several benches.
@@ -394,6 +396,32 @@ impl OcspProcesses {
     pub(crate) fn time(&self) -> Duration {
         Duration::from_secs(self.seconds)
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Visible {
+    /// Addresses of the replicas of the API, on loopback, separated by commas.
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub(crate) edges: Vec<Url>,
+
+    /// API key.
+    #[arg(long, env = "CERTCTL_API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub(crate) api_key: Option<Secret>,
+
+    #[command(flatten)]
+    pub(crate) database: Database,
+
+    /// Revocations a minute.
+    #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u32).range(1..=60_000))]
+    pub(crate) per_minute: u32,
+
+    /// Seconds.
+    #[arg(long, default_value_t = 60, value_parser = value_parser!(u64).range(1..=600))]
+    pub(crate) seconds: u64,
+
+    /// Questions open at once at each edge, beside those that measure.
+    #[arg(long, default_value_t = 2, value_parser = value_parser!(u32).range(0..=100))]
+    pub(crate) readers: u32,
 }
 
 #[derive(Debug, Args)]

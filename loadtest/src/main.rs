@@ -10,6 +10,7 @@
 //! | [`agents`] | heartbeats and waiting for work |
 //! | [`changes`] | writers, and the events that tell of what they did |
 //! | [`limits`] | what passes a rate limit |
+//! | [`visible`] | from a revocation to where relying parties see it |
 //! | [`load`] | driving an operation, latencies by percentile |
 //! | [`ceilings`] | what this machine can do at most |
 //! | [`constant`] | the constant body that the API gives away for measurements |
@@ -41,6 +42,7 @@ mod raw;
 mod report;
 mod seed;
 mod served;
+mod visible;
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
@@ -92,6 +94,7 @@ async fn run(what: What) -> anyhow::Result<()> {
         What::Changes(args) => changes::run(&args).await?,
         What::Limits(args) => limits::run(&args).await?,
         What::Ocsp(args) => ocsp::run(&args).await?,
+        What::Visible(args) => visible::run(&args).await?,
         What::Plans(args) => plans::read(&args)?,
         What::Page(args) => {
             print!("{}", page::write(&args)?);

@@ -10,7 +10,7 @@ use crate::cli::Page;
 /// A row of the page: the bench, what it shows, which figures, and which of them stands beside a ceiling.
 type Shown = (&'static str, &'static str, &'static [&'static str], &'static str);
 
-const SHOWN: [Shown; 7] = [
+const SHOWN: [Shown; 8] = [
     (
         "main-job",
         "from the request of a certificate to nginx serving it; beside a bare TLS handshake",
@@ -62,6 +62,20 @@ const SHOWN: [Shown; 7] = [
         "what three replicas and one Redis let through; beside the budget",
         &["accepted", "budget", "failed"],
         "/ratio",
+    ),
+    (
+        "revoke-visible",
+        "from a revocation to where each of three edges shows it, under OCSP load; beside any answer of an edge meanwhile",
+        &[
+            "ocsp_p99_ms",
+            "crl_p99_s",
+            "revoked",
+            "per_minute",
+            "missed_by_ocsp",
+            "missed_by_crl",
+            "ocsp_per_second",
+        ],
+        "/over_round_trip",
     ),
 ];
 

@@ -48,7 +48,8 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
         &["model", "contract", "client", "x509", "runtime"],
         &["sqlx", "axum", "reqwest", "redis"],
     ),
-    ("cli", &["contract", "client"], &["sqlx", "axum", "reqwest"]),
+    // It signs with a key of its user, to show that it is known.
+    ("cli", &["contract", "client", "x509"], &["sqlx", "axum", "reqwest"]),
     ("mcp", &["contract", "client"], &["sqlx", "axum", "reqwest"]),
     ("loadtest", &["contract", "client"], &["axum", "reqwest"]),
     ("local", &["client", "runtime"], &["sqlx", "axum"]),

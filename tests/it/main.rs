@@ -30,6 +30,7 @@ mod ocsp;
 mod policies;
 mod renewal;
 mod revocation;
+mod revoking;
 mod rollback;
 mod schema;
 mod schemathesis;

@@ -65,6 +65,13 @@ async fn every_role_may_do_its_work_and_no_more(db: PgPool) {
         ("api", "INSERT INTO crls SELECT * FROM crls", DENIED),
         ("api", "DELETE FROM revocations", DENIED),
         ("api", "UPDATE revocations SET reason = 'superseded'", DENIED),
+        ("api", "UPDATE revocations SET serial_number = '1'", DENIED),
+        ("api", "UPDATE high_water SET mark = 0", DENIED),
+        ("api", "UPDATE challenge_keys SET key = ''", DENIED),
+        ("scheduler", "SELECT 1 FROM challenge_keys", DENIED),
+        ("scheduler", "UPDATE fences SET lifted_at = now()", DENIED),
+        ("signer", "UPDATE fences SET lifted_at = now()", DENIED),
+        ("signer", "INSERT INTO blocked_keys SELECT * FROM blocked_keys", DENIED),
         ("api", "DELETE FROM jobs", DENIED),
         ("api", "UPDATE notifications SET status = 'pending'", DENIED),
         ("api", "UPDATE notifications SET read_at = now()", "ok"),
@@ -191,6 +198,8 @@ async fn a_new_database_has_what_everything_falls_back_on_and_no_demonstration(d
     assert_eq!(
         rows,
         [
+            "challenge_keys true",
+            "high_water true",
             "issuers iss-local",
             "owners o-unassigned",
             "renewal_policies rp-default",

@@ -117,6 +117,17 @@ const ADDED: &str = "
     POST /api/v1/api-keys/{id}/rotate 200
     POST /api/v1/certificates/import 200
     GET /api/v1/certificates/{id}/export 200
+    GET /api/v1/certificates/{id}/revocation 200
+    POST /api/v1/certificates/{id}/release 200
+    GET /api/v1/blocked-keys 200
+    POST /api/v1/blocked-keys 201
+    GET /api/v1/blocked-keys/{id} 200
+    DELETE /api/v1/blocked-keys/{id} 204
+    GET /api/v1/key-compromise/challenge 200
+    POST /api/v1/key-compromise 202
+    GET /api/v1/recovery 200
+    POST /api/v1/recovery/revocations 200
+    POST /api/v1/recovery/finish 200
     POST /api/v1/bulk/renew 202
     POST /api/v1/bulk/revoke 202
     POST /api/v1/bulk/reassign 202

@@ -29,9 +29,9 @@ use certctl_model::{
     time::{Clock, Time},
 };
 use certctl_runtime::{serve, tasks::Tasks};
-use certctl_scheduler::{Scheduler, agents, bulk, crls, renewals, worker};
+use certctl_scheduler::{Scheduler, agents, blocked_keys, bulk, crls, renewals, worker};
 use certctl_signer::Signer;
-use certctl_store::wake::Channel;
+use certctl_store::wake::{Channel, Revoked};
 use certctl_x509::{facts::CertificateFacts, keys::KeyPair};
 use clap::Parser;
 use http::{HeaderMap, Method};
@@ -181,20 +181,25 @@ impl World {
             ("--rate-limit-enabled", "false"),
         ];
         let settings: BTreeMap<&str, &str> = ordinary.into_iter().chain(settings.iter().copied()).collect();
-        let flags = settings.into_iter().flat_map(|(flag, value)| [flag, value]);
+        let flags = settings.iter().flat_map(|(flag, value)| [*flag, *value]);
         let config = certctl_api::config::Config::parse_from(std::iter::once("certctl-api").chain(flags));
         let app = certctl_api::build(&config, clock.clone(), &tasks).unwrap();
         let front = certctl_api::front(&config, &app).unwrap();
         certctl_api::hear(&app, &tasks);
         serve::serve_front(front, listener, certctl_api::router(&app), &tasks);
 
-        let config = certctl_scheduler::config::Config::parse_from([
+        let journal = settings.get("--revocation-journal-dir");
+        let journal = journal
+            .into_iter()
+            .flat_map(|directory| ["--revocation-journal-dir", directory]);
+        let args = [
             "certctl-scheduler",
             "--database-url",
             &database,
             "--database-max-conns",
             "5",
-        ]);
+        ];
+        let config = certctl_scheduler::config::Config::parse_from(args.into_iter().chain(journal));
         let scheduler = Scheduler::build(&config, clock.clone(), signer.clone()).unwrap();
 
         let news = Arc::new(Mutex::new(vec![]));
@@ -389,6 +394,8 @@ impl World {
     pub async fn settle(&self) {
         for _ in 0..50 {
             if !self.round().await {
+                // As whoever listens to the database would have heard by now.
+                self.app.answers.all_changed();
                 return;
             }
         }
@@ -403,6 +410,7 @@ impl World {
         let mut moved = renewals::sweep(s.clone()).await.unwrap();
         moved += worker::drain(s.clone()).await.unwrap();
         moved += bulk::round(s.clone()).await.unwrap();
+        moved += blocked_keys::sweep(s.clone()).await.unwrap();
         worker::reap(s.clone()).await.unwrap();
         let hosts = self.hosts.lock().unwrap().clone();
         for host in hosts.iter().filter(|host| !host.away.load(Ordering::Relaxed)) {

@@ -253,6 +253,7 @@ impl Settings<'_> {
                 .env("CERTCTL_PUBLIC_URL", public_url),
             "scheduler" => self
                 .server(kind, name)
+                .env("CERTCTL_REVOCATION_JOURNAL_DIR", self.journal())
                 .env("CERTCTL_SIGNER_SOCKET", self.socket.display()),
             "agent" => self
                 .binary(kind, name)
@@ -277,11 +278,16 @@ impl Settings<'_> {
             .env("CERTCTL_AUTH_TYPE", "api-key")
             .env("CERTCTL_AUTH_SECRET_FILE", self.dir.join("api-key").display())
             .env("CERTCTL_AUDIT_SPOOL_DIR", self.dir.join("audit-spool").display())
+            .env("CERTCTL_REVOCATION_JOURNAL_DIR", self.journal())
             .env(
                 "CERTCTL_BOOTSTRAP_TOKEN_FILE",
                 self.dir.join("bootstrap-token").display(),
             )
             .env("CERTCTL_SIGNER_SOCKET", self.socket.display())
+    }
+
+    fn journal(&self) -> String {
+        self.dir.join("revocations").display().to_string()
     }
 
     fn server(&self, kind: &str, name: &str) -> Spec {

@@ -21,10 +21,11 @@ use certctl_contract::{
 };
 use certctl_model::{
     audit::Actor,
+    id::CertificateId,
     time::{Clock, Time},
 };
-use certctl_runtime::{client_addr::ClientAddr, tasks::Tasks};
-use certctl_store::{Tx, wake::Wakes};
+use certctl_runtime::{client_addr::ClientAddr, journal::Journal, tasks::Tasks};
+use certctl_store::{Tx, journal, wake::Wakes};
 use futures_util::{StreamExt, stream::BoxStream};
 use serde_json::Value;
 use sqlx::PgPool;
@@ -70,6 +71,8 @@ pub struct App {
     pub tasks: Tasks,
     /// Where calls are recorded.
     pub trail: Trail,
+    /// Where revocations are kept outside the database, if they are.
+    pub journal: Option<Journal>,
     /// When the service started.
     pub started: Time,
     /// Whether constant bodies are given, for measurements.
@@ -111,6 +114,10 @@ impl App {
             stop: tasks.token(),
             tasks: tasks.clone(),
             trail: Trail::new(config.audit.calls),
+            journal: match &config.revocation_journal_dir {
+                Some(directory) => Some(Journal::open(directory, "revocations")?),
+                None => None,
+            },
             started,
             bench_route: config.bench_route,
             answers: Answers::new(
@@ -122,6 +129,31 @@ impl App {
             asking: Asking::default(),
             totals: crate::listing::Totals::default(),
         }))
+    }
+}
+
+impl App {
+    /// Has what became of a certificate's revocation in the journal before anybody is told of it.
+    ///
+    /// # Errors
+    /// 503: it is done, but not on the disk. It is appended later.
+    pub async fn journal(&self, certificate: &CertificateId) -> Result<(), ApiError> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        let written = journal::write(&self.pool, Some(std::slice::from_ref(certificate)), |lines| {
+            journal.append(lines)
+        });
+        written
+            .await
+            .map(|_| ())
+            .map_err(|error| ApiError::unavailable(error.to_string()))
+    }
+
+    /// Appends what others left when they died before it was in a journal.
+    pub async fn journal_rest(&self) {
+        let Some(journal) = &self.journal else { return };
+        if let Err(error) = journal::write(&self.pool, None, |lines| journal.append(lines)).await {
+            tracing::warn!(%error, "revocations wait for the journal; trying again");
+        }
     }
 }
 

@@ -59,6 +59,11 @@ pub struct Config {
     #[command(flatten)]
     pub audit: AuditSettings,
 
+    /// Directory where revocations are kept outside the database, in files on the disk before a call is answered: what a
+    /// restored backup forgot is brought back from there. Several processes may share it. Without one, none are kept.
+    #[arg(long, env = "CERTCTL_REVOCATION_JOURNAL_DIR")]
+    pub revocation_journal_dir: Option<PathBuf>,
+
     /// Give constant bodies at `/api/v1/bench/constant`, to hold the cost of other answers against.
     #[arg(long, env = "CERTCTL_BENCH_ROUTE", default_value = "false", hide = true,
           value_parser = certctl_runtime::config::boolean, action = clap::ArgAction::Set)]

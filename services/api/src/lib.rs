@@ -73,7 +73,7 @@ use self::{
 
 /// How long the signer may take for one answer.
 const SIGNER_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often uses of keys are written down and what has ended is removed.
+/// How often uses of keys are written down, what has ended is removed and what others left is journaled.
 const KEEP_HOUSE_EVERY: Duration = Duration::from_secs(60);
 
 /// Opens what the service needs; connects to nothing yet.
@@ -138,6 +138,7 @@ pub async fn run(config: &Config, app: Arc<App>, tasks: &Tasks) -> anyhow::Resul
             if let Err(error) = idempotency::keep_house(&keeper).await {
                 tracing::warn!(?error, "old idempotency keys stay; trying again");
             }
+            keeper.journal_rest().await;
         }
     });
     serve::serve(ops, serve::ops_router(ready), tasks).await;

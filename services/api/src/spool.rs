@@ -16,8 +16,8 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail, ensure};
-use certctl_runtime::tasks::Tasks;
+use anyhow::{Context, bail};
+use certctl_runtime::{journal::private_directory, tasks::Tasks};
 use tokio::{
     runtime::Handle,
     sync::mpsc,
@@ -41,7 +41,7 @@ const STATE: &str = "/var/lib/certctl/audit";
 
 /// Where the spool is, when nobody says.
 pub fn default_directory() -> PathBuf {
-    if private(Path::new(STATE)).is_ok() {
+    if private_directory(Path::new(STATE)).is_ok() {
         return PathBuf::from(STATE);
     }
     let owner = fs::metadata("/proc/self").map(|m| m.uid()).unwrap_or_default();
@@ -51,19 +51,6 @@ pub fn default_directory() -> PathBuf {
         "CERTCTL_AUDIT_SPOOL_DIR is not set and {STATE} cannot be written: calls wait in a temporary directory"
     );
     temporary
-}
-
-/// Makes a directory that only we can write to.
-fn private(path: &Path) -> anyhow::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    let (found, us) = (fs::symlink_metadata(path)?, fs::metadata("/proc/self")?.uid());
-    ensure!(found.is_dir(), "{} is not a directory", path.display());
-    ensure!(
-        found.uid() == us && found.mode() & 0o022 == 0,
-        "{} must belong to this user, and nobody else may write to it",
-        path.display()
-    );
-    Ok(())
 }
 
 /// Starts writing the trail of calls.
@@ -110,7 +97,7 @@ struct Home {
 impl Home {
     /// Opens one, and takes over what processes that are gone have left.
     fn open(base: &Path) -> anyhow::Result<(Self, Vec<PathBuf>)> {
-        private(base)?;
+        private_directory(base)?;
         let (path, lock) = Self::make(base)?;
         let mut left = vec![];
         let mut others: Vec<PathBuf> = fs::read_dir(base)?.flatten().map(|entry| entry.path()).collect();

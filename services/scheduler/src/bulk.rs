@@ -5,12 +5,12 @@ use std::sync::Arc;
 use certctl_store::bulk;
 use futures_util::future::join_all;
 
-use crate::Scheduler;
+use crate::{Scheduler, journal};
 
-/// How many certificates are worked on side by side.
+/// How many transactions are under way side by side.
 const LANES: usize = 8;
 
-/// Does what waits, one certificate in each lane, and closes what is finished. Returns how many had their turn.
+/// Does what is next, in each lane, and closes what is finished. Returns how many had their turn.
 ///
 /// # Errors
 /// When the database cannot be asked.
@@ -20,10 +20,12 @@ pub async fn round(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
     let mut trouble = None;
     for lane in join_all(lanes).await {
         match lane {
-            Ok(moved) => done += u64::from(moved),
+            Ok(moved) => done += moved,
             Err(error) => trouble = Some(error),
         }
     }
+    // Before anybody is told that an operation is finished.
+    journal::write(scheduler.clone()).await?;
     done += bulk::close(&scheduler.db, scheduler.now()).await?;
     match trouble {
         // Others move on; what could not be done is tried again in the next round.

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use certctl_model::secret::Secret;
 use certctl_runtime::config::{Settings, duration};
 use clap::Parser;
+use url::Url;
 
 /// Claims jobs, drives issuers, runs the loops.
 #[derive(Clone, Debug, Parser)]
@@ -29,6 +30,16 @@ pub struct Config {
     /// Unix socket of the signer.
     #[arg(long, env = "CERTCTL_SIGNER_SOCKET", default_value = "/run/certctl/signer.sock")]
     pub signer_socket: PathBuf,
+
+    /// Directory where revocations are kept outside the database. Several processes may share it. Without one, none are
+    /// kept.
+    #[arg(long, env = "CERTCTL_REVOCATION_JOURNAL_DIR")]
+    pub revocation_journal_dir: Option<PathBuf>,
+
+    /// Addresses of the API's replicas, separated by commas, at which is looked when a revocation can be seen by OCSP and in
+    /// the CRL: as relying parties see them, and not through what shares them out.
+    #[arg(long, env = "CERTCTL_PROBE_EDGES", value_delimiter = ',')]
+    pub probe_edges: Vec<Url>,
 
     /// How often certificates that are due for renewal are looked for. Must be well below a third of the shortest lifetime.
     #[arg(long, env = "CERTCTL_SCHEDULER_RENEWAL_CHECK_INTERVAL", default_value = "30s", value_parser = interval)]

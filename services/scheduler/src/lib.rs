@@ -7,10 +7,13 @@
 //! | [`issuance`] | one running job: ask its issuer, check the answer, record it |
 //! | [`issuers`] | who can be asked for a certificate |
 //! | [`renewals`] | plans what is due |
+//! | [`blocked_keys`] | revokes what has a key that is blocked |
 //! | [`bulk`] | does one thing to many certificates |
 //! | [`notices`] | warns of what ends |
 //! | [`crls`] | has revocation lists made before they are stale |
 //! | [`agents`] | notices silence |
+//! | [`journal`] | keeps revocations outside the database |
+//! | [`prober`] | looks from outside when a revocation can be seen |
 //! | [`tallies`] | settles statuses that changed by themselves, keeps counts short |
 //! | [`leader`] | which of several schedulers runs the loops that one should run |
 //! | [`bell`] | wakes a loop for what is due before its next round |
@@ -23,14 +26,17 @@
 
 pub mod agents;
 pub mod bell;
+pub mod blocked_keys;
 pub mod bulk;
 pub mod config;
 pub mod crls;
 pub mod issuance;
 pub mod issuers;
+pub mod journal;
 pub mod leader;
 pub mod loops;
 pub mod notices;
+pub mod prober;
 pub mod renewals;
 pub mod tallies;
 pub mod worker;
@@ -42,11 +48,11 @@ use certctl_model::{
     audit::Actor,
     time::{Clock, Time},
 };
-use certctl_runtime::tasks::Tasks;
+use certctl_runtime::{journal::Journal, tasks::Tasks};
 use certctl_store::{Tx, wake::Wakes};
 use sqlx::PgPool;
 
-use crate::{bell::Bell, config::Config, issuers::Issuers, leader::Leader};
+use crate::{bell::Bell, config::Config, issuers::Issuers, leader::Leader, prober::Prober};
 
 /// What every part of the scheduler shares.
 pub struct Scheduler {
@@ -61,22 +67,31 @@ pub struct Scheduler {
     leader: Leader,
     bell: Bell,
     crl_retry: crls::Retry,
+    journal: Option<Journal>,
+    prober: Prober,
 }
 
 impl Scheduler {
     /// Builds one that connects to the database of the configuration, lazily.
     ///
     /// # Errors
-    /// When the address of the database cannot be read.
+    /// When the address of the database cannot be read, or the journal not opened.
     pub fn build(config: &Config, clock: Clock, signer: Client) -> anyhow::Result<Arc<Self>> {
         let url = config.database_url.expose();
         let db = certctl_store::connect(url, "certctl_scheduler", config.database_max_conns)?;
-        Ok(Self::over(db, config, clock, signer))
+        Self::over(db, config, clock, signer)
     }
 
     /// Builds one over connections that exist.
-    pub fn over(db: PgPool, config: &Config, clock: Clock, signer: Client) -> Arc<Self> {
-        Arc::new(Self {
+    ///
+    /// # Errors
+    /// When the journal cannot be opened.
+    pub fn over(db: PgPool, config: &Config, clock: Clock, signer: Client) -> anyhow::Result<Arc<Self>> {
+        let journal = match &config.revocation_journal_dir {
+            Some(directory) => Some(Journal::open(directory, "revocations")?),
+            None => None,
+        };
+        Ok(Arc::new(Self {
             db,
             clock,
             issuers: Issuers::new(signer.clone()),
@@ -88,7 +103,9 @@ impl Scheduler {
             leader: Leader::default(),
             bell: Bell::default(),
             crl_retry: crls::Retry::default(),
-        })
+            journal,
+            prober: Prober::new(&config.probe_edges)?,
+        }))
     }
 
     /// Starts the loops, and what wakes them.

@@ -5,7 +5,10 @@ use std::{future::Future, sync::Arc};
 use certctl_runtime::periodic::Periodic;
 use certctl_store::wake::Channel;
 
-use crate::{Scheduler, agents, bulk, config::Config, crls, leader, notices, renewals, tallies, worker};
+use crate::{
+    Scheduler, agents, blocked_keys, bulk, config::Config, crls, journal, leader, notices, prober, renewals, tallies,
+    worker,
+};
 
 /// Every loop of the scheduler. Those behind the leader's gate are run by one scheduler of several: not because two
 /// would do harm, but because one is enough.
@@ -16,6 +19,7 @@ pub fn loops(config: &Config, scheduler: &Arc<Scheduler>) -> Vec<Periodic> {
             .woken_by(wake(Channel::Jobs))
             .woken_by(scheduler.bell.subscribe()),
         Periodic::new("bulk", config.job_processor_interval, on(scheduler, bulk::round)).woken_by(wake(Channel::Bulk)),
+        Periodic::new("journal", journal::EVERY, on(scheduler, journal::write)),
         Periodic::new("leader", leader::KEEP_EVERY, on(scheduler, leader::keep)),
         led(
             scheduler,
@@ -50,6 +54,18 @@ pub fn loops(config: &Config, scheduler: &Arc<Scheduler>) -> Vec<Periodic> {
         led(
             scheduler,
             Periodic::new("reaper", config.job_lease, on(scheduler, worker::reap)),
+        ),
+        led(
+            scheduler,
+            Periodic::new("blocked_keys", blocked_keys::EVERY, on(scheduler, blocked_keys::sweep)),
+        ),
+        led(
+            scheduler,
+            Periodic::new("prober", prober::EVERY, on(scheduler, prober::look)),
+        ),
+        led(
+            scheduler,
+            Periodic::new("sightings", prober::FORGET_EVERY, on(scheduler, prober::forget)),
         ),
         led(
             scheduler,

@@ -152,7 +152,7 @@ impl World {
         let config = Config::parse_from(["certctl-scheduler", "--database-url", "postgres://unused"]);
         let options = (*db.connect_options()).clone().options([("role", "certctl_scheduler")]);
         let as_scheduler = PgPoolOptions::new().max_connections(20).connect_lazy_with(options);
-        Scheduler::over(as_scheduler, &config, clock.clone(), signer)
+        Scheduler::over(as_scheduler, &config, clock.clone(), signer).unwrap()
     }
 
     /// Runs a statement whose only parameter is the time.

@@ -24,6 +24,12 @@ pub(crate) enum Error {
     /// The issuer's key or certificate cannot be used as they are; a person has to act.
     #[error("{0}")]
     NoAuthority(String),
+    /// The database is older than what was signed: it was restored from a backup.
+    #[error(
+        "the database was restored from a backup; nothing is signed until its revocations are restored and the recovery \
+         is finished (certctl-cli restore-revocations)"
+    )]
+    Fenced,
     /// The database did not answer, or not as it should.
     #[error(transparent)]
     Store(#[from] certctl_store::Error),
@@ -53,7 +59,7 @@ impl Error {
             Self::NotFound(_) => Kind::NotFound,
             Self::WrongState(_) => Kind::WrongState,
             Self::Invalid(_) => Kind::Invalid,
-            Self::NoAuthority(_) => Kind::Unavailable,
+            Self::NoAuthority(_) | Self::Fenced => Kind::Unavailable,
             Self::Store(error) if error.is_transient() => Kind::Unavailable,
             Self::Store(_) | Self::Internal(_) => Kind::Internal,
         }
@@ -64,7 +70,7 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let kind = self.kind();
         metrics::counter!("signer_refusals_total", "kind" => kind.slug()).increment(1);
-        let detail = if kind.status() < 500 {
+        let detail = if kind.status() < 500 || matches!(self, Self::Fenced) {
             tracing::info!("refused: {self}");
             self.to_string()
         } else {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Path, State},
+    middleware,
     routing::{get, post},
 };
 use bytes::Bytes;
@@ -21,7 +22,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     Shared, crl,
     error::{Error, Result},
-    issue, ocsp,
+    fence, issue, ocsp,
 };
 
 /// Many OCSP requests in base64, or one of the largest size, with room to spare.
@@ -35,6 +36,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route(&IssuerChain::path(), get(chain))
         .fallback(async || Error::NotFound("there is nothing at this path".to_owned()))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn_with_state(shared.clone(), fence::guard))
         .with_state(shared)
 }
 

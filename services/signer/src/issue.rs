@@ -167,8 +167,10 @@ impl Csr {
             Some(id) => rules(&mut tx, id).await?,
             None => ProfileRules::default(),
         };
+        let csr = case.judge(job, rules)?;
+        must_not_be_blocked(&mut tx, &csr.request).await?;
         tx.commit().await?;
-        case.judge(job, rules)
+        Ok(csr)
     }
 
     /// Judges a request by the names of its certificate and the rules of its profile.
@@ -381,6 +383,19 @@ impl Signed {
     pub(crate) async fn store(self, pool: &PgPool) -> Result<Vec<u8>> {
         let Self { entry, der } = self;
         Ok(ledger::sign(pool, &entry.issuer_id, &entry.serial_number, &der).await?)
+    }
+}
+
+/// Refuses a request whose key was blocked, since it was accepted too.
+async fn must_not_be_blocked(db: &mut sqlx::PgConnection, request: &CertificationRequest) -> Result<()> {
+    let key = request.key_fingerprint();
+    let blocked: Option<i32> = sqlx::query_scalar("SELECT 1 FROM blocked_keys WHERE spki_sha256 = $1")
+        .bind(&key)
+        .fetch_optional(db)
+        .await?;
+    match blocked {
+        Some(_) => Err(Error::Invalid(format!("the key {key} is blocked; make another key"))),
+        None => Ok(()),
     }
 }
 

@@ -128,7 +128,7 @@ impl Home<'_> {
     }
 }
 
-fn make_directory(path: &Path) -> Result<()> {
+pub(crate) fn make_directory(path: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -191,7 +191,7 @@ fn read(file: File, path: &Path) -> Result<String> {
 }
 
 /// Writes beside the place and renames, so that the file is there whole or not at all, after a power failure too.
-fn replace(path: &Path, mode: u32, octets: &[u8]) -> Result<()> {
+pub(crate) fn replace(path: &Path, mode: u32, octets: &[u8]) -> Result<()> {
     let written = || -> std::io::Result<()> {
         let beside = path.with_added_extension("new");
         match fs::remove_file(&beside) {

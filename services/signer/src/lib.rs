@@ -23,6 +23,7 @@
 //! | `authorities`, `authority`, `keeping` | which keys there are, one of them, and where they are kept |
 //! | `key`, `token` | what an authority's key can do, and one that is in a PKCS #11 token |
 //! | `der` | the pieces that signed structures are built of |
+//! | `fence` | nothing is signed over a database that was restored from a backup, until it is brought up to date |
 //! | `error` | what can go wrong, and how the caller hears of it |
 //!
 //! Not here: issuers that talk to the outside (they need egress and retries, the scheduler's trade), the public routes
@@ -34,6 +35,7 @@ pub mod config;
 mod crl;
 mod der;
 mod error;
+mod fence;
 pub mod hardening;
 mod http;
 mod issue;
@@ -62,6 +64,7 @@ use crate::{
     authorities::{Authorities, FIRST},
     config::Config,
     error::Error,
+    fence::Fence,
     issue::Terms,
     keeping::Brought,
 };
@@ -80,6 +83,7 @@ pub(crate) struct Shared {
     pub(crate) pool: PgPool,
     pub(crate) clock: Clock,
     pub(crate) authorities: Authorities,
+    pub(crate) fence: Fence,
     pub(crate) terms: Terms,
     pub(crate) crl_lifetime: Duration,
     pub(crate) ocsp_lifetime: Duration,
@@ -125,6 +129,7 @@ impl Signer {
         authorities.check_brought()?;
         let public_url = config.public_url.as_ref();
         let shared = Shared {
+            fence: Fence::new(pool.clone(), clock.clone(), &config.ca_dir),
             pool,
             clock,
             authorities,

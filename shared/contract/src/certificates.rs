@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use certctl_model::{
     certificate::CertificateStatus,
     id::{AgentId, CertificateId, IssuerId, JobId, OwnerId, ProfileId, RenewalPolicyId, TargetId, TeamId, VersionId},
-    key::KeyAlgorithm,
+    key::{KeyAlgorithm, KeyFingerprint},
     name::San,
     revocation::RevocationReason,
     serial::Serial,
@@ -51,7 +51,14 @@ crate::resource! {
     /// certificate is renewed. Refused when it has expired or is revoked.
     POST "/{id}/deploy" TriggerDeployment(path: Id<CertificateId>, body: DeployRequest,) [Needs(Operate)] -> 202 Triggered;
     /// Revoke a certificate: all its versions that have not expired.
+    ///
+    /// `certificateHold` suspends it: it can be released, or revoked for good by another reason.
     POST "/{id}/revoke" RevokeCertificate(path: Id<CertificateId>, body: RevokeRequest,) [Needs(Revoke)] -> 200 Outcome;
+    /// Ask how far the revocation of a certificate has come: when it was recorded, and when it was first seen by OCSP and in
+    /// the CRL at each edge that is probed.
+    GET "/{id}/revocation" GetCertificateRevocation(path: Id<CertificateId>,) [Needs(View)] -> 200 CertificateRevocation;
+    /// Release a certificate that was revoked with `certificateHold`: it is live again.
+    POST "/{id}/release" ReleaseCertificate(path: Id<CertificateId>,) [Needs(Revoke)] -> 200 Outcome;
 }
 
 crate::query! {
@@ -74,6 +81,8 @@ crate::query! {
         profile_id: ProfileId,
         /// Only certificates deployed by this agent.
         agent_id: AgentId,
+        /// Only certificates of which a version has this public key: SHA-256 of its SubjectPublicKeyInfo.
+        spki_sha256: KeyFingerprint,
         /// Only certificates that expire before this time.
         expires_before: Time,
         /// Only certificates that expire after this time.
@@ -333,6 +342,61 @@ pub struct Triggered {
     pub job_ids: Vec<JobId>,
 }
 
+/// The revocation of a certificate, and how far it has come.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CertificateRevocation {
+    /// Which certificate.
+    pub certificate_id: CertificateId,
+    /// Of each serial number that was issued for it, newest first.
+    pub serials: Vec<RevokedSerial>,
+}
+
+/// The revocation of one serial number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RevokedSerial {
+    /// Which issuer.
+    pub issuer_id: IssuerId,
+    /// Which serial number of it.
+    pub serial_number: Serial,
+    /// Why.
+    pub reason: RevocationReason,
+    /// By whom.
+    pub revoked_by: String,
+    /// When it was recorded.
+    pub revoked_at: Time,
+    /// When a hold was released.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub released_at: Option<Time>,
+    /// Since when the key is thought to be known to others, or the certificate wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invalidity_date: Option<Time>,
+    /// Whether it is published at all; of a certificate whose life is short it is not.
+    pub published: bool,
+    /// The shard of the CRL that lists it; 0 is the full one.
+    pub crl_shard: i32,
+    /// The number of the CRL that lists it: the lowest of those that are kept. Absent until there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crl_number: Option<i64>,
+    /// What was seen from outside, at each edge that is probed.
+    pub sightings: Vec<Sighting>,
+}
+
+/// When a revocation was first seen at an edge.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Sighting {
+    /// The address of the edge.
+    pub edge: String,
+    /// When OCSP called it revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ocsp_at: Option<Time>,
+    /// When the CRL listed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crl_at: Option<Time>,
+    /// The number of that CRL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crl_number: Option<i64>,
+}
+
 /// Where to deploy.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct DeployRequest {
@@ -353,4 +417,8 @@ pub struct RevokeRequest {
     /// The reason; `unspecified` when absent.
     #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
     pub reason: Option<RevocationReason>,
+    /// Since when the key is thought to be known to others, or the certificate wrong (RFC 5280 §5.3.2): not before the
+    /// certificate began, and not in the future.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub invalidity_date: Option<Time>,
 }

@@ -20,6 +20,7 @@ pub mod agents;
 pub mod api_keys;
 pub mod audit;
 pub mod bench;
+pub mod blocked_keys;
 pub mod bulk;
 pub mod certificates;
 pub mod discovery;
@@ -28,6 +29,7 @@ pub mod example;
 pub mod health;
 pub mod issuers;
 pub mod jobs;
+pub mod key_compromise;
 pub mod list;
 pub mod metrics;
 pub mod notifications;
@@ -37,6 +39,7 @@ pub mod policies;
 pub mod problem;
 pub mod profiles;
 pub mod query;
+pub mod recovery;
 pub mod renewal_policies;
 pub mod revocation;
 pub mod sessions;
@@ -59,6 +62,9 @@ pub fn catalogue() -> Vec<Operation> {
         transfer::operations(),
         bulk::operations(),
         revocation::operations(),
+        blocked_keys::operations(),
+        key_compromise::operations(),
+        recovery::operations(),
         issuers::operations(),
         targets::operations(),
         agents::operations(),

@@ -1,8 +1,8 @@
 //! Algorithms and sizes of keys.
 
-use std::fmt;
+use std::{borrow::Cow, fmt, str::FromStr};
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 crate::words! {
@@ -39,6 +39,104 @@ impl fmt::Display for KeyFacts {
         match self.algorithm {
             KeyAlgorithm::Ed25519 => f.write_str("Ed25519"),
             algorithm => write!(f, "{algorithm} {}", self.bits),
+        }
+    }
+}
+
+/// Which key a key is: SHA-256 of its SubjectPublicKeyInfo in DER (RFC 5280 §4.1.2.7), lower-case hexadecimal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct KeyFingerprint(String);
+
+/// What is wrong with the fingerprint of a key.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a key's fingerprint is the SHA-256 of its SubjectPublicKeyInfo: 64 hexadecimal digits (colons allowed)")]
+pub struct BadKeyFingerprint;
+
+impl KeyFingerprint {
+    /// From the 32 octets of the digest.
+    pub fn from_digest(digest: &[u8; 32]) -> Self {
+        Self(hex::encode(digest))
+    }
+
+    /// Lower-case hexadecimal.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for KeyFingerprint {
+    type Err = BadKeyFingerprint;
+
+    fn from_str(text: &str) -> Result<Self, BadKeyFingerprint> {
+        /// 32 octets with a colon between each two.
+        const LONGEST: usize = 95;
+        if text.len() > LONGEST {
+            return Err(BadKeyFingerprint);
+        }
+        let digits: String = text.chars().filter(|c| *c != ':').collect();
+        match digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            true => Ok(Self(digits.to_ascii_lowercase())),
+            false => Err(BadKeyFingerprint),
+        }
+    }
+}
+
+impl TryFrom<String> for KeyFingerprint {
+    type Error = BadKeyFingerprint;
+
+    fn try_from(text: String) -> Result<Self, BadKeyFingerprint> {
+        text.parse()
+    }
+}
+
+impl From<KeyFingerprint> for String {
+    fn from(fingerprint: KeyFingerprint) -> String {
+        fingerprint.0
+    }
+}
+
+impl fmt::Display for KeyFingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl JsonSchema for KeyFingerprint {
+    fn schema_name() -> Cow<'static, str> {
+        "KeyFingerprint".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string", "pattern": "^([0-9A-Fa-f]{2}:?){31}[0-9A-Fa-f]{2}$",
+            "examples": ["e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"],
+        })
+    }
+}
+
+#[cfg(feature = "sqlx")]
+crate::as_text!(KeyFingerprint);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_of_a_fingerprint_is_the_same_and_what_is_none_is_refused() {
+        let plain = "0f".repeat(32);
+        let colons = vec!["0F"; 32].join(":");
+        for text in [&plain, &plain.to_uppercase(), &colons] {
+            assert_eq!(text.parse::<KeyFingerprint>().unwrap().as_str(), plain, "{text}");
+        }
+        for text in [
+            "",
+            &plain[1..],
+            &format!("{plain}0f"),
+            &"0g".repeat(32),
+            &":".repeat(95),
+        ] {
+            assert_eq!(text.parse::<KeyFingerprint>(), Err(BadKeyFingerprint), "{text}");
         }
     }
 }

@@ -9,6 +9,7 @@
 //! | run | [`serve`] | a bounded HTTP server over TCP or a Unix socket, health and readiness |
 //! | run | [`client_addr`] | who asks, behind proxies that are trusted |
 //! | run | [`tls`] | the certificate of a public address |
+//! | run | [`journal`] | lines on disk before anybody is told |
 //! | run | [`periodic`] | loops that run at intervals or when woken |
 //! | drain | [`tasks`] | the owner of every task, and the shutdown in two stages |
 //! | test | [`failpoint`] | places where a crash test can hold a process |
@@ -22,6 +23,7 @@
 pub mod client_addr;
 pub mod config;
 pub mod failpoint;
+pub mod journal;
 mod pace;
 pub mod periodic;
 pub mod serve;

@@ -1,4 +1,5 @@
-//! Bulk operations: one thing done to many certificates, each in a transaction of its own.
+//! Bulk operations: one thing done to many certificates. Revocations are done by the hundred, everything else in a
+//! transaction of its own for each certificate.
 //!
 //! What is to be done to which certificates stands in rows before anything is done; a certificate's outcome is written
 //! in the transaction that does it. Whoever dies in between leaves certificates that wait, and somebody else goes on.
@@ -12,14 +13,17 @@ use certctl_model::{
 };
 use sqlx::PgPool;
 
-use crate::{Tx, certificates, error::*, revocations};
+use crate::{
+    Tx, certificates,
+    error::*,
+    revocations::{self, Grounds},
+};
 
 #[derive(sqlx::FromRow)]
 struct Item {
     bulk_id: BulkId,
     certificate_id: CertificateId,
     action: BulkAction,
-    reason: Option<RevocationReason>,
     owner_id: Option<OwnerId>,
     team_id: Option<TeamId>,
     dry_run: bool,
@@ -27,17 +31,99 @@ struct Item {
     actor_type: ActorType,
 }
 
-/// Does the next certificate of an operation that is running, in the name of who asked for it. Returns whether there
-/// was one.
+/// Certificates that are revoked in one transaction.
+const BATCH: i64 = 500;
+
+/// Does what is next in an operation that is running, in the name of who asked for it: one certificate, or some hundred
+/// that are to be revoked. Returns how many had their turn.
 ///
 /// # Errors
-/// When the database cannot be asked; the certificate still waits then.
-pub async fn step(db: &PgPool, now: Time) -> Result<bool> {
+/// When the database cannot be asked; the certificates still wait then.
+pub async fn step(db: &PgPool, now: Time) -> Result<u64> {
+    match revoke_some(db, now).await? {
+        // What is to be renewed can wait.
+        0 => step_one(db, now).await.map(u64::from),
+        some => Ok(some),
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct Waiting {
+    bulk_id: BulkId,
+    reason: Option<RevocationReason>,
+    sweep: bool,
+    dry_run: bool,
+    actor: String,
+    actor_type: ActorType,
+    certificates: Vec<CertificateId>,
+}
+
+async fn revoke_some(db: &PgPool, now: Time) -> Result<u64> {
     let mut tx = Tx::begin(db, &Actor::system(), now).await?;
-    // Revocations first: what is to be renewed can wait.
+    // Others that look at the same time skip these, and take the next.
+    let waiting: Option<Waiting> = sqlx::query_as(
+        "SELECT b.id AS bulk_id, b.reason, b.sweep, b.dry_run, b.actor, b.actor_type, w.certificates
+           FROM (SELECT * FROM bulk_operations WHERE status = 'Running' AND action = 'revoke' ORDER BY id) b
+          CROSS JOIN LATERAL (SELECT array_agg(i.certificate_id ORDER BY i.certificate_id) AS certificates
+                                FROM (SELECT certificate_id FROM bulk_items
+                                       WHERE bulk_id = b.id AND outcome = 'waiting'
+                                       ORDER BY certificate_id LIMIT $1 FOR UPDATE SKIP LOCKED) i) w
+          WHERE w.certificates IS NOT NULL
+          LIMIT 1",
+    )
+    .bind(BATCH)
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(waiting) = waiting else { return Ok(0) };
+    tx.act_for(Actor {
+        kind: waiting.actor_type,
+        name: waiting.actor.clone(),
+    });
+    let grounds = Grounds {
+        even_archived: waiting.sweep,
+        ..waiting.reason.unwrap_or(RevocationReason::Unspecified).into()
+    };
+    let outcomes = match waiting.dry_run {
+        true => revocations::try_all(&mut tx, &waiting.certificates, grounds).await?,
+        false => {
+            let done = revocations::revoke_all(&mut tx, &waiting.certificates, grounds).await?;
+            done.into_iter().map(|(id, done)| (id, done.map(|_| ()))).collect()
+        }
+    };
+    let (mut ids, mut words, mut messages) = (vec![], vec![], vec![]);
+    for (id, outcome) in outcomes {
+        let refusal = outcome.err().map(|error| error.to_string());
+        ids.push(id);
+        words.push(if refusal.is_none() {
+            BulkOutcome::Done
+        } else {
+            BulkOutcome::Refused
+        });
+        messages.push(refusal);
+    }
+    sqlx::query(
+        "UPDATE bulk_items i SET outcome = o.outcome, message = o.message, finished_at = $5
+           FROM unnest($2::text[], $3::text[], $4::text[]) AS o (certificate_id, outcome, message)
+          WHERE i.bulk_id = $1 AND i.certificate_id = o.certificate_id AND i.outcome = 'waiting'",
+    )
+    .bind(&waiting.bulk_id)
+    .bind(&ids)
+    .bind(&words)
+    .bind(&messages)
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    // Refusals and trials are no changes that the trail would tell of.
+    tx.commit_outcomes().await?;
+    Ok(ids.len() as u64)
+}
+
+/// Does the next certificate. Returns whether there was one.
+async fn step_one(db: &PgPool, now: Time) -> Result<bool> {
+    let mut tx = Tx::begin(db, &Actor::system(), now).await?;
     let item: Option<Item> = sqlx::query_as(
-        "SELECT i.bulk_id, i.certificate_id, b.action, b.reason, b.owner_id, b.team_id, b.dry_run, b.actor, b.actor_type
-           FROM (SELECT * FROM bulk_operations WHERE status = 'Running' ORDER BY action <> 'revoke', id) b
+        "SELECT i.bulk_id, i.certificate_id, b.action, b.owner_id, b.team_id, b.dry_run, b.actor, b.actor_type
+           FROM (SELECT * FROM bulk_operations WHERE status = 'Running' AND action <> 'revoke' ORDER BY id) b
           CROSS JOIN LATERAL (SELECT bulk_id, certificate_id FROM bulk_items
                                WHERE bulk_id = b.id AND outcome = 'waiting'
                                ORDER BY certificate_id LIMIT 1 FOR UPDATE SKIP LOCKED) i
@@ -86,10 +172,7 @@ async fn act(tx: &mut Tx, item: &Item) -> Result<()> {
     let id = &item.certificate_id;
     match item.action {
         BulkAction::Renew => certificates::renew(tx, id).await.map(|_| ()),
-        BulkAction::Revoke => {
-            let reason = item.reason.unwrap_or(RevocationReason::Unspecified);
-            revocations::revoke(tx, id, reason).await.map(|_| ())
-        }
+        BulkAction::Revoke => unreachable!("revocations are taken by the hundred"),
         BulkAction::Reassign => certificates::reassign(tx, id, item.owner_id.as_ref(), item.team_id.as_ref()).await,
     }
 }

@@ -70,14 +70,17 @@ impl Locked {
     /// # Errors
     /// [`Error::Conflict`] saying which.
     pub fn must_be_live(&self) -> Result<()> {
-        match (self.revoked_at, self.archived_at) {
-            (_, Some(_)) => Err(Error::Conflict(format!("certificate {} is archived", self.id))),
-            (Some(_), _) => Err(Error::Conflict(format!(
-                "certificate {} is revoked; request a new one",
-                self.id
-            ))),
-            _ => Ok(()),
-        }
+        must_be_live(&self.id, self.revoked_at, self.archived_at)
+    }
+}
+
+pub(crate) fn must_be_live(id: &CertificateId, revoked_at: Option<Time>, archived_at: Option<Time>) -> Result<()> {
+    match (revoked_at, archived_at) {
+        (_, Some(_)) => Err(Error::Conflict(format!("certificate {id} is archived"))),
+        (Some(_), _) => Err(Error::Conflict(format!(
+            "certificate {id} is revoked; request a new one"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -228,6 +231,7 @@ pub async fn must_be_deployable(tx: &mut Tx, version: &VersionId) -> Result<()> 
     let row: Option<(Time, bool, bool)> = sqlx::query_as(
         "SELECT v.not_after, r.revoked_at IS NOT NULL, v.agent_id IS NOT NULL FROM certificate_versions v
            LEFT JOIN revocations r ON r.issuer_id = v.issuer_id AND r.serial_number = v.serial_number
+                                  AND r.released_at IS NULL
           WHERE v.id = $1",
     )
     .bind(version)

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use certctl_model::{
+    audit::Actor,
     id::{AgentId, CertificateId, JobId, TargetId, VersionId},
-    job::{AwaitingApproval, AwaitingCsr, Job, JobFacts, JobKind, JobStatus, Pending, State, Transition},
+    job::{AwaitingApproval, AwaitingCsr, Cancelled, Job, JobFacts, JobKind, JobStatus, Pending, State, Transition},
     time::Time,
 };
 use sqlx::{PgConnection, PgPool};
@@ -360,20 +361,11 @@ pub async fn reap(pool: &PgPool, now: Time) -> Result<u64> {
 /// [`Error::Missing`]; [`Error::WrongJobState`] when it is being done or finished.
 pub async fn call_off(tx: &mut Tx, id: &JobId, reason: &str) -> Result<()> {
     let (facts, is) = locked(tx, id).await?;
-    let (by, reason) = (tx.actor(), reason.to_owned());
-    let transition = match is {
-        JobStatus::Pending => Job::<Pending>::known(facts).cancel(&by, reason),
-        JobStatus::AwaitingCsr => Job::<AwaitingCsr>::known(facts).cancel(&by, reason),
-        JobStatus::AwaitingApproval => Job::<AwaitingApproval>::known(facts).cancel(&by, reason),
-        JobStatus::Running | JobStatus::Completed | JobStatus::Failed | JobStatus::Cancelled => {
-            let wanted = "Pending, AwaitingCSR or AwaitingApproval".to_owned();
-            return Err(Error::WrongJobState {
-                id: id.to_string(),
-                is,
-                wanted,
-            });
-        }
-    };
+    let transition = cancellation(facts, is, &tx.actor(), reason).ok_or_else(|| Error::WrongJobState {
+        id: id.to_string(),
+        is,
+        wanted: "Pending, AwaitingCSR or AwaitingApproval".to_owned(),
+    })?;
     apply(tx, transition).await?;
     Ok(())
 }
@@ -383,16 +375,63 @@ pub async fn call_off(tx: &mut Tx, id: &JobId, reason: &str) -> Result<()> {
 /// # Errors
 /// When the database cannot be asked.
 pub async fn cancel_open(tx: &mut Tx, certificate: &CertificateId, reason: &str) -> Result<usize> {
-    let ids: Vec<JobId> = sqlx::query_scalar(
-        "SELECT id FROM jobs
-          WHERE certificate_id = $1 AND status IN ('Pending', 'AwaitingCSR', 'AwaitingApproval')
+    cancel_open_of(tx, &[certificate], reason).await
+}
+
+/// The same for several certificates, which the caller has locked.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn cancel_open_of(tx: &mut Tx, certificates: &[&CertificateId], reason: &str) -> Result<usize> {
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT id, type, certificate_id, agent_id, target_id, version_id, attempts, max_attempts, status
+           FROM jobs
+          WHERE certificate_id = ANY ($1) AND status IN ('Pending', 'AwaitingCSR', 'AwaitingApproval')
           ORDER BY id FOR UPDATE",
     )
-    .bind(certificate)
+    .bind(certificates)
     .fetch_all(&mut **tx)
     .await?;
-    for id in &ids {
-        call_off(tx, id, reason).await?;
+    if rows.is_empty() {
+        return Ok(0);
     }
-    Ok(ids.len())
+    let by = tx.actor();
+    let cancelled: Vec<Transition<Cancelled>> = rows
+        .into_iter()
+        .filter_map(|row| {
+            let (facts, is) = row.split();
+            cancellation(facts, is, &by, reason)
+        })
+        .collect();
+    let ids: Vec<&JobId> = cancelled.iter().map(|transition| &transition.job.id).collect();
+    sqlx::query(
+        "UPDATE jobs SET status = 'Cancelled', reason = $2, last_error = $2, lease_until = NULL, run_at = $3,
+                         finished_at = $3
+          WHERE id = ANY ($1) AND status IN ('Pending', 'AwaitingCSR', 'AwaitingApproval')",
+    )
+    .bind(&ids)
+    .bind(reason)
+    .bind(tx.now())
+    .execute(&mut **tx)
+    .await?;
+    let count = cancelled.len();
+    for transition in cancelled {
+        tx.note(transition.event);
+        if transition.job.kind == JobKind::Deployment {
+            give_up_choice(tx, &transition.job).await?;
+        }
+    }
+    tx.wake(Channel::Jobs);
+    Ok(count)
+}
+
+/// The move that calls a job off, if its state has one.
+fn cancellation(facts: JobFacts, is: JobStatus, by: &Actor, reason: &str) -> Option<Transition<Cancelled>> {
+    let reason = reason.to_owned();
+    match is {
+        JobStatus::Pending => Some(Job::<Pending>::known(facts).cancel(by, reason)),
+        JobStatus::AwaitingCsr => Some(Job::<AwaitingCsr>::known(facts).cancel(by, reason)),
+        JobStatus::AwaitingApproval => Some(Job::<AwaitingApproval>::known(facts).cancel(by, reason)),
+        JobStatus::Running | JobStatus::Completed | JobStatus::Failed | JobStatus::Cancelled => None,
+    }
 }

@@ -9,7 +9,8 @@
 //! | [`imports`] | take in what others issued |
 //! | [`discovery`] | certificates found on hosts: reports, claims, dismissals |
 //! | [`planning`] | dates, what is due, and jobs in line with targets and policy |
-//! | [`revocations`] | revoke; entries for a CRL; the status of a serial number |
+//! | [`journal`] | what has to be kept outside the database, and is not yet |
+//! | [`revocations`] | revoke, release; entries for a CRL; the status of a serial number |
 //! | [`ledger`] | what the signer is about to sign, and what it signed |
 //! | [`agents`] | signs of life and their absence |
 //! | [`outbox`] | notifications on their way out |
@@ -28,6 +29,7 @@ pub mod discovery;
 pub mod error;
 pub mod imports;
 pub mod jobs;
+pub mod journal;
 pub mod lease;
 pub mod ledger;
 pub mod outbox;

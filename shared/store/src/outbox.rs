@@ -31,25 +31,40 @@ pub struct News {
 /// # Errors
 /// When the database cannot be asked.
 pub async fn announce(tx: &mut Tx, news: &News) -> Result<()> {
+    announce_all(tx, std::slice::from_ref(news)).await
+}
+
+/// Enqueues several pieces of news in one statement.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn announce_all(tx: &mut Tx, news: &[News]) -> Result<()> {
+    const CHANNELS: [Channel; 2] = [Channel::Email, Channel::Webhook];
     let now = tx.now();
-    let channels = [Channel::Email, Channel::Webhook];
+    // A row for each channel.
+    let rows: Vec<(&News, Channel)> = news
+        .iter()
+        .flat_map(|news| CHANNELS.map(|channel| (news, channel)))
+        .collect();
+    let column = |of: fn(&News) -> String| rows.iter().map(|(news, _)| of(news)).collect::<Vec<String>>();
     sqlx::query(
         "INSERT INTO notifications (id, type, certificate_id, channel, recipient, subject, message, dedup_key,
                                     status, not_before, created_at)
-         SELECT n.id, $3, $4, n.channel, CASE n.channel WHEN 'Email' THEN o.email ELSE 'webhook' END, $5, $6,
-                $7 || ':' || n.channel, 'pending', $8, $8
-           FROM unnest($1::text[], $2::text[]) AS n (id, channel),
-                certificates c JOIN owners o ON o.id = c.owner_id
-          WHERE c.id = $4
+         SELECT n.id, n.type, c.id, n.channel, CASE n.channel WHEN 'Email' THEN o.email ELSE 'webhook' END, n.subject,
+                n.message, n.type || ':' || n.dedup || ':' || n.channel, 'pending', $8, $8
+           FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+                AS n (id, channel, type, certificate_id, subject, message, dedup)
+           JOIN certificates c ON c.id = n.certificate_id
+           JOIN owners o ON o.id = c.owner_id
          ON CONFLICT (dedup_key) DO NOTHING",
     )
-    .bind(channels.map(|_| NotificationId::generate(now)))
-    .bind(channels)
-    .bind(news.kind)
-    .bind(&news.certificate)
-    .bind(&news.subject)
-    .bind(&news.message)
-    .bind(format!("{}:{}", news.kind, news.dedup))
+    .bind(rows.iter().map(|_| NotificationId::generate(now)).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, channel)| *channel).collect::<Vec<_>>())
+    .bind(column(|news| news.kind.to_string()))
+    .bind(column(|news| news.certificate.to_string()))
+    .bind(column(|news| news.subject.clone()))
+    .bind(column(|news| news.message.clone()))
+    .bind(column(|news| news.dedup.clone()))
     .bind(now)
     .execute(&mut **tx)
     .await?;

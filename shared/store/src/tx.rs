@@ -96,10 +96,22 @@ impl Tx {
     ///
     /// # Errors
     /// [`Error::Silent`] when nothing was noted: a change that nobody could trace is not made.
-    pub async fn commit(mut self) -> Result<()> {
-        if self.events.is_empty() {
-            return Err(Error::Silent);
+    pub async fn commit(self) -> Result<()> {
+        match self.events.is_empty() {
+            true => Err(Error::Silent),
+            false => self.finish().await,
         }
+    }
+
+    /// Commits even when nothing was noted: for outcomes of a bulk operation, of which some may be refusals alone.
+    pub(crate) async fn commit_outcomes(self) -> Result<()> {
+        match self.events.is_empty() {
+            true => Ok(self.inner.commit().await?),
+            false => self.finish().await,
+        }
+    }
+
+    async fn finish(mut self) -> Result<()> {
         let (now, count) = (self.now, self.events.len());
         let events = std::mem::take(&mut self.events);
         let column = |f: fn(&Event) -> String| events.iter().map(f).collect::<Vec<String>>();

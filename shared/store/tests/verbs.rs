@@ -212,7 +212,7 @@ async fn what_was_revoked_while_it_was_signed_is_recorded_as_revoked(db: PgPool)
     let claim = jobs::claim(&db, now(), LEASE, 10).await.unwrap().remove(0);
 
     let mut revocation = tx(&db).await;
-    let serials = revocations::revoke(&mut revocation, &id, RevocationReason::KeyCompromise)
+    let serials = revocations::revoke(&mut revocation, &id, RevocationReason::KeyCompromise.into())
         .await
         .unwrap();
     assert_eq!(serials, ["a1".parse().unwrap()]);
@@ -241,7 +241,7 @@ async fn what_was_revoked_while_it_was_signed_is_recorded_as_revoked(db: PgPool)
     );
 
     let mut again = tx(&db).await;
-    let refused = revocations::revoke(&mut again, &id, RevocationReason::Superseded)
+    let refused = revocations::revoke(&mut again, &id, RevocationReason::Superseded.into())
         .await
         .unwrap_err();
     assert_eq!(refused.to_string(), "certificate mc-1 is revoked; request a new one");

@@ -1,6 +1,6 @@
 //! Certification requests (PKCS #10, RFC 2986): what one asks for, read only after its signature is verified.
 
-use certctl_model::key::KeyFacts;
+use certctl_model::key::{KeyFacts, KeyFingerprint};
 use certctl_model::name::San;
 use rcgen::{CertificateParams, DistinguishedName, DnType, PublicKeyData, SanType, SignatureAlgorithm, SigningKey};
 use x509_parser::certification_request::X509CertificationRequest;
@@ -11,7 +11,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::x509::X509Version;
 
 use crate::Der;
-use crate::keys::KeyPair;
+use crate::keys::{self, KeyPair};
 use crate::name::san_from_general_name;
 use crate::pem::{self, PemError};
 use crate::public_key::{self, BadSignature};
@@ -119,6 +119,11 @@ impl CertificationRequest {
     /// DER of the SubjectPublicKeyInfo.
     pub fn spki_der(&self) -> &[u8] {
         &self.spki_der
+    }
+
+    /// Which key it carries.
+    pub fn key_fingerprint(&self) -> KeyFingerprint {
+        keys::fingerprint(&self.spki_der)
     }
 
     /// Kind and size of the key. Sizes below a profile's are reported, not refused.

@@ -177,6 +177,17 @@ impl CertificateFacts {
         })
     }
 
+    /// Checks that its key signed `message`, as [`KeyPair::sign`] does: ECDSA with the digest of the curve's size, RSA
+    /// PKCS #1 v1.5 with SHA-256, or Ed25519.
+    pub fn verify_signed(&self, message: &[u8], signature: &[u8]) -> Result<(), String> {
+        let own = parsed(&self.der).map_err(|error| error.to_string())?;
+        match public_key::verify_plain(own.public_key(), message, signature) {
+            Ok(()) => Ok(()),
+            Err(BadSignature::Wrong) => Err("was not made by the key of the certificate over these octets".to_owned()),
+            Err(BadSignature::Unsupported(why)) => Err(why),
+        }
+    }
+
     fn read(&mut self, extension: &ParsedExtension<'_>) -> Result<(), FactsError> {
         match extension {
             ParsedExtension::SubjectAlternativeName(names) => {

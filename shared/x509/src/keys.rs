@@ -7,7 +7,7 @@ use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{
     self, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _, RsaEncoding, RsaKeyPair,
 };
-use certctl_model::key::{KeyAlgorithm, KeyFacts};
+use certctl_model::key::{KeyAlgorithm, KeyFacts, KeyFingerprint};
 use certctl_model::secret::Secret;
 use pkcs8::pkcs5::pbes2;
 use pkcs8::{EncryptedPrivateKeyInfo, PrivateKeyInfo};
@@ -296,6 +296,12 @@ fn from_pkcs8(der: &[u8]) -> Result<Inner, KeyError> {
         .or_else(rsa)
         .or_else(ed25519)
         .ok_or(KeyError::Malformed("no PKCS #8 key of a kind that is understood"))
+}
+
+/// Which key a SubjectPublicKeyInfo (DER) is.
+pub fn fingerprint(spki_der: &[u8]) -> KeyFingerprint {
+    let digest = digest::digest(&digest::SHA256, spki_der);
+    KeyFingerprint::from_digest(digest.as_ref().try_into().expect("SHA-256 has 32 octets"))
 }
 
 /// SHA-256 in lower-case hex: how certificates and keys are named.

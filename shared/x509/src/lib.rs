@@ -6,15 +6,17 @@
 //! | [`keys`] | private keys: made, loaded, sealed, signing |
 //! | [`scheme`] | how keys sign: identifiers, digests, verification |
 //! | [`csr`] | certification requests (PKCS #10): read with their signature verified, and made |
+//! | [`crl`] | what a CRL lists |
 //! | [`facts`] | what a certificate says |
 //! | [`name`] | names as the ASN.1 types of RFC 5280 |
 //! | [`ocsp`] | OCSP requests and unsigned answers (RFC 6960) |
 //!
 //! Everything is a function of its arguments; every parser of foreign bytes compares their length with a limit first.
 //!
-//! Not here: issuing, CRLs and signed OCSP answers (the signer's), files, sockets, the time of day.
+//! Not here: issuing, signed CRLs and signed OCSP answers (the signer's), files, sockets, the time of day.
 #![warn(missing_docs)]
 
+pub mod crl;
 pub mod csr;
 pub mod facts;
 pub mod keys;

@@ -83,6 +83,26 @@ pub(crate) fn verify(
         .map_err(|_| BadSignature::Wrong)
 }
 
+/// Verifies that the key signed `message` in the one way we sign with keys of its kind ourselves.
+pub(crate) fn verify_plain(
+    spki: &SubjectPublicKeyInfo<'_>,
+    message: &[u8],
+    signature: &[u8],
+) -> Result<(), BadSignature> {
+    use KeyAlgorithm::{Ecdsa, Ed25519, Rsa};
+    let facts = key_facts(spki).map_err(BadSignature::Unsupported)?;
+    let how: &dyn VerificationAlgorithm = match (facts.algorithm, facts.bits) {
+        (Rsa, _) => &signature::RSA_PKCS1_1024_8192_SHA256_FOR_LEGACY_USE_ONLY,
+        (Ecdsa, 256) => &signature::ECDSA_P256_SHA256_ASN1,
+        (Ecdsa, 384) => &signature::ECDSA_P384_SHA384_ASN1,
+        (Ecdsa, _) => &signature::ECDSA_P521_SHA512_ASN1,
+        (Ed25519, _) => &signature::ED25519,
+    };
+    UnparsedPublicKey::new(how, &spki.subject_public_key.data)
+        .verify(message, signature)
+        .map_err(|_| BadSignature::Wrong)
+}
+
 fn verification(key: KeyFacts, algorithm: &AlgorithmIdentifier<'_>) -> Option<&'static dyn VerificationAlgorithm> {
     use KeyAlgorithm::{Ecdsa, Ed25519, Rsa};
     let is = |other: &Oid<'_>| algorithm.algorithm == *other;

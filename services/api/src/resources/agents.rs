@@ -30,6 +30,7 @@ use serde_json::Value;
 use sqlx::{Row, postgres::PgRow, types::Json};
 
 use super::{
+    blocked_keys,
     certificates::{check_tags, newest_of_agent},
     profiles,
 };
@@ -453,6 +454,8 @@ async fn submit_csr(cx: Cx, rq: Request<AgentSubmitCsr>) -> Result<Outcome, ApiE
         let detail = format!("job {id} is {status}; it does not await a request");
         return Err(ApiError::new(Kind::WrongState, detail));
     }
+    let key = request.key_fingerprint();
+    blocked_keys::must_not_be_blocked(&mut tx, "csr_pem", &key).await?;
     let certificate = certificates::lock(&mut tx, &facts.certificate).await?;
     certificate.must_be_live()?;
     let (common, sans, profile): (San, Vec<San>, Option<certctl_model::id::ProfileId>) =

@@ -9,8 +9,10 @@ use certctl_contract::{
     query,
 };
 use certctl_model::{
+    audit::Event,
     bulk::{BulkAction, BulkStatus},
     id::{BulkId, OwnerId, TeamId},
+    key::KeyFingerprint,
     revocation::RevocationReason,
 };
 use certctl_store::{Tx, tallies, wake::Channel};
@@ -107,25 +109,32 @@ struct Order {
     reason: Option<RevocationReason>,
     owner: Option<OwnerId>,
     team: Option<TeamId>,
+    /// Whether what is archived is revoked too.
+    sweep: bool,
+}
+
+impl Order {
+    fn of(action: BulkAction) -> Self {
+        Self {
+            action,
+            reason: None,
+            owner: None,
+            team: None,
+            sweep: false,
+        }
+    }
 }
 
 async fn renew(cx: Cx, rq: Request<BulkRenew>) -> Result<BulkOperation, ApiError> {
-    let order = Order {
-        action: BulkAction::Renew,
-        reason: None,
-        owner: None,
-        team: None,
-    };
+    let order = Order::of(BulkAction::Renew);
     let tx = cx.begin().await?;
     record(tx, rq.body.selection, order).await
 }
 
 async fn revoke(cx: Cx, rq: Request<BulkRevoke>) -> Result<BulkOperation, ApiError> {
     let order = Order {
-        action: BulkAction::Revoke,
         reason: Some(rq.body.reason.unwrap_or(RevocationReason::Unspecified)),
-        owner: None,
-        team: None,
+        ..Order::of(BulkAction::Revoke)
     };
     let tx = cx.begin().await?;
     record(tx, rq.body.selection, order).await
@@ -158,34 +167,88 @@ async fn reassign(cx: Cx, rq: Request<BulkReassign>) -> Result<BulkOperation, Ap
         ));
     }
     let order = Order {
-        action: BulkAction::Reassign,
-        reason: None,
         owner,
         team: team.or(owners_team),
+        ..Order::of(BulkAction::Reassign)
     };
     record(tx, rq.body.selection, order).await
 }
 
-/// Writes an operation down, with the certificates it is about.
-async fn record(mut tx: Tx, selection: Selection, order: Order) -> Result<BulkOperation, ApiError> {
+/// Writes an operation down. Which certificates it is about comes next, in the same unit of work.
+async fn begin(
+    tx: &mut Tx,
+    order: &Order,
+    dry_run: bool,
+    filter: Option<&CertificateConditions>,
+) -> Result<BulkId, ApiError> {
     let (id, now, actor) = (BulkId::generate(tx.now()), tx.now(), tx.actor());
     sqlx::query(
-        "INSERT INTO bulk_operations (id, action, dry_run, status, reason, owner_id, team_id, filter, actor, actor_type,
-                                      created_at)
-         VALUES ($1, $2, $3, 'Running', $4, $5, $6, $7, $8, $9, $10)",
+        "INSERT INTO bulk_operations (id, action, dry_run, status, reason, owner_id, team_id, filter, sweep, actor,
+                                      actor_type, created_at)
+         VALUES ($1, $2, $3, 'Running', $4, $5, $6, $7, $8, $9, $10, $11)",
     )
     .bind(&id)
     .bind(order.action)
-    .bind(selection.dry_run)
+    .bind(dry_run)
     .bind(order.reason)
     .bind(&order.owner)
     .bind(&order.team)
-    .bind(selection.filter.as_ref().map(Json))
+    .bind(filter.map(Json))
+    .bind(order.sweep)
     .bind(&actor.name)
     .bind(actor.kind)
     .bind(now)
-    .execute(&mut *tx)
+    .execute(&mut **tx)
     .await?;
+    Ok(id)
+}
+
+/// Says how many certificates an operation is about, and has somebody do it.
+async fn set_going(tx: &mut Tx, id: &BulkId, total: u64, event: Event) -> Result<(), ApiError> {
+    sqlx::query("UPDATE bulk_operations SET total = $2 WHERE id = $1")
+        .bind(id)
+        .bind(i64::try_from(total).unwrap_or(i64::MAX))
+        .execute(&mut **tx)
+        .await?;
+    tx.note(event.with("total", total));
+    tx.wake(Channel::Bulk);
+    Ok(())
+}
+
+/// Begins to revoke everything of ours that has a key and has not ended, be it archived or held. Returns the operation.
+pub(super) async fn sweep(tx: &mut Tx, key: &KeyFingerprint) -> Result<BulkId, ApiError> {
+    let order = Order {
+        reason: Some(RevocationReason::KeyCompromise),
+        sweep: true,
+        ..Order::of(BulkAction::Revoke)
+    };
+    let filter = CertificateConditions([("spki_sha256".to_owned(), key.to_string())].into());
+    let id = begin(tx, &order, false, Some(&filter)).await?;
+    let total = sqlx::query(
+        "INSERT INTO bulk_items (bulk_id, certificate_id)
+         SELECT DISTINCT $1, v.certificate_id
+           FROM certificate_versions v JOIN certificates c ON c.id = v.certificate_id
+          WHERE v.spki_sha256 = $2 AND v.issuer_id IS NOT NULL AND v.not_after > $3
+            AND (c.revoked_at IS NULL OR c.revocation_reason = 'certificateHold')",
+    )
+    .bind(&id)
+    .bind(key)
+    .bind(tx.now())
+    .execute(&mut **tx)
+    .await?
+    .rows_affected();
+    let event = tx
+        .event("bulk_requested", "bulk_operation", &id)
+        .with("action", order.action)
+        .with("filter", &filter);
+    set_going(tx, &id, total, event).await?;
+    Ok(id)
+}
+
+/// Writes an operation down, with the certificates it is about.
+async fn record(mut tx: Tx, selection: Selection, order: Order) -> Result<BulkOperation, ApiError> {
+    let now = tx.now();
+    let id = begin(&mut tx, &order, selection.dry_run, selection.filter.as_ref()).await?;
     let total =
         match (selection.ids, &selection.filter) {
             (Some(ids), None) if (1..=MOST_IDS).contains(&ids.len()) => sqlx::query(
@@ -222,19 +285,12 @@ async fn record(mut tx: Tx, selection: Selection, order: Order) -> Result<BulkOp
             }
         }
         .rows_affected();
-    sqlx::query("UPDATE bulk_operations SET total = $2 WHERE id = $1")
-        .bind(&id)
-        .bind(i64::try_from(total).unwrap_or(i64::MAX))
-        .execute(&mut *tx)
-        .await?;
     let event = tx
         .event("bulk_requested", "bulk_operation", &id)
         .with("action", order.action)
         .with("dry_run", selection.dry_run)
-        .with("total", total)
         .with("filter", &selection.filter);
-    tx.note(event);
-    tx.wake(Channel::Bulk);
+    set_going(&mut tx, &id, total, event).await?;
     let created = listing::get(&mut tx, now, id.as_str()).await?;
     tx.commit().await?;
     Ok(created)

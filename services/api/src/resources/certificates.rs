@@ -20,7 +20,7 @@ use certctl_model::{
 use certctl_store::{
     Tx, certificates as store, jobs,
     planning::{self, Planned},
-    revocations,
+    revocations::{self, Grounds},
     tallies::Subject,
 };
 use certctl_x509::pem;
@@ -44,6 +44,8 @@ pub(super) fn routes(r: Routes) -> Routes {
         .on(renew)
         .on(deploy)
         .on(revoke)
+        .on(release)
+        .on(revocation)
 }
 
 /// Names a certificate may have at most.
@@ -113,6 +115,10 @@ impl Listed for Certificate {
             let before = "c.id = ANY (ARRAY(SELECT m.certificate_id FROM targets t
                                               JOIN certificate_targets m ON m.target_id = t.id WHERE t.agent_id =";
             sql.with(before, agent.clone(), "))");
+        }
+        if let Some(key) = &f.spki_sha256 {
+            let before = "c.id = ANY (ARRAY(SELECT k.certificate_id FROM certificate_versions k WHERE k.spki_sha256 =";
+            sql.with(before, key.clone(), "))");
         }
         if let Some(q) = &f.q {
             let patterns = q.patterns();
@@ -486,7 +492,8 @@ impl Listed for CertificateVersion {
         v.fingerprint_sha256, v.spki_sha256, v.cert_pem, v.chain_pem, v.csr_der, v.key_algorithm, v.key_size,
         v.agent_id, v.imported_from, v.created_at, r.revoked_at";
     const FROM: &'static str = "certificate_versions v
-        LEFT JOIN revocations r ON r.issuer_id = v.issuer_id AND r.serial_number = v.serial_number";
+        LEFT JOIN revocations r ON r.issuer_id = v.issuer_id AND r.serial_number = v.serial_number
+                               AND r.released_at IS NULL";
     const ID: &'static str = "v.id";
     const DEFAULT: Sort<VersionSort> = Sort {
         key: VersionSort::CreatedAt,
@@ -647,12 +654,94 @@ async fn chosen_version(
 }
 
 async fn revoke(cx: Cx, rq: Request<RevokeCertificate>) -> Result<Outcome, ApiError> {
-    let reason = rq.body.reason.unwrap_or(RevocationReason::Unspecified);
+    let id = rq.path.id;
+    let grounds = Grounds {
+        reason: rq.body.reason.unwrap_or(RevocationReason::Unspecified),
+        invalidity_date: rq.body.invalidity_date,
+        even_archived: false,
+    };
     let mut tx = cx.begin().await?;
-    revocations::revoke(&mut tx, &rq.path.id, reason).await?;
+    if let Some(date) = grounds.invalidity_date {
+        plausible(&mut tx, &id, date).await?;
+    }
+    revocations::revoke(&mut tx, &id, grounds).await?;
     tx.commit().await?;
     certctl_runtime::failpoint::hold("api.revoked").await;
+    cx.app.journal(&id).await?;
     Ok(Outcome::of("revoked"))
+}
+
+/// Refuses a day on which nothing could have been wrong yet.
+async fn plausible(tx: &mut Tx, id: &CertificateId, date: Time) -> Result<(), ApiError> {
+    if date > tx.now() {
+        return Err(ApiError::invalid("invalidity_date", "lies in the future"));
+    }
+    match revocations::issued_since(tx, id).await? {
+        Some(since) if date < since => Err(ApiError::invalid(
+            "invalidity_date",
+            format!("lies before {since}, when the certificate began"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+async fn release(cx: Cx, rq: Request<ReleaseCertificate>) -> Result<Outcome, ApiError> {
+    let id = rq.path.id;
+    let mut tx = cx.begin().await?;
+    revocations::release(&mut tx, &id).await?;
+    tx.commit().await?;
+    cx.app.journal(&id).await?;
+    Ok(Outcome::of("released"))
+}
+
+async fn revocation(cx: Cx, rq: Request<GetCertificateRevocation>) -> Result<CertificateRevocation, ApiError> {
+    let id = rq.path.id;
+    must_exist(&cx, &id).await?;
+    let rows = sqlx::query(
+        "SELECT r.issuer_id, r.serial_number, r.reason, r.revoked_by, r.revoked_at, r.released_at, r.invalidity_date,
+                NOT r.short_lived AS published, r.shard,
+                -- What is recorded before a list is made is in it; its day has whole seconds.
+                (SELECT min(l.number) FROM crls l
+                  WHERE l.issuer_id = r.issuer_id AND l.shard = r.shard AND l.base IS NULL AND NOT r.short_lived
+                    AND r.released_at IS NULL AND l.this_update > r.revoked_at) AS crl_number,
+                (SELECT coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+                            'edge', s.edge, 'ocsp_at', utc_text(s.ocsp_at), 'crl_at', utc_text(s.crl_at),
+                            'crl_number', s.crl_number)) ORDER BY s.edge), '[]')
+                   FROM revocation_sightings s
+                  WHERE s.issuer_id = r.issuer_id AND s.serial_number = r.serial_number
+                    AND s.revoked_at = r.revoked_at) AS sightings
+           FROM revocations r
+          WHERE r.certificate_id = $1
+          ORDER BY r.revoked_at DESC, r.not_after DESC, r.serial_number",
+    )
+    .bind(&id)
+    .fetch_all(cx.pool())
+    .await?;
+    if rows.is_empty() {
+        return Err(ApiError::new(
+            Kind::NotFound,
+            format!("certificate {id} was never revoked"),
+        ));
+    }
+    let serial = |row: &PgRow| {
+        Ok::<_, sqlx::Error>(RevokedSerial {
+            issuer_id: row.try_get("issuer_id")?,
+            serial_number: row.try_get("serial_number")?,
+            reason: row.try_get("reason")?,
+            revoked_by: row.try_get("revoked_by")?,
+            revoked_at: row.try_get("revoked_at")?,
+            released_at: row.try_get("released_at")?,
+            invalidity_date: row.try_get("invalidity_date")?,
+            published: row.try_get("published")?,
+            crl_shard: row.try_get("shard")?,
+            crl_number: row.try_get("crl_number")?,
+            sightings: row.try_get::<Json<Vec<Sighting>>, _>("sightings")?.0,
+        })
+    };
+    Ok(CertificateRevocation {
+        certificate_id: id,
+        serials: rows.iter().map(serial).collect::<Result<_, _>>()?,
+    })
 }
 
 /// The newest version of a certificate whose key an agent holds, as leaf and chain.

@@ -4,17 +4,20 @@ mod agent_groups;
 mod agents;
 mod api_keys;
 mod audit;
+mod blocked_keys;
 mod bulk;
 mod certificates;
 mod discovery;
 mod health;
 mod issuers;
 mod jobs;
+mod key_compromise;
 mod metrics;
 mod notifications;
 mod owners;
 mod policies;
 mod profiles;
+mod recovery;
 mod renewal_policies;
 mod revocation;
 mod sessions;
@@ -35,6 +38,9 @@ pub fn mount(routes: Routes) -> Routes {
         transfer::routes,
         bulk::routes,
         revocation::routes,
+        blocked_keys::routes,
+        key_compromise::routes,
+        recovery::routes,
         issuers::routes,
         targets::routes,
         agents::routes,
