@@ -37,6 +37,8 @@ pub(crate) enum What {
     Ocsp(Ocsp),
     /// From a revocation to where OCSP and the CRLs of several edges show it; prints one line of JSON.
     Visible(Visible),
+    /// CRLs: time and memory for a large one, or how soon one of many shards tells.
+    Crl(Crl),
     /// Read the plans that auto_explain wrote into the log of Postgres.
     Plans(Plans),
     /// Make a page of the lines of several benches.
@@ -451,4 +453,29 @@ pub(crate) struct Bare {
     /// A file with an answer, head and all.
     #[arg(long)]
     pub(crate) like: Option<PathBuf>,
+}
+/// CRLs of how many revocations, and who makes them.
+#[derive(Debug, Args)]
+pub(crate) struct Crl {
+    #[command(flatten)]
+    pub(crate) server: Server,
+
+    #[command(flatten)]
+    pub(crate) database: Database,
+
+    /// Revocations that are seeded.
+    #[arg(long, default_value_t = 1_000_000, value_parser = value_parser!(i64).range(1_000..=20_000_000))]
+    pub(crate) rows: i64,
+
+    /// Shards that they are divided into; with one there is the full list alone.
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(i32).range(1..=1024))]
+    pub(crate) shards: i32,
+
+    /// The signer's socket.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) signer_socket: PathBuf,
+
+    /// Process id of the signer.
+    #[arg(long, value_name = "PID")]
+    pub(crate) signer_pid: u32,
 }

@@ -11,6 +11,7 @@
 //! | [`changes`] | writers, and the events that tell of what they did |
 //! | [`limits`] | what passes a rate limit |
 //! | [`visible`] | from a revocation to where relying parties see it |
+//! | [`crl`] | making large CRLs, and one of many shards |
 //! | [`load`] | driving an operation, latencies by percentile |
 //! | [`ceilings`] | what this machine can do at most |
 //! | [`constant`] | the constant body that the API gives away for measurements |
@@ -30,6 +31,7 @@ mod combinations;
 mod constant;
 mod copy;
 mod cpu;
+mod crl;
 mod estate;
 mod limits;
 mod load;
@@ -95,6 +97,7 @@ async fn run(what: What) -> anyhow::Result<()> {
         What::Limits(args) => limits::run(&args).await?,
         What::Ocsp(args) => ocsp::run(&args).await?,
         What::Visible(args) => visible::run(&args).await?,
+        What::Crl(args) => crl::run(&args).await?,
         What::Plans(args) => plans::read(&args)?,
         What::Page(args) => {
             print!("{}", page::write(&args)?);

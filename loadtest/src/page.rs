@@ -10,7 +10,7 @@ use crate::cli::Page;
 /// A row of the page: the bench, what it shows, which figures, and which of them stands beside a ceiling.
 type Shown = (&'static str, &'static str, &'static [&'static str], &'static str);
 
-const SHOWN: [Shown; 8] = [
+const SHOWN: [Shown; 10] = [
     (
         "main-job",
         "from the request of a certificate to nginx serving it; beside a bare TLS handshake",
@@ -76,6 +76,20 @@ const SHOWN: [Shown; 8] = [
             "ocsp_per_second",
         ],
         "/over_round_trip",
+    ),
+    (
+        "crl-1m",
+        "a CRL of 1,000,000 entries, from the call to the signer to its commit; beside reading the same rows and \
+         hashing the same octets",
+        &["rows", "seconds", "cpu_seconds", "rss_growth_mb"],
+        "/seconds_over_read_and_hash",
+    ),
+    (
+        "crl-10m",
+        "10,000,000 entries in 128 shards: the most memory of the signer, and a revocation until its shard is fetched \
+         with it, the slowest of twenty; beside reading the rows of a shard",
+        &["rows", "rss_mb", "dirty_shard_ms", "dirty_shard_p50_ms"],
+        "/dirty_shard_p50_over_read",
     ),
 ];
 

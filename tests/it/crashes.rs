@@ -40,6 +40,9 @@ const ROWS: &[(u8, &str, Story)] = &[
     (10, "notifier.delivered", Story::Issue),
     (10, "notifier.settled", Story::Issue),
     (11, "api.revoked", Story::Revoke),
+    (11, "signer.crl_written", Story::Revoke),
+    (11, "signer.crl_stored", Story::Revoke),
+    (11, "signer.crl_numbered", Story::Revoke),
     (11, "scheduler.crl_published", Story::Revoke),
 ];
 const VICTIMS: &[&str] = &["api", "signer", "scheduler", "notifier", "agent", "postgres"];
@@ -356,7 +359,8 @@ impl End {
                     (SELECT count(*) FROM jobs WHERE certificate_id = c.id AND status <> 'Completed') AS unfinished,
                     (SELECT count(*) FROM certificate_versions WHERE certificate_id = c.id) AS versions,
                     (SELECT count(*) FROM revocations WHERE certificate_id = c.id) AS revocations,
-                    EXISTS (SELECT 1 FROM crls WHERE issuer_id = c.issuer_id AND covers >= (SELECT count(*) FROM revocations r WHERE r.issuer_id = c.issuer_id)) AS published,
+                    EXISTS (SELECT 1 FROM crls WHERE issuer_id = c.issuer_id)
+                        AND NOT EXISTS (SELECT 1 FROM crl_dirt WHERE issuer_id = c.issuer_id) AS published,
                     v.fingerprint_sha256 AS fingerprint, v.cert_pem AS leaf
                FROM certificates c JOIN certificate_versions v ON v.id = c.current_version_id
               WHERE c.id = $1",

@@ -82,6 +82,13 @@ async fn a_linter_of_other_people_finds_no_error_in_what_is_signed(db: PgPool) {
     )
     .await
     .expect(201);
+    // Leaves name shards, the full CRL names its delta.
+    w.put(
+        "/api/v1/issuers/iss-local",
+        json!({ "config": { "crl_shards": 2, "crl_delta": true } }),
+    )
+    .await
+    .expect(200);
     for (id, more) in [
         ("mc-plain", json!({})),
         (
@@ -116,11 +123,22 @@ async fn a_linter_of_other_people_finds_no_error_in_what_is_signed(db: PgPool) {
         let leaf = write(&format!("{id}.pem"), version["cert_pem"].as_str().unwrap().as_bytes());
         findings.extend(lint("lint_pkix_cert", &[], &leaf).await);
     }
-    let crl = write(
-        "crl.pem",
-        pem::encode("X509 CRL", &w.get("/crl/iss-local.crl").await.octets).as_bytes(),
-    );
-    findings.extend(lint("lint_crl", &["-t", "CRL", "-p", "PKIX"], &crl).await);
+    for (name, path) in [
+        ("full", "/crl/iss-local.crl"),
+        ("delta", "/crl/iss-local/delta.crl"),
+        ("shard-1", "/crl/iss-local/1.crl"),
+        ("shard-2", "/crl/iss-local/2.crl"),
+    ] {
+        let answer = w.get(path).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let file = write(
+            &format!("{name}.pem"),
+            pem::encode("X509 CRL", &answer.octets).as_bytes(),
+        );
+        for profile in ["PKIX", "BR"] {
+            findings.extend(lint("lint_crl", &["-t", "CRL", "-p", profile], &file).await);
+        }
+    }
     let issuer = ocsp::IssuerId::of_certificate(&ca.octets).unwrap();
     let revoked = w.versions("mc-revoked").await.remove(0)["serial_number"]
         .as_str()

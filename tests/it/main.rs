@@ -11,6 +11,7 @@ mod cli;
 mod compatibility;
 mod conformance;
 mod crashes;
+mod crls;
 mod discovery;
 mod documents;
 mod edges;

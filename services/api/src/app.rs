@@ -295,6 +295,20 @@ impl Routes {
         })
     }
 
+    /// Mounts a handler that writes the response itself, in the shape that the table says: one too large to be held.
+    pub fn on_written_by<E, H, F>(self, handler: H) -> Self
+    where
+        E: Endpoint<Body = NoBody>,
+        H: Fn(Cx, Request<E>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<Response, ApiError>> + Send + 'static,
+    {
+        self.mount::<E, _, _>(move |cx, rq| {
+            let Request { path, query, .. } = rq;
+            let body = NoBody;
+            handler(cx, Request { path, query, body })
+        })
+    }
+
     /// Mounts a handler whose answer is a file that is written while it is read.
     pub fn on_download<E, M, H, F>(self, handler: H) -> Self
     where
@@ -525,17 +539,19 @@ fn stream<E: Endpoint>(file: Download) -> Result<Response, ApiError> {
             true => chunk,
             false => Err(ApiError::unavailable("the file took too long")),
         };
-        chunk.map_err(|error| {
-            // The head has gone; breaking off is all that can be said.
-            tracing::warn!(error = ?error, "a file breaks off");
-            std::io::Error::other("the file breaks off")
-        })
+        chunk.map_err(broken_off)
     });
     let mut response = headed::<E>(Some(&file.content_type), Some(&file.name), Body::from_stream(chunks))?;
     response
         .headers_mut()
         .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
+}
+
+/// What becomes of a body that cannot be finished: the head has gone, and breaking off is all that can be said.
+pub(crate) fn broken_off(error: ApiError) -> std::io::Error {
+    tracing::warn!(error = ?error, "a file breaks off");
+    std::io::Error::other("the file breaks off")
 }
 
 fn headed<E: Endpoint>(media: Option<&str>, file: Option<&str>, body: impl Into<Body>) -> Result<Response, ApiError> {

@@ -67,6 +67,7 @@ pub struct Scheduler {
     leader: Leader,
     bell: Bell,
     crl_retry: crls::Retry,
+    large_crl_retry: crls::Retry,
     journal: Option<Journal>,
     prober: Prober,
 }
@@ -103,6 +104,7 @@ impl Scheduler {
             leader: Leader::default(),
             bell: Bell::default(),
             crl_retry: crls::Retry::default(),
+            large_crl_retry: crls::Retry::default(),
             journal,
             prober: Prober::new(&config.probe_edges)?,
         }))
@@ -119,6 +121,7 @@ impl Scheduler {
                 () = scheduler.wakes.run(&scheduler.db, &()) => {}
                 () = scheduler.bell.run() => {}
                 () = scheduler.crl_retry.bell.run() => {}
+                () = scheduler.large_crl_retry.bell.run() => {}
                 () = stop.cancelled() => {}
             }
         });

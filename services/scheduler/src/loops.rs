@@ -45,6 +45,16 @@ pub fn loops(config: &Config, scheduler: &Arc<Scheduler>) -> Vec<Periodic> {
         .woken_by(scheduler.crl_retry.bell.subscribe()),
         led(
             scheduler,
+            Periodic::new("large_crls", config.crl_interval, on(scheduler, crls::refresh_large)),
+        )
+        .woken_by(wake(Channel::Revocations))
+        .woken_by(scheduler.large_crl_retry.bell.subscribe()),
+        led(
+            scheduler,
+            Periodic::new("crl_watch", config.crl_interval, on(scheduler, crls::watch)),
+        ),
+        led(
+            scheduler,
             Periodic::new(
                 "agent_health",
                 config.agent_health_check_interval,

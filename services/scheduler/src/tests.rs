@@ -417,44 +417,133 @@ async fn one_scheduler_leads_until_it_is_gone(db: PgPool) {
     assert_eq!((w.scheduler.leader.leads(), other.leader.leads()), (false, true));
 }
 
+/// What a signer would have published at this instant.
+fn crl(number: i64, shard: i32, base: &str) -> String {
+    format!(
+        "INSERT INTO crls (issuer_id, shard, number, base, body, length, digest, entries, this_update, next_update)
+         VALUES ('iss-local', {shard}, {number}, {base}, {number}, 0, '', 0, $1, $1 + interval '24 hours')"
+    )
+}
+
+fn revoked(serial: &str) -> String {
+    format!(
+        "INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason, revoked_by, not_after, revoked_at)
+         VALUES ('rev-{serial}', 'iss-local', '{serial}', 'mc-1', 'certificateHold', 'test', $1 + interval '90 days', $1)"
+    )
+}
+
 #[sqlx::test(migrations = "../../migrations")]
 async fn a_crl_is_made_when_missing_old_or_silent_about_a_revocation(db: PgPool) {
     let w = World::new(db, Mood::Signs).await;
     let published = async || {
+        let before = w.signer.calls().get("iss-local").copied().unwrap_or(0);
         crls::refresh(w.scheduler.clone()).await.unwrap();
-        w.signer.calls().get("iss-local").copied().unwrap_or(0)
+        w.signer.calls().get("iss-local").copied().unwrap_or(0) > before
     };
-    assert_eq!(published().await, 0, "there is no authority yet");
+    assert!(!published().await, "there is no authority yet");
     w.sql("INSERT INTO authorities VALUES ('iss-local', '', '', $1, $1)")
         .await;
-    assert_eq!(published().await, 1, "there is none");
-    w.sql("INSERT INTO crls VALUES ('iss-local', 1, '', 0, $1, $1 + interval '24 hours', 0)")
-        .await;
-    assert_eq!(published().await, 1, "it is fresh");
+    assert!(published().await, "there is none");
+    w.sql(&crl(1, 0, "NULL")).await;
+    assert!(!published().await, "it is fresh");
     w.clock.advance(Duration::from_secs(8 * 3600 + 1));
-    assert_eq!(published().await, 2, "a third of its life is over");
-    w.sql("INSERT INTO crls VALUES ('iss-local', 2, '', 0, $1, $1 + interval '24 hours', 0)")
-        .await;
-    assert_eq!(published().await, 2, "it is fresh again");
+    assert!(published().await, "a third of its life is over");
+    w.sql(&crl(2, 0, "NULL")).await;
+    assert!(!published().await, "it is fresh again");
     w.certificate(1).await;
-    let revoked = |serial: &str, ago: &str| {
-        format!(
-            "INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason, revoked_by, not_after, revoked_at)
-             VALUES ('rev-{serial}', 'iss-local', '{serial}', 'mc-1', 'superseded', 'test', $1 + interval '90 days',
-                     $1 - interval '{ago}')"
-        )
-    };
-    w.sql(&revoked("1", "1 second")).await;
-    assert_eq!(
-        published().await,
-        3,
-        "a revocation that began earlier became visible later"
-    );
-    w.sql("INSERT INTO crls VALUES ('iss-local', 3, '', 1, $1, $1 + interval '24 hours', 1)")
+    w.sql(&revoked("1")).await;
+    assert!(published().await, "a revocation became visible");
+    w.text("WITH gone AS (DELETE FROM crl_dirt), told AS (DELETE FROM crl_changes) SELECT 'ok'")
         .await;
-    assert_eq!(published().await, 3, "it covers that");
-    w.sql(&revoked("2", "-1 second")).await;
-    assert_eq!(published().await, 4, "a newer revocation");
+    assert!(!published().await, "it was told");
+    w.text("WITH done AS (UPDATE revocations SET reason = 'keyCompromise') SELECT 'ok'")
+        .await;
+    assert!(published().await, "a reason changed");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_shard_is_made_for_its_own_revocations_and_goes_on_though_the_issuer_has_fewer(db: PgPool) {
+    let w = World::new(db, Mood::Signs).await;
+    w.sql("INSERT INTO authorities VALUES ('iss-local', '', '', $1, $1)")
+        .await;
+    let due = async || {
+        let all = certctl_store::crls::standings(&w.db).await.unwrap();
+        let now = w.clock.now();
+        let due = all.iter().filter(|list| list.due(now) == certctl_store::crls::Due::Now);
+        due.map(|standing| standing.list.path()).collect::<Vec<_>>()
+    };
+    w.text("WITH done AS (UPDATE issuers SET config = '{\"crl_shards\": 3}') SELECT 'ok'")
+        .await;
+    let full = "/crl/iss-local.crl";
+    let shards = [1, 2, 3].map(|shard| format!("/crl/iss-local/{shard}.crl"));
+    assert_eq!(due().await, [full, &shards[0], &shards[1], &shards[2]]);
+    for shard in 0..=3 {
+        w.sql(&crl(1, shard, "NULL")).await;
+    }
+    assert!(due().await.is_empty());
+    w.certificate(1).await;
+    w.text("WITH done AS (UPDATE issuers SET config = '{}') SELECT 'ok'")
+        .await;
+    w.sql(
+        "INSERT INTO ledger (issuer_id, serial_number, job_id, tbs_der, not_after, short_lived, recorded_at, shard)
+         VALUES ('iss-local', '5', 'j-5', '', $1, false, $1, 3)",
+    )
+    .await;
+    w.sql(&revoked("5")).await;
+    assert_eq!(due().await, [full, &shards[2]], "the shard is that of the ledger");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn with_deltas_the_full_crl_waits_and_the_delta_does_not(db: PgPool) {
+    let w = World::new(db, Mood::Signs).await;
+    w.sql("INSERT INTO authorities VALUES ('iss-local', '', '', $1, $1)")
+        .await;
+    w.sql(&crl(1, 0, "NULL")).await;
+    let due = async || {
+        let all = certctl_store::crls::standings(&w.db).await.unwrap();
+        let now = w.clock.now();
+        let due = all.iter().filter(|list| list.due(now) == certctl_store::crls::Due::Now);
+        due.map(|standing| standing.list.path()).collect::<Vec<_>>()
+    };
+    w.text("WITH done AS (UPDATE issuers SET config = '{\"crl_delta\": true}') SELECT 'ok'")
+        .await;
+    assert_eq!(due().await, ["/crl/iss-local/delta.crl"]);
+    w.sql(&crl(2, 0, "1")).await;
+    assert!(due().await.is_empty());
+    w.certificate(1).await;
+    w.sql(&revoked("1")).await;
+    assert_eq!(due().await, ["/crl/iss-local/delta.crl"]);
+    w.clock.advance(Duration::from_secs(3600));
+    assert_eq!(due().await, ["/crl/iss-local.crl", "/crl/iss-local/delta.crl"]);
+    w.sql(&crl(3, 0, "NULL")).await;
+    w.text("WITH gone AS (DELETE FROM crl_changes), dirt AS (DELETE FROM crl_dirt) SELECT 'ok'")
+        .await;
+    assert_eq!(due().await, ["/crl/iss-local/delta.crl"], "it builds upon an older one");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_crl_that_ends_soon_is_told_of_once(db: PgPool) {
+    let w = World::new(db, Mood::Signs).await;
+    w.sql("INSERT INTO authorities VALUES ('iss-local', '', '', $1, $1)")
+        .await;
+    let told = async || {
+        crls::watch(w.scheduler.clone()).await.unwrap();
+        w.text("SELECT coalesce(string_agg(type || ' ' || subject, ', '), '') FROM notifications")
+            .await
+    };
+    assert_eq!(told().await, "", "there is none yet, and the next round makes it");
+    w.sql(&crl(7, 0, "NULL")).await;
+    w.clock.advance(Duration::from_secs(16 * 3600));
+    assert_eq!(told().await, "");
+    w.clock.advance(Duration::from_secs(1));
+    for _ in 0..2 {
+        assert_eq!(told().await, "CrlLate the CRL of iss-local was not made in time");
+    }
+    assert_eq!(
+        w.text("SELECT string_agg(action || ' ' || resource_id, ', ') FROM audit_events")
+            .await,
+        "crl_late_alert_sent iss-local"
+    );
 }
 
 #[sqlx::test(migrations = "../../migrations")]

@@ -1,15 +1,29 @@
-//! CRLs (RFC 5280 §5): complete, numbered without gaps or repetition, signed by the authority itself.
+//! CRLs (RFC 5280 §5): full, of one shard, and deltas; numbered without repetition, signed by the authority itself.
+//!
+//! Entries flow from the database into DER and back into it in chunks, so that memory does not grow with their count.
+//! The lengths that DER wants first are known last: they are in the first chunk, which is written last. Nothing of it
+//! is served until the transaction commits that also numbers the list.
+
+mod body;
+mod entry;
+mod numbers;
 
 use std::sync::Arc;
 
+use aws_lc_rs::digest;
 use certctl_contract::signer::CrlPublished;
-use certctl_model::{id::IssuerId, time::Time};
-use certctl_store::revocations::{self, Entry};
-use certctl_x509::name::serial_to_integer;
+use certctl_model::time::Time;
+use certctl_runtime::failpoint;
+use certctl_store::crls::{self, Body, List, Prior, Record, Scope};
 use rasn::types::Integer;
-use rasn_pkix::{Extensions, RevokedCertificate, TbsCertList, Version};
+use rasn_pkix::Extensions;
 use tracing::info;
 
+use self::{
+    body::{CHUNK, Sink},
+    entry::Writer,
+    numbers::Highest,
+};
 use crate::{
     Shared,
     authority::Authority,
@@ -17,90 +31,254 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Makes, stores and publishes the next CRL of an issuer.
-pub(crate) async fn publish(shared: &Shared, issuer: &IssuerId) -> Result<CrlPublished> {
+/// Makes, stores and publishes the next of a list.
+///
+/// Goes on to the end though the caller hangs up: a connection that is left in the middle of a COPY is of no use.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it is awaited here, and a panic comes back as an error"
+)]
+pub(crate) async fn publish(shared: &Arc<Shared>, list: List) -> Result<CrlPublished> {
+    let shared = shared.clone();
+    let made = tokio::spawn(async move { make(&shared, &list).await }).await;
+    made.map_err(|error| Error::Internal(anyhow::Error::new(error).context("making a CRL was cut short")))?
+}
+
+async fn make(shared: &Shared, list: &List) -> Result<CrlPublished> {
+    let issuer = &list.issuer;
     let authority = shared.authorities.get(issuer).await?;
-    let mut tx = certctl_store::tx::begin(&shared.pool, None).await?;
-    // The next to ask for this issuer sees our number.
-    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('crl:' || $1, 0))")
-        .bind(issuer)
-        .execute(&mut *tx)
-        .await?;
+    // The next to ask for this list sees our number.
+    let mut tx = crls::lock(&shared.pool, list).await?;
     let now = shared.clock.now().whole_seconds();
     authority.must_be_valid(now)?;
-    let (number, covers): (i64, i64) = sqlx::query_as(
-        "SELECT coalesce((SELECT max(number) FROM crls WHERE issuer_id = $1), 0) + 1,
-                (SELECT count(*) FROM revocations WHERE issuer_id = $1)",
-    )
-    .bind(issuer)
-    .fetch_one(&mut *tx)
-    .await?;
-    // Read after `covers`, so that nothing it covers is missing. An entry stays in one CRL beyond the end of its
-    // certificate (RFC 5280 §3.3).
-    let entries = revocations::entries(&mut tx, issuer, now - shared.crl_lifetime).await?;
-    let count = i64::try_from(entries.len()).expect("fewer entries than memory has octets");
+    let prior = crls::prior(&mut tx, list).await?;
+    let base = base(list, &prior)?;
+    let highest = Highest::of(&shared.authorities.directory, list);
+    let number = highest.next(list, prior.number)?;
     let next_update = (now + shared.crl_lifetime)
         .min(authority.certificate.not_after)
         .whole_seconds();
-    let signer = Arc::clone(&authority);
-    let sign = move || signer.sign(&list(&signer, number, &entries, now, next_update));
-    let der = tokio::task::spawn_blocking(sign)
+    let extensions = extensions(
+        shared.terms.public_url.as_deref(),
+        &authority,
+        list,
+        &prior,
+        number,
+        base,
+    )?;
+    // Before the entries are read, so that nothing is forgotten that they lack.
+    crls::clean(&mut tx, list).await?;
+
+    let body = Body::new(&mut tx, list).await?;
+    let (mut sink, store) = body::open(&shared.pool, &body);
+    // An entry stays in one CRL beyond the end of its certificate (§3.3).
+    let ended_before = now - shared.crl_lifetime;
+    let read = async {
+        let count = write_entries(&mut tx, list, prior.shards, ended_before, &mut sink).await;
+        let length = sink.length;
+        (count, length, sink.close())
+    };
+    let ((count, length, kept), stored) = tokio::join!(read, store);
+    let (mut stored, count) = (stored?, count?);
+    failpoint::hold("signer.crl_written").await;
+
+    let head = head(&authority, now, next_update, length, extensions.len());
+    let mut message = authority.message();
+    message.update(&head);
+    for chunk in &kept {
+        message.update(chunk);
+    }
+    if let Some((spilled, chunks)) = &mut stored {
+        for seq in 1..=*chunks {
+            message.update(&body.get(spilled, seq).await?);
+        }
+    }
+    message.update(&extensions);
+    let signer = authority.clone();
+    let signature = tokio::task::spawn_blocking(move || signer.sign_message(message))
         .await
         .map_err(|error| Error::Internal(anyhow::Error::new(error).context("signing a CRL was cut short")))??;
-    sqlx::query(
-        "INSERT INTO crls (issuer_id, number, der, entries, this_update, next_update, covers)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
-    )
-    .bind(issuer)
-    .bind(number)
-    .bind(&der)
-    .bind(count)
-    .bind(now)
-    .bind(next_update)
-    .bind(covers)
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query("DELETE FROM crls WHERE issuer_id = $1 AND number <= $2 - 3")
-        .bind(issuer)
-        .bind(number)
-        .execute(&mut *tx)
-        .await?;
+    let (first, last) = around(&authority, head, length, extensions, &signature);
+    let record = Record {
+        number,
+        base,
+        length: octets(first.len() as u64 + length + last.len() as u64)?,
+        digest: digest::digest(&digest::SHA256, &last).as_ref().to_vec(),
+        entries: count,
+        this_update: now,
+        next_update,
+    };
+    match stored {
+        Some((mut spilled, chunks)) => {
+            body.put(&mut spilled, 0, &first).await?;
+            body.put(&mut spilled, chunks + 1, &last).await?;
+            spilled.commit().await?;
+        }
+        None => {
+            for (seq, chunk) in (0..).zip(std::iter::once(&first).chain(&kept).chain([&last])) {
+                body.put(&mut tx, seq, chunk).await?;
+            }
+        }
+    }
+    failpoint::hold("signer.crl_stored").await;
+    tokio::task::spawn_blocking(move || highest.note(number))
+        .await
+        .map_err(|error| Error::Internal(error.into()))??;
+    failpoint::hold("signer.crl_numbered").await;
+    crls::publish(&mut tx, list, &body, &record).await?;
     tx.commit().await?;
     metrics::counter!("signer_signatures_total", "kind" => "crl", "issuer" => issuer.to_string()).increment(1);
-    info!(issuer.id = %issuer, crl_number = number, entries = count, "CRL {number} of issuer {issuer} is published");
+    info!(issuer.id = %issuer, crl_number = number, entries = count, "{list} is published with number {number}");
     Ok(CrlPublished { number, entries: count })
 }
 
-/// DER of the TBSCertList.
-pub(crate) fn list(
+/// What stands before the entries and behind them in a CertificateList (§5.1.1).
+fn around(
     authority: &Authority,
+    head: Vec<u8>,
+    entries: u64,
+    extensions: Vec<u8>,
+    signature: &[u8],
+) -> (Vec<u8>, Vec<u8>) {
+    let last = [extensions, der::after_tbs(authority.algorithm(), signature)].concat();
+    let length = head.len() as u64 + entries + last.len() as u64;
+    ([der::header(0x30, length), head].concat(), last)
+}
+
+/// The number of the full CRL that a delta builds upon.
+fn base(list: &List, prior: &Prior) -> Result<Option<i64>> {
+    let refused = |why: &str| Err(Error::WrongState(format!("{list} is not made: {why}")));
+    match list.scope {
+        Scope::Full => Ok(None),
+        Scope::Shard(shard) if (1..=prior.shards).contains(&shard) => Ok(None),
+        Scope::Shard(_) => refused("no certificate names it"),
+        Scope::Delta if !prior.has_delta => refused("the issuer has crl_delta off"),
+        Scope::Delta => match prior.full {
+            None => refused("there is no full CRL yet that it could build upon"),
+            base => Ok(base),
+        },
+    }
+}
+
+/// Reads the entries into the sink, and returns how many there are. Leaves the connection usable, whatever happens.
+async fn write_entries(
+    db: &mut sqlx::PgConnection,
+    list: &List,
+    shards: i32,
+    ended_before: Time,
+    sink: &mut Sink,
+) -> Result<i64> {
+    let mut entries = crls::entries(db, list, shards, ended_before).await?;
+    let mut writer = Writer::default();
+    let written = async {
+        let wrong = |why: String| Error::Internal(anyhow::anyhow!("{list} is not made: {why}"));
+        while entries.read(&mut |entry| writer.write(&entry).map_err(wrong)).await? {
+            if writer.octets.len() >= CHUNK {
+                sink.put(writer.take()).await?;
+            }
+        }
+        Ok(())
+    };
+    let written: Result<()> = written.await;
+    if written.is_err() {
+        entries.drain().await;
+    }
+    written?;
+    if !writer.octets.is_empty() {
+        sink.put(writer.take()).await?;
+    }
+    Ok(writer.count)
+}
+
+/// What stands before the entries in a TBSCertList (§5.1.2), their own header included. Without entries that is absent.
+fn head(authority: &Authority, this_update: Time, next_update: Time, entries: u64, extensions: usize) -> Vec<u8> {
+    const VERSION_2: &[u8] = &[2, 1, 1];
+    let list = match entries {
+        0 => vec![],
+        _ => der::header(0x30, entries),
+    };
+    let content = [
+        VERSION_2,
+        &der::encode(&authority.algorithm()),
+        &der::encode(&authority.name),
+        &der::encode(&der::date(this_update)),
+        &der::encode(&der::date(next_update)),
+        &list,
+    ]
+    .concat();
+    let length = content.len() as u64 + entries + extensions as u64;
+    [der::header(0x30, length), content].concat()
+}
+
+/// The extensions of a list with their tag, `[0]`: what stands behind the entries (§5.2).
+fn extensions(
+    public_url: Option<&str>,
+    authority: &Authority,
+    list: &List,
+    prior: &Prior,
     number: i64,
-    entries: &[Entry],
-    this_update: Time,
-    next_update: Time,
-) -> Vec<u8> {
-    let extensions = vec![
+    base: Option<i64>,
+) -> Result<Vec<u8>> {
+    let url = |list: &List| public_url.map(|base| format!("{base}{}", list.path()));
+    let unencodable = || Error::Internal(anyhow::anyhow!("the public URL has no encoding in a CRL"));
+    let mut all = vec![
         der::authority_key_id(&authority.key_id),
         der::extension(oid::CRL_NUMBER, false, der::encode(&Integer::from(number))),
     ];
-    der::encode(&TbsCertList {
-        // §5.1.2.1
-        version: Version::V2,
-        signature: authority.algorithm(),
-        issuer: authority.name.clone(),
-        this_update: der::date(this_update),
-        next_update: Some(der::date(next_update)),
-        revoked_certificates: entries.iter().map(revoked).collect(),
-        crl_extensions: Some(Extensions::from(extensions)),
-    })
+    if let Some(base) = base {
+        all.push(der::extension(
+            oid::DELTA_CRL_INDICATOR,
+            true,
+            der::encode(&Integer::from(base)),
+        ));
+    }
+    if let Scope::Shard(_) = list.scope {
+        let Some(url) = url(list) else {
+            return Err(Error::WrongState(format!(
+                "{list} is not made: without CERTCTL_PUBLIC_URL no certificate can name it"
+            )));
+        };
+        all.push(der::issuing_distribution_point(&url).ok_or_else(unencodable)?);
+    }
+    if list.scope == Scope::Full && prior.has_delta {
+        let delta = List {
+            scope: Scope::Delta,
+            ..list.clone()
+        };
+        if let Some(url) = url(&delta) {
+            all.push(der::freshest_crl(&url).ok_or_else(unencodable)?);
+        }
+    }
+    let all = der::encode(&Extensions::from(all));
+    Ok([der::header(0xa0, all.len() as u64), all].concat())
 }
 
-fn revoked(entry: &Entry) -> RevokedCertificate {
-    let reason = der::crl_reason(entry.reason)
-        .map(|reason| Extensions::from(vec![der::extension(oid::REASON_CODE, false, der::encode(&reason))]));
-    RevokedCertificate {
-        user_certificate: serial_to_integer(&entry.serial_number),
-        revocation_date: der::date(entry.revoked_at),
-        crl_entry_extensions: reason,
+fn octets(length: u64) -> Result<i64> {
+    i64::try_from(length).map_err(|error| Error::Internal(error.into()))
+}
+
+/// A full CRL made without a database.
+#[cfg(test)]
+pub(crate) fn whole(authority: &Authority, number: i64, entries: &[crls::Entry<'_>], now: Time, next: Time) -> Vec<u8> {
+    let list = List::full(authority.issuer.clone());
+    let prior = Prior {
+        shards: 0,
+        has_delta: false,
+        number: number - 1,
+        full: None,
+    };
+    let mut writer = Writer::default();
+    for entry in entries {
+        writer.write(entry).unwrap();
     }
+    let entries = writer.take();
+    let extensions = extensions(None, authority, &list, &prior, number, None).unwrap();
+    let head = head(authority, now, next, entries.len() as u64, extensions.len());
+    let mut message = authority.message();
+    for part in [&head, &entries, &extensions] {
+        message.update(part);
+    }
+    let signature = authority.sign_message(message).unwrap();
+    let (first, last) = around(authority, head, entries.len() as u64, extensions, &signature);
+    [first, entries, last].concat()
 }

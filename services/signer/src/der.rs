@@ -12,8 +12,8 @@ use rasn::{
 };
 use rasn_pkix::{
     AccessDescription, AlgorithmIdentifier, AuthorityKeyIdentifier, BasicConstraints, CrlReason, DistributionPoint,
-    DistributionPointName, Extension, Extensions, GeneralName, Name, SubjectPublicKeyInfo, TbsCertificate, Validity,
-    Version,
+    DistributionPointName, Extension, Extensions, GeneralName, IssuingDistributionPoint, Name, SubjectPublicKeyInfo,
+    TbsCertificate, Validity, Version,
 };
 
 /// Object identifiers of extensions and access methods.
@@ -23,9 +23,15 @@ pub(crate) mod oid {
     pub(crate) const SUBJECT_ALT_NAME: &[u32] = &[2, 5, 29, 17];
     pub(crate) const BASIC_CONSTRAINTS: &[u32] = &[2, 5, 29, 19];
     pub(crate) const CRL_NUMBER: &[u32] = &[2, 5, 29, 20];
+    #[cfg(test)]
     pub(crate) const REASON_CODE: &[u32] = &[2, 5, 29, 21];
+    #[cfg(test)]
+    pub(crate) const INVALIDITY_DATE: &[u32] = &[2, 5, 29, 24];
+    pub(crate) const DELTA_CRL_INDICATOR: &[u32] = &[2, 5, 29, 27];
+    pub(crate) const ISSUING_DISTRIBUTION_POINT: &[u32] = &[2, 5, 29, 28];
     pub(crate) const CRL_DISTRIBUTION_POINTS: &[u32] = &[2, 5, 29, 31];
     pub(crate) const AUTHORITY_KEY_ID: &[u32] = &[2, 5, 29, 35];
+    pub(crate) const FRESHEST_CRL: &[u32] = &[2, 5, 29, 46];
     pub(crate) const EXTENDED_KEY_USAGE: &[u32] = &[2, 5, 29, 37];
     /// RFC 9608 §2
     pub(crate) const NO_REV_AVAIL: &[u32] = &[2, 5, 29, 56];
@@ -99,6 +105,23 @@ pub(crate) fn signed(tbs: &[u8], algorithm: AlgorithmIdentifier, signature: &[u8
         algorithm,
         signature: BitString::from_slice(signature),
     })
+}
+
+/// What follows a to-be-signed structure that is not encoded in one piece: how it was signed, and the signature.
+pub(crate) fn after_tbs(algorithm: AlgorithmIdentifier, signature: &[u8]) -> Vec<u8> {
+    [encode(&algorithm), encode(&BitString::from_slice(signature))].concat()
+}
+
+/// The tag and the length of a value (X.690 §8.1.3, §10.1).
+pub(crate) fn header(tag: u8, length: u64) -> Vec<u8> {
+    match u8::try_from(length) {
+        Ok(short) if short < 0x80 => vec![tag, short],
+        _ => {
+            let octets = length.to_be_bytes();
+            let octets = &octets[octets.len() - (u64::BITS - length.leading_zeros()).div_ceil(8) as usize..];
+            [&[tag, 0x80 | octets.len() as u8], octets].concat()
+        }
+    }
 }
 
 /// DER of a structure we built.
@@ -221,11 +244,33 @@ pub(crate) fn subject_alt_name(names: &[San], critical: bool) -> Option<Extensio
 
 /// Where the CRL is.
 pub(crate) fn crl_distribution_point(url: &str) -> Option<Extension> {
+    distribution_points(oid::CRL_DISTRIBUTION_POINTS, url)
+}
+
+/// Where the delta CRL is (RFC 5280 §5.2.6).
+pub(crate) fn freshest_crl(url: &str) -> Option<Extension> {
+    distribution_points(oid::FRESHEST_CRL, url)
+}
+
+fn distribution_points(oid: &'static [u32], url: &str) -> Option<Extension> {
     let point = DistributionPoint {
         distribution_point: Some(DistributionPointName::FullName(vec![uri(url)?])),
         ..Default::default()
     };
-    Some(extension(oid::CRL_DISTRIBUTION_POINTS, false, encode(&vec![point])))
+    Some(extension(oid, false, encode(&vec![point])))
+}
+
+/// Which certificates a CRL covers: those that name this URL as their distribution point (RFC 5280 §5.2.5); critical.
+pub(crate) fn issuing_distribution_point(url: &str) -> Option<Extension> {
+    let value = IssuingDistributionPoint {
+        distribution_point: Some(DistributionPointName::FullName(vec![uri(url)?])),
+        only_contains_user_certs: false,
+        only_contains_ca_certs: false,
+        only_some_reasons: None,
+        indirect_crl: false,
+        only_contains_attribute_certs: false,
+    };
+    Some(extension(oid::ISSUING_DISTRIBUTION_POINT, true, encode(&value)))
 }
 
 /// Where the issuer's certificate is and, unless revocations are not published, where its responder answers.
@@ -265,4 +310,24 @@ pub(crate) fn crl_reason(reason: RevocationReason) -> Option<CrlReason> {
 
 fn uri(text: &str) -> Option<GeneralName> {
     Ia5String::from_iso646_bytes(text.as_bytes()).ok().map(GeneralName::Uri)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_have_the_shortest_length() {
+        for (length, expected) in [
+            (0, &[0x30, 0][..]),
+            (127, &[0x30, 127]),
+            (128, &[0x30, 0x81, 128]),
+            (255, &[0x30, 0x81, 255]),
+            (256, &[0x30, 0x82, 1, 0]),
+            (65_536, &[0x30, 0x83, 1, 0, 0]),
+            (1 << 32, &[0x30, 0x85, 1, 0, 0, 0, 0]),
+        ] {
+            assert_eq!(header(0x30, length), expected, "{length}");
+        }
+    }
 }

@@ -17,6 +17,7 @@ use certctl_contract::{
     },
 };
 use certctl_model::id::IssuerId;
+use certctl_store::crls::{List, Scope};
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -46,8 +47,21 @@ async fn issue_certificate(State(shared): State<Arc<Shared>>, body: Bytes) -> Re
 }
 
 async fn publish_crl(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Json<CrlPublished>> {
-    let request: CrlRequest = read(&body)?;
-    crl::publish(&shared, &request.issuer_id).await.map(Json)
+    let CrlRequest {
+        issuer_id: issuer,
+        shard,
+        delta,
+    } = read(&body)?;
+    let scope = match (shard, delta) {
+        (0, false) => Scope::Full,
+        (0, true) => Scope::Delta,
+        (shard, false) if shard > 0 => Scope::Shard(shard),
+        _ => {
+            let why = "shard is a number from 1 on, or 0 for the full CRL, which alone has deltas";
+            return Err(Error::Malformed(why.to_owned()));
+        }
+    };
+    crl::publish(&shared, List { issuer, scope }).await.map(Json)
 }
 
 async fn answer_ocsp(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Json<OcspAnswers>> {

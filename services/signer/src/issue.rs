@@ -11,10 +11,14 @@ use certctl_model::{
     job::{JobKind, JobStatus},
     name::{San, all_names},
     profile::{ExtendedKeyUsage, KeyRule, ProfileRules},
+    serial::Serial,
     time::Time,
 };
 use certctl_runtime::failpoint;
-use certctl_store::ledger;
+use certctl_store::{
+    crls::{List, Scope},
+    ledger,
+};
 use certctl_x509::{csr, csr::CertificationRequest, name::common_name_to_name, pem};
 use sqlx::{PgPool, types::Json};
 use tracing::info;
@@ -96,6 +100,8 @@ pub(crate) struct Csr {
     rules: ProfileRules,
     /// The issuer's own lifetime of certificates, if it sets one.
     validity: Option<Duration>,
+    /// Into how many CRLs the issuer's revocations are divided.
+    shards: u32,
 }
 
 /// A to-be-signed certificate that passed the lint. Cannot sign: it is not in the ledger.
@@ -131,6 +137,7 @@ struct CaseRow {
     issuer_type: String,
     issuer_enabled: bool,
     validity_days: Option<i32>,
+    crl_shards: Option<i32>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -153,7 +160,8 @@ impl Csr {
             "SELECT j.type AS kind, j.status, j.csr_der, c.id AS certificate, c.common_name, c.sans, c.profile_id,
                     c.revoked_at IS NOT NULL AS revoked, c.archived_at IS NOT NULL AS archived,
                     i.id AS issuer, i.type AS issuer_type, i.enabled AS issuer_enabled,
-                    (i.config->>'validity_days')::int AS validity_days
+                    (i.config->>'validity_days')::int AS validity_days,
+                    (i.config->>'crl_shards')::int AS crl_shards
                FROM jobs j
                JOIN certificates c ON c.id = j.certificate_id
                JOIN issuers i ON i.id = c.issuer_id
@@ -197,6 +205,7 @@ impl Csr {
             names,
             rules,
             validity: None,
+            shards: 1,
         })
     }
 
@@ -207,8 +216,13 @@ impl Csr {
         let subject = self.subject();
         let mut extensions = self.extensions(subject.is_empty()).ok_or_else(|| self.unencodable())?;
         extensions.push(der::authority_key_id(&authority.key_id));
-        extensions.extend(publication(&authority.issuer, terms, short_lived).ok_or_else(|| self.unencodable())?);
         let serial_number = der::random_serial()?;
+        let crl = match terms.public_url.is_some() && !short_lived {
+            true => crl_of(&authority.issuer, &serial_number, self.shards),
+            false => List::full(authority.issuer.clone()),
+        };
+        let shard = crl.shard();
+        extensions.extend(publication(&crl, terms, short_lived).ok_or_else(|| self.unencodable())?);
         let contents = Contents {
             serial: &serial_number,
             algorithm: authority.algorithm(),
@@ -239,6 +253,7 @@ impl Csr {
             der: None,
             not_after,
             short_lived,
+            shard,
         };
         Ok(Prepared { authority, entry })
     }
@@ -338,6 +353,10 @@ impl CaseRow {
         let csr = Csr::admit(job, self.issuer, der, &self.common_name, &self.sans, rules)?;
         Ok(Csr {
             validity: days.map(|days| DAY * days),
+            shards: self
+                .crl_shards
+                .and_then(|shards| u32::try_from(shards).ok())
+                .unwrap_or(1),
             ..csr
         })
     }
@@ -421,8 +440,26 @@ async fn rules(db: &mut sqlx::PgConnection, id: &ProfileId) -> Result<ProfileRul
     })
 }
 
+/// The CRL that will tell of a certificate: one of the issuer's shards, by its serial number, which is random.
+fn crl_of(issuer: &IssuerId, serial: &Serial, shards: u32) -> List {
+    let number = serial
+        .octets()
+        .iter()
+        .take(4)
+        .fold(0, |number, octet| number << 8 | u32::from(*octet));
+    let scope = match shards {
+        0 | 1 => Scope::Full,
+        shards => Scope::Shard(i32::try_from(1 + number % shards).unwrap_or(1)),
+    };
+    List {
+        issuer: issuer.clone(),
+        scope,
+    }
+}
+
 /// Where to learn of revocation, or that there will be nothing to learn (RFC 9608).
-fn publication(issuer: &IssuerId, terms: &Terms, short_lived: bool) -> Option<Vec<rasn_pkix::Extension>> {
+fn publication(crl: &List, terms: &Terms, short_lived: bool) -> Option<Vec<rasn_pkix::Extension>> {
+    let issuer = &crl.issuer;
     let mut extensions = Vec::new();
     if short_lived {
         extensions.push(der::marker(oid::NO_REV_AVAIL));
@@ -435,7 +472,7 @@ fn publication(issuer: &IssuerId, terms: &Terms, short_lived: bool) -> Option<Ve
             &certificate,
         )?);
         if !short_lived {
-            extensions.push(der::crl_distribution_point(&format!("{base}/crl/{issuer}.crl"))?);
+            extensions.push(der::crl_distribution_point(&format!("{base}{}", crl.path()))?);
         }
     }
     Some(extensions)

@@ -128,6 +128,7 @@ impl Home<'_> {
     }
 }
 
+/// Makes a directory that only its owner can enter.
 pub(crate) fn make_directory(path: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)

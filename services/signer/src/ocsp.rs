@@ -283,6 +283,7 @@ impl Draft {
             der: None,
             not_after,
             short_lived: false,
+            shard: 0,
         };
         Ok(Self {
             key,

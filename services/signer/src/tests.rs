@@ -12,7 +12,7 @@ use certctl_model::{
     revocation::RevocationReason,
     time::{Clock, Time},
 };
-use certctl_store::{ledger, revocations::Entry};
+use certctl_store::{crls::Entry, ledger};
 use certctl_x509::{
     csr,
     facts::CertificateFacts,
@@ -34,7 +34,7 @@ use crate::{
     Signer,
     authority::{self, Authority},
     config::Config,
-    crl, der,
+    crl,
     issue::{Csr, Terms},
     keeping::{Brought, BroughtKey},
     lint::{self, Wanted},
@@ -191,9 +191,9 @@ fn openssl_accepts_root_leaf_and_crl() {
             assert!(text.contains(&format!("URI:http://pki.example.com/{url}\n")), "{text}");
         }
 
-        let list = |number: i64, entries: &[Entry]| {
-            let tbs = crl::list(&root, number, entries, now(), now() + Duration::from_secs(3600));
-            scratch.write("crl.pem", pem::encode("X509 CRL", &root.sign(&tbs).unwrap()));
+        let list = |number: i64, entries: &[Entry<'_>]| {
+            let der = crl::whole(&root, number, entries, now(), now() + Duration::from_secs(3600));
+            scratch.write("crl.pem", pem::encode("X509 CRL", &der));
             assert!(
                 scratch
                     .openssl("crl -in crl.pem -CAfile ca.pem -noout")
@@ -202,13 +202,14 @@ fn openssl_accepts_root_leaf_and_crl() {
         };
         list(1, &[]);
         scratch.openssl("verify -crl_check -CRLfile crl.pem -CAfile ca.pem leaf.pem");
-        let reason = RevocationReason::KeyCompromise;
         list(
             2,
             &[Entry {
-                serial_number: leaf.serial.clone(),
-                revoked_at: now(),
-                reason,
+                serial_number: leaf.serial.as_str(),
+                revoked_at: now().unix(),
+                reason: RevocationReason::KeyCompromise.as_str(),
+                invalidity_date: None,
+                released: false,
             }],
         );
         let (content, text) = scratch.ask("verify -crl_check -CRLfile crl.pem -CAfile ca.pem leaf.pem");
@@ -238,23 +239,14 @@ fn authorities_of_every_kind_of_key_sign() {
         assert!(leaf.not_after <= authority.certificate.not_after, "30 days, not 90");
         scratch.write("leaf.pem", leaf.to_pem());
         scratch.openssl("verify -x509_strict -CAfile ca.pem leaf.pem");
-        let tbs = crl::list(&authority, 7, &[], now(), now() + Duration::from_secs(60));
-        // At once, and in pieces as long lists are signed.
-        let mut message = authority.message();
-        tbs.chunks(7).for_each(|piece| message.update(piece));
-        let signature = authority.sign_message(message).unwrap();
-        for list in [
-            authority.sign(&tbs).unwrap(),
-            der::signed(&tbs, authority.algorithm(), &signature),
-        ] {
-            scratch.write("crl.der", list);
-            assert!(
-                scratch
-                    .openssl("crl -inform DER -in crl.der -CAfile ca.pem -noout")
-                    .contains("verify OK"),
-                "{key} {padding:?}"
-            );
-        }
+        let der = crl::whole(&authority, 7, &[], now(), now() + Duration::from_secs(60));
+        scratch.write("crl.der", der);
+        assert!(
+            scratch
+                .openssl("crl -inform DER -in crl.der -CAfile ca.pem -noout")
+                .contains("verify OK"),
+            "{key} {padding:?}"
+        );
     }
 }
 
@@ -558,15 +550,31 @@ impl World {
     }
 
     async fn crl(&self) -> (i64, Vec<u8>) {
-        let (status, body) = self.call("/v1/crl", json!({ "issuer_id": "iss-local" })).await;
+        self.list(0, false).await
+    }
+
+    async fn list(&self, shard: i32, delta: bool) -> (i64, Vec<u8>) {
+        let question = json!({ "issuer_id": "iss-local", "shard": shard, "delta": delta });
+        let (status, body) = self.call("/v1/crl", question).await;
         assert_eq!(status, 200, "{body}");
         let number = body["number"].as_i64().unwrap();
-        let der = sqlx::query_scalar("SELECT der FROM crls WHERE number = $1")
-            .bind(number)
-            .fetch_one(&self.pool)
-            .await
-            .unwrap();
-        (number, der)
+        (number, self.stored(shard, number).await)
+    }
+
+    /// The octets that would be served.
+    async fn stored(&self, shard: i32, number: i64) -> Vec<u8> {
+        let (der, length): (Vec<u8>, i64) = sqlx::query_as(
+            "SELECT string_agg(k.octets, '' ORDER BY k.seq), max(c.length)
+               FROM crls c JOIN crl_chunks k USING (issuer_id, shard, body)
+              WHERE c.issuer_id = 'iss-local' AND c.shard = $1 AND c.number = $2",
+        )
+        .bind(shard)
+        .bind(number)
+        .fetch_one(&self.pool)
+        .await
+        .unwrap();
+        assert_eq!(der.len() as i64, length);
+        der
     }
 }
 
@@ -802,11 +810,6 @@ async fn crls_are_numbered_and_keep_what_ended_for_one_period(options: PgPoolOpt
     );
     let (content, text) = scratch.ask("verify -crl_check -CRLfile crl.pem -CAfile ca.pem leaf.pem");
     assert!(!content && text.contains("certificate revoked"), "{text}");
-    let covers: i64 = sqlx::query_scalar("SELECT covers FROM crls WHERE number = 3")
-        .fetch_one(&world.pool)
-        .await
-        .unwrap();
-    assert_eq!(covers, 1);
 
     let lists = async |der: Vec<u8>| {
         scratch.write("crl.der", der);
@@ -824,6 +827,188 @@ async fn crls_are_numbered_and_keep_what_ended_for_one_period(options: PgPoolOpt
         .await
         .unwrap();
     assert_eq!(kept, [3, 4, 5]);
+}
+
+/// `count` revocations of serial numbers that no one issued, in the shard.
+async fn revoked(world: &World, count: i64, shard: i32) {
+    world.good_job().await;
+    sqlx::query(
+        "INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason, revoked_by, not_after,
+                                  revoked_at, shard, invalidity_date)
+         SELECT 'r-' || $2 || '-' || n, 'iss-local', ltrim(substr(encode(sha256(int8send(n * 2000 + $2)), 'hex'), 1, 40), '0'),
+                'mc-1', (ARRAY['keyCompromise', 'superseded', 'unspecified', 'certificateHold'])[1 + n % 4], 'test',
+                $3::timestamptz + interval '90 days', $3::timestamptz - n * interval '1 minute', $2,
+                CASE WHEN n % 3 = 0 THEN $3::timestamptz - interval '2 years' END
+           FROM generate_series(1, $1) n",
+    )
+    .bind(count)
+    .bind(shard)
+    .bind(world.clock.now())
+    .execute(&world.admin)
+    .await
+    .unwrap();
+}
+
+/// The serial numbers of a CRL in their order, as openssl reads them, and that it verifies.
+fn read(scratch: &Scratch, der: &[u8]) -> Vec<String> {
+    scratch.write("list.der", der);
+    assert!(
+        scratch
+            .openssl("crl -inform DER -in list.der -CAfile ca.pem -noout")
+            .contains("verify OK")
+    );
+    let text = scratch.openssl("crl -inform DER -in list.der -noout -text");
+    let serials = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Serial Number: "));
+    serials
+        .map(|serial| serial.to_lowercase().trim_start_matches('0').to_owned())
+        .collect()
+}
+
+fn ascending(serials: &[String]) -> bool {
+    serials.is_sorted_by(|a, b| (a.len(), a) < (b.len(), b))
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn large_and_small_lists_have_every_entry_once_in_order(options: PgPoolOptions, connect: PgConnectOptions) {
+    let world = World::new(options, connect).await;
+    let scratch = Scratch::new();
+    let (_, chain) = world.issued(&world.good_job().await).await;
+    scratch.write("ca.pem", chain);
+    assert!(read(&scratch, &world.crl().await.1).is_empty());
+    // Beyond what stays in memory: the chunks flow through another connection and are read back.
+    for count in [1, 5_000, 200_000] {
+        world.sql("DELETE FROM revocations").await;
+        revoked(&world, count, 0).await;
+        let (_, der) = world.crl().await;
+        let serials = read(&scratch, &der);
+        assert_eq!((serials.len() as i64, ascending(&serials)), (count, true));
+    }
+    let waiting: i64 =
+        sqlx::query_scalar("SELECT (SELECT count(*) FROM crl_dirt) + (SELECT count(*) FROM crl_changes)")
+            .fetch_one(&world.admin)
+            .await
+            .unwrap();
+    assert_eq!(waiting, 0, "everything was told");
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_shard_names_itself_and_has_its_own_entries_only(options: PgPoolOptions, connect: PgConnectOptions) {
+    let world = World::new(options, connect).await;
+    let scratch = Scratch::new();
+    let (_, chain) = world.issued(&world.good_job().await).await;
+    scratch.write("ca.pem", chain);
+    world.sql("UPDATE issuers SET config = '{\"crl_shards\": 2}'").await;
+    revoked(&world, 20, 1).await;
+    revoked(&world, 30, 2).await;
+    revoked(&world, 10, 0).await;
+    for (shard, entries) in [(1, 20), (2, 30), (0, 60)] {
+        let (number, der) = world.list(shard, false).await;
+        assert_eq!(number, 1, "each list counts for itself");
+        let serials = read(&scratch, &der);
+        assert_eq!((serials.len(), ascending(&serials)), (entries, true), "{shard}");
+        let text = scratch.openssl("crl -inform DER -in list.der -noout -text");
+        let names_itself = text.contains("X509v3 Issuing Distribution Point: critical")
+            && text.contains(&format!("URI:http://pki.example.com/crl/iss-local/{shard}.crl"));
+        assert_eq!(names_itself, shard > 0, "{text}");
+    }
+    for (shard, delta, status) in [(3, false, 409), (0, true, 409), (-1, false, 400), (1, true, 400)] {
+        let question = json!({ "issuer_id": "iss-local", "shard": shard, "delta": delta });
+        assert_eq!(world.call("/v1/crl", question).await.0, status, "{shard} {delta}");
+    }
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_delta_tells_what_changed_since_the_full_crl(options: PgPoolOptions, connect: PgConnectOptions) {
+    let world = World::new(options, connect).await;
+    let scratch = Scratch::new();
+    let (_, chain) = world.issued(&world.good_job().await).await;
+    scratch.write("ca.pem", chain);
+    world.sql("UPDATE issuers SET config = '{\"crl_delta\": true}'").await;
+    revoked(&world, 8, 0).await;
+    let (base, full) = world.crl().await;
+    assert_eq!(read(&scratch, &full).len(), 8);
+    let text = scratch.openssl("crl -inform DER -in list.der -noout -text");
+    assert!(
+        text.contains("X509v3 Freshest CRL") && text.contains("/crl/iss-local/delta.crl"),
+        "{text}"
+    );
+
+    let (number, empty) = world.list(0, true).await;
+    assert_eq!((base, number), (1, 2), "both count in one sequence");
+    assert!(read(&scratch, &empty).is_empty());
+    // One hold is over, one revocation has another reason, one is new and already over, one is new.
+    world
+        .sql("UPDATE revocations SET released_at = now() WHERE id = 'r-0-3'; UPDATE revocations SET reason = 'keyCompromise' WHERE id = 'r-0-7'")
+        .await;
+    world
+        .sql("INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason, revoked_by, not_after, revoked_at)
+              SELECT 'n-' || n, 'iss-local', n::text, 'mc-1', 'certificateHold', 'test', not_after, revoked_at
+                FROM generate_series(1, 2) n, revocations WHERE id = 'r-0-1';
+              UPDATE revocations SET released_at = now() WHERE id = 'n-1'")
+        .await;
+    for number in [3, 4] {
+        let (numbered, der) = world.list(0, true).await;
+        assert_eq!(numbered, number);
+        let serials = read(&scratch, &der);
+        assert_eq!(
+            (serials.len(), ascending(&serials)),
+            (4, true),
+            "the same until there is another full CRL"
+        );
+        let text = scratch.openssl("crl -inform DER -in list.der -noout -text");
+        assert!(
+            text.contains("X509v3 Delta CRL Indicator: critical") && text.matches("Remove From CRL").count() == 2,
+            "{text}"
+        );
+    }
+    let (number, full) = world.crl().await;
+    assert_eq!(
+        (number, read(&scratch, &full).len()),
+        (5, 8),
+        "eight, without the released, with the new"
+    );
+    assert!(read(&scratch, &world.list(0, true).await.1).is_empty());
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn numbers_never_fall_though_the_database_is_older(options: PgPoolOptions, connect: PgConnectOptions) {
+    let world = World::new(options, connect).await;
+    world.issued(&world.good_job().await).await;
+    for number in 1..=3 {
+        assert_eq!(world.crl().await.0, number);
+    }
+    world.sql("DELETE FROM crls WHERE number > 1").await;
+    assert_eq!(world.crl().await.0, 4);
+    world.sql("DELETE FROM crls").await;
+    assert_eq!(world.crl().await.0, 5);
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn what_cannot_be_written_is_not_published_and_the_next_can_be(
+    options: PgPoolOptions,
+    connect: PgConnectOptions,
+) {
+    let world = World::new(options, connect).await;
+    world.issued(&world.good_job().await).await;
+    revoked(&world, 5_000, 0).await;
+    assert_eq!(world.crl().await.0, 1);
+    world
+        .sql("UPDATE revocations SET serial_number = '0x' WHERE id = 'r-0-7'")
+        .await;
+    for _ in 0..3 {
+        assert_eq!(world.call("/v1/crl", json!({ "issuer_id": "iss-local" })).await.0, 500);
+    }
+    let dirty: i64 = sqlx::query_scalar("SELECT count(*) FROM crl_dirt")
+        .fetch_one(&world.admin)
+        .await
+        .unwrap();
+    assert_eq!(dirty, 1, "it is still stale");
+    world
+        .sql("UPDATE revocations SET serial_number = '7' WHERE id = 'r-0-7'")
+        .await;
+    assert_eq!(world.crl().await.0, 2);
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]

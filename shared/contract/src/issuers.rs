@@ -80,7 +80,7 @@ pub struct NewIssuer {
     /// What kind of issuer it is.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Settings of its type: an object; for `local`, `ca_common_name` and `validity_days`.
+    /// Settings of its type: an object; for `local`, `ca_common_name`, `validity_days`, `crl_shards` and `crl_delta`.
     #[serde(default)]
     pub config: Value,
     /// Whether it signs; true when absent.

@@ -15,7 +15,7 @@ crate::resource! {
 
     /// Issue the certificate of a running issuance or renewal job. A repeated call returns the first answer.
     POST "/issue" Issue(body: IssueRequest,) [Open] -> 200 Issued;
-    /// Make and store the next CRL of an issuer.
+    /// Make and publish the next CRL of an issuer: the full one, that of one shard, or a delta.
     POST "/crl" PublishCrl(body: CrlRequest,) [Open] -> 200 CrlPublished;
     /// Answer OCSP requests, each by itself.
     POST "/ocsp" AnswerOcsp(body: OcspQuestions,) [Open] -> 200 OcspAnswers;
@@ -39,11 +39,17 @@ pub struct Issued {
     pub chain_pem: String,
 }
 
-/// Which issuer.
+/// Which CRL.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct CrlRequest {
     /// The issuer.
     pub issuer_id: IssuerId,
+    /// The shard, from 1 on; 0 for the full CRL.
+    #[serde(default)]
+    pub shard: i32,
+    /// Whether it is the delta to the full CRL.
+    #[serde(default)]
+    pub delta: bool,
 }
 
 /// What was published.

@@ -17,6 +17,8 @@ crate::words! {
         PolicyViolation = "PolicyViolation" | "policy_violation",
         /// A certificate was revoked.
         Revocation = "Revocation",
+        /// A CRL was not made in time.
+        CrlLate = "CrlLate" | "crl_late",
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Entry {
     pub not_after: Time,
     /// Whether its revocation is not published.
     pub short_lived: bool,
+    /// The shard of the CRL that it names as its distribution point; 0 when that is the full one.
+    pub shard: i32,
 }
 
 /// The entry of a job.
@@ -34,7 +36,7 @@ pub struct Entry {
 /// When the database cannot be asked.
 pub async fn by_job(pool: &PgPool, job: &JobId) -> Result<Option<Entry>> {
     Ok(sqlx::query_as(
-        "SELECT issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived FROM ledger WHERE job_id = $1",
+        "SELECT issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived, shard FROM ledger WHERE job_id = $1",
     )
     .bind(job)
     .fetch_optional(pool)
@@ -48,13 +50,13 @@ pub async fn by_job(pool: &PgPool, job: &JobId) -> Result<Option<Entry>> {
 pub async fn record(pool: &PgPool, entry: &Entry, now: Time) -> Result<Entry> {
     let recorded = sqlx::query_as(
         "WITH inserted AS (
-             INSERT INTO ledger (issuer_id, serial_number, job_id, tbs_der, not_after, short_lived, recorded_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)
+             INSERT INTO ledger (issuer_id, serial_number, job_id, tbs_der, not_after, short_lived, recorded_at, shard)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
              ON CONFLICT (job_id) DO NOTHING
-             RETURNING issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived)
-         SELECT issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived FROM inserted
+             RETURNING issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived, shard)
+         SELECT issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived, shard FROM inserted
           UNION ALL
-         SELECT issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived FROM ledger WHERE job_id = $3
+         SELECT issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived, shard FROM ledger WHERE job_id = $3
           LIMIT 1",
     )
     .bind(&entry.issuer_id)
@@ -64,6 +66,7 @@ pub async fn record(pool: &PgPool, entry: &Entry, now: Time) -> Result<Entry> {
     .bind(entry.not_after)
     .bind(entry.short_lived)
     .bind(now)
+    .bind(entry.shard)
     .fetch_optional(pool)
     .await?;
     // Another call inserted the row after our snapshot was taken: it is there now.
@@ -75,7 +78,7 @@ pub async fn record(pool: &PgPool, entry: &Entry, now: Time) -> Result<Entry> {
 
 async fn by_job_text(pool: &PgPool, job: &str) -> Result<Entry> {
     sqlx::query_as(
-        "SELECT issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived FROM ledger WHERE job_id = $1",
+        "SELECT issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived, shard FROM ledger WHERE job_id = $1",
     )
     .bind(job)
     .fetch_optional(pool)

@@ -10,7 +10,8 @@
 //! | [`discovery`] | certificates found on hosts: reports, claims, dismissals |
 //! | [`planning`] | dates, what is due, and jobs in line with targets and policy |
 //! | [`journal`] | what has to be kept outside the database, and is not yet |
-//! | [`revocations`] | revoke, release; entries for a CRL; the status of a serial number |
+//! | [`revocations`] | revoke, release; the status of a serial number |
+//! | [`crls`] | which CRLs there are, when they are due, their entries and octets |
 //! | [`ledger`] | what the signer is about to sign, and what it signed |
 //! | [`agents`] | signs of life and their absence |
 //! | [`outbox`] | notifications on their way out |
@@ -25,6 +26,7 @@
 pub mod agents;
 pub mod bulk;
 pub mod certificates;
+pub mod crls;
 pub mod discovery;
 pub mod error;
 pub mod imports;

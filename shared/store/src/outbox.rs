@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use certctl_model::{
-    id::{CertificateId, NotificationId},
+    id::{CertificateId, IssuerId, NotificationId},
     notice::{Channel, NoticeKind, NoticeStatus},
     time::Time,
 };
@@ -70,6 +70,46 @@ pub async fn announce_all(tx: &mut Tx, news: &[News]) -> Result<()> {
     .await?;
     tx.wake(wake::Channel::Outbox);
     Ok(())
+}
+
+/// News about an issuer, for whoever runs the platform.
+#[derive(Clone, Debug)]
+pub struct IssuerNews {
+    /// What it is about.
+    pub kind: NoticeKind,
+    /// Which issuer.
+    pub issuer: IssuerId,
+    /// What makes it the same news.
+    pub dedup: String,
+    /// One line.
+    pub subject: String,
+    /// The text.
+    pub message: String,
+}
+
+/// Enqueues news for the webhook: an issuer has no owner with an address. Returns whether it is new.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn announce_issuer(tx: &mut Tx, news: &IssuerNews) -> Result<bool> {
+    let now = tx.now();
+    let done = sqlx::query(
+        "INSERT INTO notifications (id, type, channel, recipient, subject, message, dedup_key, status, not_before,
+                                    created_at)
+         VALUES ($1, $2, $3, 'webhook', $4, $5, $6, 'pending', $7, $7)
+         ON CONFLICT (dedup_key) DO NOTHING",
+    )
+    .bind(NotificationId::generate(now))
+    .bind(news.kind)
+    .bind(Channel::Webhook)
+    .bind(&news.subject)
+    .bind(&news.message)
+    .bind(format!("{}:{}:{}", news.kind, news.dedup, Channel::Webhook))
+    .bind(now)
+    .execute(&mut **tx)
+    .await?;
+    tx.wake(wake::Channel::Outbox);
+    Ok(done.rows_affected() > 0)
 }
 
 /// A notification somebody holds a lease on.

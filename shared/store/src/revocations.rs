@@ -410,33 +410,6 @@ pub async fn issued_since(tx: &mut Tx, id: &CertificateId) -> Result<Option<Time
     .await?)
 }
 
-/// An entry of a CRL.
-#[derive(Clone, Debug, sqlx::FromRow)]
-pub struct Entry {
-    /// Serial number.
-    pub serial_number: Serial,
-    /// When.
-    pub revoked_at: Time,
-    /// Why.
-    pub reason: RevocationReason,
-}
-
-/// What a CRL lists: revocations of certificates that had not ended at `ended_before`, but for short-lived ones.
-///
-/// # Errors
-/// When the database cannot be asked.
-pub async fn entries(db: &mut PgConnection, issuer: &IssuerId, ended_before: Time) -> Result<Vec<Entry>> {
-    Ok(sqlx::query_as(
-        "SELECT serial_number, revoked_at, reason FROM revocations
-          WHERE issuer_id = $1 AND not_after >= $2 AND NOT short_lived AND released_at IS NULL
-          ORDER BY revoked_at, serial_number",
-    )
-    .bind(issuer)
-    .bind(ended_before)
-    .fetch_all(db)
-    .await?)
-}
-
 /// Certificates that have a blocked key and are not revoked for good, though something of theirs has not ended: what was
 /// recorded after the key was blocked.
 ///

@@ -257,6 +257,7 @@ async fn a_job_has_one_ledger_entry_and_one_signature(db: PgPool) {
         der: None,
         not_after: now(),
         short_lived: false,
+        shard: 0,
     };
     let (one, two) = (entry("1", 1), entry("2", 2));
     let (a, b) = tokio::join!(ledger::record(&db, &one, now()), ledger::record(&db, &two, now()));

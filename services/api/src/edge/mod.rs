@@ -30,7 +30,8 @@ use crate::{access_log::RequestId, app::App, error::ApiError};
 pub fn mount(router: Router<Arc<App>>) -> Router<Arc<App>> {
     router
         .route("/ca/{file}", get(ca))
-        .route("/crl/{file}", get(crl::crl))
+        .route("/crl/{issuer}", get(crl::full))
+        .route("/crl/{issuer}/{file}", get(crl::part))
         .route("/ocsp/{issuer}", post(ocsp::ocsp_post))
         .route("/ocsp/{issuer}/{*request}", get(ocsp::ocsp_get))
 }

@@ -75,6 +75,10 @@ fn settings(kind: IssuerType, config: &Value) -> Result<Value, ApiError> {
     }
 }
 
+/// Into how many CRLs the revocations of an issuer are divided at most: with as many entries as a relying party may
+/// want to fetch in each, more than anybody has.
+const MOST_SHARDS: i64 = 1024;
+
 fn local_settings(config: &Map<String, Value>) -> Result<Value, ApiError> {
     for (key, value) in config {
         let (fits, wanted) = match key.as_str() {
@@ -88,9 +92,14 @@ fn local_settings(config: &Map<String, Value>) -> Result<Value, ApiError> {
                 value.as_i64().is_some_and(|days| (1..=3650).contains(&days)),
                 "is a number of days from 1 to 3650",
             ),
+            "crl_shards" => (
+                value.as_i64().is_some_and(|shards| (1..=MOST_SHARDS).contains(&shards)),
+                "is a number of shards from 1 to 1024",
+            ),
+            "crl_delta" => (value.is_boolean(), "is true or false"),
             _ => (
                 false,
-                "is not a setting of a local issuer; known are ca_common_name and validity_days",
+                "is not a setting of a local issuer; known are ca_common_name, validity_days, crl_shards and crl_delta",
             ),
         };
         if !fits {
@@ -259,6 +268,11 @@ mod tests {
             (json!({ "validity_days": 0 }), false),
             (json!({ "validity_days": 3651 }), false),
             (json!({ "validity_days": "90" }), false),
+            (json!({ "crl_shards": 128, "crl_delta": true }), true),
+            (json!({ "crl_shards": 0 }), false),
+            (json!({ "crl_shards": 1025 }), false),
+            (json!({ "crl_shards": 1.5 }), false),
+            (json!({ "crl_delta": "yes" }), false),
             (json!({ "directory_url": "https://acme.example" }), false),
         ] {
             assert_eq!(settings(IssuerType::Local, &config).is_ok(), fits, "{config}");
