@@ -156,6 +156,40 @@ async fn an_invalidity_date_lies_between_the_beginning_and_now(db: PgPool) {
     assert_eq!(kept, (now - Duration::from_secs(3600)).to_string());
 }
 
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn how_far_a_revocation_has_come_is_seen_from_outside_and_can_be_asked(db: PgPool) {
+    let w = World::new(db).await;
+    estate(&w, &["mc-a"]).await;
+    let path = "/api/v1/certificates/mc-a/revocation";
+    w.get(path).await.expect(404);
+    w.probe().await;
+    w.post("/api/v1/certificates/mc-a/revoke", json!({ "reason": "superseded" }))
+        .await
+        .expect(200);
+    let revoked_at = w.clock.now();
+    w.clock.advance(Duration::from_secs(1));
+    w.probe().await;
+    let seen = |said: &Value| said["serials"][0]["sightings"][0].clone();
+    let said = w.get(path).await.expect(200);
+    let expected = json!({ "edge": w.url, "ocsp_at": w.clock.now() });
+    assert_eq!(seen(&said), expected, "{said}");
+    assert_eq!(said["serials"][0]["revoked_at"], json!(revoked_at));
+    w.settle().await;
+    w.clock.advance(Duration::from_secs(1));
+    w.probe().await;
+    let said = w.get(path).await.expect(200);
+    let (_, number) = crl(&w).await;
+    let expected = json!({
+        "edge": w.url, "ocsp_at": w.clock.now() - Duration::from_secs(1), "crl_at": w.clock.now(), "crl_number": number,
+    });
+    assert_eq!(seen(&said), expected, "{said}");
+    let serial = &said["serials"][0];
+    assert_eq!(
+        (&serial["crl_number"], &serial["crl_shard"], &serial["published"]),
+        (&json!(number), &json!(0), &json!(true))
+    );
+}
+
 /// The records of all files of a journal.
 fn journal(directory: &Path) -> Vec<Value> {
     let mut files: Vec<_> = fs::read_dir(directory)

@@ -29,7 +29,7 @@ use certctl_model::{
     time::{Clock, Time},
 };
 use certctl_runtime::{serve, tasks::Tasks};
-use certctl_scheduler::{Scheduler, agents, blocked_keys, bulk, crls, renewals, worker};
+use certctl_scheduler::{Scheduler, agents, blocked_keys, bulk, crls, prober, renewals, worker};
 use certctl_signer::Signer;
 use certctl_store::wake::{Channel, Revoked};
 use certctl_x509::{facts::CertificateFacts, keys::KeyPair};
@@ -198,6 +198,8 @@ impl World {
             &database,
             "--database-max-conns",
             "5",
+            "--probe-edges",
+            &url,
         ];
         let config = certctl_scheduler::config::Config::parse_from(args.into_iter().chain(journal));
         let scheduler = Scheduler::build(&config, clock.clone(), signer.clone()).unwrap();
@@ -420,6 +422,11 @@ impl World {
         crls::refresh(s.clone()).await.unwrap();
         moved += self.notifier.drain().await.unwrap();
         moved > 0
+    }
+
+    /// Has the scheduler look from outside at what was revoked.
+    pub async fn probe(&self) {
+        prober::look(self.scheduler.clone()).await.unwrap();
     }
 
     /// Sends JSON as an operator.
