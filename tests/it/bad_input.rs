@@ -50,6 +50,7 @@ async fn furnished(db: PgPool) -> (World, std::sync::Arc<Host>) {
             json!({ "id": "rule-1", "name": "one", "type": "AllowedIssuers" }),
         ),
         ("agent-groups", json!({ "id": "ag-1", "name": "one" })),
+        ("blocked-keys", json!({ "spki_sha256": BLOCKED, "reason": "known" })),
     ] {
         w.post(&format!("/api/v1/{path}"), new).await.expect(201);
     }
@@ -77,6 +78,10 @@ fn check(answer: &Answer, status: u16, kind: &str, word: &str) {
     let said = format!("{} {fields}", problem.detail);
     assert!(said.contains(word), "\"{word}\" is not named: {answer:?}");
 }
+
+/// A key that is blocked, and one that is not.
+const BLOCKED: &str = "0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f";
+const NOT_BLOCKED: &str = "0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a";
 
 /// The path of an operation with these values for its placeholders.
 fn path_of(operation: &Operation, values: &[&str]) -> String {
@@ -117,6 +122,7 @@ fn known(operation: &Operation, host: &Host) -> Vec<String> {
         ("policies", _) => "rule-1",
         ("issuers" | "revocation", "id" | "issuer_id") => "iss-local",
         (_, "serial") => "01",
+        ("blocked_keys", _) => BLOCKED,
         ("targets", _) => "tgt-1",
         ("profiles", _) => "prof-1",
         ("renewal_policies", _) => "rp-1",
@@ -145,8 +151,12 @@ async fn ids_that_name_nothing_are_404_on_every_operation(db: PgPool) {
             if id == "ocsp_check" && wrong == 1 {
                 continue; // A serial number that was never issued has an answer: unknown.
             }
+            let nothing = match operation.tag {
+                "blocked_keys" => NOT_BLOCKED,
+                _ => "none-of-this-name",
+            };
             let mut values = known(&operation, &host);
-            "none-of-this-name".clone_into(&mut values[wrong]);
+            nothing.clone_into(&mut values[wrong]);
             let answer = w
                 .send(
                     operation.method.clone(),
@@ -155,11 +165,7 @@ async fn ids_that_name_nothing_are_404_on_every_operation(db: PgPool) {
                 )
                 .await;
             // The thing that is not there, or the agent's job that is not either.
-            let word = if id == "agent_submit_csr" {
-                "j-none"
-            } else {
-                "none-of-this-name"
-            };
+            let word = if id == "agent_submit_csr" { "j-none" } else { nothing };
             check(&answer, 404, "not-found", word);
             tried += 1;
         }
