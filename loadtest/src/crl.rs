@@ -88,9 +88,13 @@ async fn seed(pool: &PgPool, args: &Crl) -> anyhow::Result<()> {
         .await?;
         from = to;
     }
-    sqlx::raw_sql("RESET session_replication_role; VACUUM (ANALYZE) revocations; CHECKPOINT")
-        .execute(&mut *db)
-        .await?;
+    for statement in [
+        "RESET session_replication_role",
+        "VACUUM (ANALYZE) revocations",
+        "CHECKPOINT",
+    ] {
+        sqlx::raw_sql(statement).execute(&mut *db).await?;
+    }
     Ok(())
 }
 
