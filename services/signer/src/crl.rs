@@ -29,6 +29,7 @@ use crate::{
     authority::Authority,
     der::{self, oid},
     error::{Error, Result},
+    lint::{self, crl::WantedList},
 };
 
 /// Makes, stores and publishes the next of a list.
@@ -83,17 +84,34 @@ async fn make(shared: &Shared, list: &List) -> Result<CrlPublished> {
     failpoint::hold("signer.crl_written").await;
 
     let head = head(&authority, now, next_update, length, extensions.len());
-    let mut message = authority.message();
-    message.update(&head);
+    let (mut message, mut lint) = (
+        authority.message(),
+        lint::crl::List::new(WantedList {
+            authority: &authority,
+            number,
+            base,
+            is_partial: matches!(list.scope, Scope::Shard(_)),
+            this_update: now,
+            next_update,
+        }),
+    );
+    let refused = |why: String| Error::Internal(anyhow::anyhow!("{list} is not signed: {why}"));
+    let mut add = |octets: &[u8]| -> Result<()> {
+        lint.update(octets).map_err(refused)?;
+        message.update(octets);
+        Ok(())
+    };
+    add(&head)?;
     for chunk in &kept {
-        message.update(chunk);
+        add(chunk)?;
     }
     if let Some((spilled, chunks)) = &mut stored {
         for seq in 1..=*chunks {
-            message.update(&body.get(spilled, seq).await?);
+            add(&body.get(spilled, seq).await?)?;
         }
     }
-    message.update(&extensions);
+    add(&extensions)?;
+    lint.finish().map_err(refused)?;
     let signer = authority.clone();
     let signature = tokio::task::spawn_blocking(move || signer.sign_message(message))
         .await

@@ -335,3 +335,39 @@ const REFUSED: &[i64] = &[
     libc::SYS_swapon,
     libc::SYS_swapoff,
 ];
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn what_it_needs_is_what_its_settings_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = directory.path().join("ca");
+        let config = Config::parse_from([
+            "certctl-signer",
+            "--database-url",
+            "postgres://signer@db:6543/certctl?sslrootcert=/srv/pki/root.pem",
+            "--ca-dir",
+            ca.to_str().unwrap(),
+            "--signer-socket",
+            "/run/certctl/signer.sock",
+            "--ops-listen",
+            "127.0.0.1:9081",
+            "--ca-cert-path",
+            "/srv/ca/ca.pem",
+            "--ca-key-path",
+            "/ca.key",
+        ]);
+        let needs = Needs::of(&config).unwrap();
+        assert_eq!((needs.connects, needs.listens), (vec![6543], vec![9081]));
+        assert_eq!(needs.writes, [ca.clone(), "/run/certctl".into()]);
+        for path in ["/srv/pki", "/srv/ca", "/ca.key", "/etc"] {
+            assert!(needs.reads.contains(&path.into()), "{path}");
+        }
+        assert!(!needs.reads.contains(&"/".into()));
+        assert!(ca.is_dir(), "the rule is for a directory that exists");
+    }
+}

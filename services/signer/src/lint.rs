@@ -1,6 +1,7 @@
 //! What a certificate must and must not say, asked of the encoded octets before they are signed: what is checked is
-//! what is signed, whatever built it. [`ocsp`] is the same for responses.
+//! what is signed, whatever built it. [`crl`] and [`ocsp`] are the same for lists and for responses.
 
+pub(crate) mod crl;
 pub(crate) mod ocsp;
 
 use std::time::Duration;
