@@ -526,12 +526,19 @@ impl World {
         (certificate[0].clone(), body["chain_pem"].as_str().unwrap().to_owned())
     }
 
+    /// The response, and for how many seconds it may be given again.
     async fn ocsp(&self, request: &[u8]) -> (Vec<u8>, i64) {
-        let question = json!({ "issuer_id": "iss-local", "request": STANDARD.encode(request) });
-        let (status, body) = self.call("/v1/ocsp", question).await;
+        let (status, body) = self.call("/v1/ocsp", question("iss-local", request)).await;
         assert_eq!(status, 200, "{body}");
-        let response = STANDARD.decode(body["response"].as_str().unwrap()).unwrap();
-        (response, body["max_age_seconds"].as_i64().unwrap())
+        let answer = &body["answers"][0];
+        let signed = &answer["signed"];
+        let response = signed["response"].as_str().or(answer["unsigned"].as_str());
+        let response = STANDARD.decode(response.unwrap_or_else(|| panic!("{body}"))).unwrap();
+        let again = match (signed["this_update"].as_i64(), signed["next_update"].as_i64()) {
+            (Some(this_update), Some(next_update)) if signed["nonce"] == false => next_update - this_update,
+            _ => 0,
+        };
+        (response, again)
     }
 
     async fn revoke(&self, certificate: &CertificateFacts, reason: &str) {
@@ -752,7 +759,11 @@ async fn what_must_not_be_signed_is_refused_and_leaves_no_record(options: PgPool
         ("/v1/issue", json!({ "job_id": "j/../1" }), 400),
         ("/v1/issue", json!({}), 400),
         ("/v1/crl", json!({ "issuer_id": "iss-none" }), 404),
-        ("/v1/ocsp", json!({ "issuer_id": "iss-local", "request": "*" }), 400),
+        (
+            "/v1/ocsp",
+            json!({ "questions": [{ "issuer_id": "iss-local", "request": "*" }] }),
+            400,
+        ),
         ("/v1/none", json!({}), 404),
     ] {
         let (found, problem) = world.call(path, body.clone()).await;
@@ -827,6 +838,11 @@ async fn crls_are_numbered_and_keep_what_ended_for_one_period(options: PgPoolOpt
         .await
         .unwrap();
     assert_eq!(kept, [3, 4, 5]);
+}
+
+/// One question for a status.
+fn question(issuer: &str, request: &[u8]) -> Value {
+    json!({ "questions": [{ "issuer_id": issuer, "request": STANDARD.encode(request) }] })
 }
 
 /// `count` revocations of serial numbers that no one issued, in the shard.
@@ -1122,8 +1138,8 @@ async fn ocsp_makes_no_root(options: PgPoolOptions, connect: PgConnectOptions) {
         .await
         .unwrap();
     assert_eq!(rows, 0);
-    let unknown = json!({ "issuer_id": "iss-none", "request": STANDARD.encode(&request) });
-    assert_eq!(world.call("/v1/ocsp", unknown).await.0, 404);
+    let (found, body) = world.call("/v1/ocsp", question("iss-none", &request)).await;
+    assert_eq!((found, &body["answers"]), (200, &json!(["no_issuer"])));
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
@@ -1137,20 +1153,20 @@ async fn a_failure_to_load_is_repeated_for_five_seconds_and_then_tried_again(
     let ca = CertificateFacts::parse_pem_chain(&chain).unwrap().remove(0);
     let issuer = wire::IssuerId::of_certificate(&ca.der).unwrap();
     let request = wire::request_for(&issuer, &certificate.serial, None);
-    let question = json!({ "issuer_id": "iss-local", "request": STANDARD.encode(request) });
     let [place, away] = ["ca", "away"].map(|name| world.directory.path().join(name));
     fs::rename(&place, &away).unwrap();
     let world = World {
         router: signer(&world.directory, &world.pool, &world.clock).router(),
         ..world
     };
-    assert_eq!(world.call("/v1/ocsp", question.clone()).await.0, 503);
+    let try_later = Err(wire::OcspAnswerError::Status(3));
+    let status = async || wire::status_of(&world.ocsp(&request).await.0, &certificate.serial);
+    assert_eq!(status().await, try_later);
     fs::remove_dir_all(&place).unwrap();
     fs::rename(&away, &place).unwrap();
-    for (wait, status) in [(0, 503), (4, 503), (1, 200)] {
+    for (wait, said) in [(0, &try_later), (4, &try_later), (1, &Ok(CertStatus::Good))] {
         world.clock.advance(Duration::from_secs(wait));
-        let (found, body) = world.call("/v1/ocsp", question.clone()).await;
-        assert_eq!(found, status, "{wait} seconds later: {body}");
+        assert_eq!(status().await, *said, "{wait} seconds later");
     }
 }
 
