@@ -30,6 +30,8 @@ pub(crate) enum What {
     Agents(Agents),
     /// Writers that change something again and again, and the events that tell of it.
     Changes(Changes),
+    /// Jobs that wait with their requests, until all are issued and stored.
+    Issuances(Issuances),
     /// How many requests pass the rate limit under more than it allows; prints one line of JSON.
     Limits(Limits),
     /// Answers about certificates, and what they cost.
@@ -316,6 +318,36 @@ pub(crate) struct Changes {
 
     /// Seconds after which no further change is begun.
     #[arg(long, default_value_t = 900, value_parser = value_parser!(u64).range(1..=7200))]
+    pub(crate) max_time: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Issuances {
+    #[command(flatten)]
+    pub(crate) database: Database,
+
+    /// Process id of the signer.
+    #[arg(long, value_name = "PID")]
+    pub(crate) signer_pid: u32,
+
+    /// Process id of the scheduler.
+    #[arg(long, value_name = "PID")]
+    pub(crate) scheduler_pid: u32,
+
+    /// Process id of the Postgres server.
+    #[arg(long, value_name = "PID")]
+    pub(crate) postgres_pid: u32,
+
+    /// How many jobs.
+    #[arg(long, default_value_t = 50_000, value_parser = value_parser!(i64).range(1..=1_000_000))]
+    pub(crate) jobs: i64,
+
+    /// Each certificate has a target, so that issuing it also makes a job that deploys it.
+    #[arg(long)]
+    pub(crate) deploy: bool,
+
+    /// Seconds within which all must be stored.
+    #[arg(long, default_value_t = 300, value_parser = value_parser!(u64).range(1..=7200))]
     pub(crate) max_time: u64,
 }
 

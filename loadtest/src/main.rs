@@ -9,6 +9,7 @@
 //! | [`combinations`] | every sort and filter of the list of certificates |
 //! | [`agents`] | heartbeats and waiting for work |
 //! | [`changes`] | writers, and the events that tell of what they did |
+//! | [`issuances`] | jobs that wait with their requests, until they are stored |
 //! | [`limits`] | what passes a rate limit |
 //! | [`visible`] | from a revocation to where relying parties see it |
 //! | [`crl`] | making large CRLs, and one of many shards |
@@ -33,6 +34,7 @@ mod copy;
 mod cpu;
 mod crl;
 mod estate;
+mod issuances;
 mod limits;
 mod load;
 mod main_job;
@@ -94,6 +96,7 @@ async fn run(what: What) -> anyhow::Result<()> {
         What::Combinations(args) => combinations::run(&args).await?,
         What::Agents(args) => agents::run(&args).await?,
         What::Changes(args) => changes::run(&args).await?,
+        What::Issuances(args) => issuances::run(&args).await?,
         What::Limits(args) => limits::run(&args).await?,
         What::Ocsp(args) => ocsp::run(&args).await?,
         What::Visible(args) => visible::run(&args).await?,

@@ -10,7 +10,7 @@ use crate::cli::Page;
 /// A row of the page: the bench, what it shows, which figures, and which of them stands beside a ceiling.
 type Shown = (&'static str, &'static str, &'static [&'static str], &'static str);
 
-const SHOWN: [Shown; 10] = [
+const SHOWN: [Shown; 11] = [
     (
         "main-job",
         "from the request of a certificate to nginx serving it; beside a bare TLS handshake",
@@ -56,6 +56,19 @@ const SHOWN: [Shown; 10] = [
          indexed look-up",
         &["certificates", "per_second", "p99_ms", "failed"],
         "/cpu_ratio",
+    ),
+    (
+        "issue-50k",
+        "waiting jobs through signer and scheduler until they are stored and audited; beside verifying a request and \
+         signing, and nothing else, on all cores",
+        &[
+            "per_second",
+            "jobs",
+            "share_of_raw_sign",
+            "share_of_csr_verify",
+            "cpu_us_per_certificate",
+        ],
+        "/ceiling_ratio",
     ),
     (
         "limits-3",

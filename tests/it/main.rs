@@ -4,6 +4,7 @@ mod approvals;
 mod arrows;
 mod audit;
 mod bad_input;
+mod batches;
 mod broken_nginx;
 mod bulk;
 mod calls;

@@ -1,141 +1,145 @@
-//! One running job: ask its issuer, check the answer, record it.
+//! Running jobs: ask their issuer, check the answers, record them.
+
+use std::collections::{HashMap, HashSet};
 
 use certctl_model::{
-    audit::Actor,
     connector::IssuerType,
-    id::IssuerId,
-    job::Running,
+    id::JobId,
     name::{San, all_names},
 };
 use certctl_runtime::failpoint;
 use certctl_store::{
     certificates::{self, NewVersion},
-    jobs::{self, Claimed},
+    jobs::{Claimed, Subject},
 };
-use certctl_x509::{
-    csr::{self, CertificationRequest},
-    facts::CertificateFacts,
-};
-use tokio::time::timeout;
+use certctl_x509::{csr, facts::CertificateFacts};
+use futures_util::future::BoxFuture;
+use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{error, info};
 
 use crate::{
     Scheduler,
     issuers::{IssueError, Issued, Order},
-    worker::GiveUp,
+    worker::{GiveUp, together},
 };
 
-/// Issues the certificate of a claimed job that has its request, and completes the job.
+/// Issues the certificates of claimed jobs of one issuer that have their requests, and completes the jobs. Returns those
+/// that did not get so far, and what the issuer, its answer or the database had against them.
 ///
 /// The issuer is asked between two transactions. Dying after its answer is harmless: it gives the same one again.
-///
-/// # Errors
-/// What the issuer, the answer or the database had against it.
-pub(crate) async fn issue(scheduler: &Scheduler, claim: &Claimed) -> Result<(), GiveUp> {
-    let subject = subject(scheduler, claim).await?;
-    let issuer = scheduler.issuers.of(subject.issuer_type()?);
+pub(crate) async fn issue(scheduler: &Scheduler, claims: Vec<Claimed>) -> Vec<(Claimed, GiveUp)> {
+    let subject = &claims[0].subject;
+    let issuer = match issuer_type(subject) {
+        Ok(kind) => scheduler.issuers.of(kind),
+        Err(why) => {
+            return claims
+                .into_iter()
+                .map(|claim| (claim, GiveUp::Refused(why.clone())))
+                .collect();
+        }
+    };
     failpoint::hold("scheduler.claimed").await;
 
-    let order = Order {
+    let order = |claim: &Claimed| Order {
         job: claim.facts.id.clone(),
     };
+    let orders: Vec<Order> = claims.iter().map(order).collect();
     let within = scheduler.issuer_timeout;
-    let issued = match timeout(within, issuer.issue(&order)).await {
-        Ok(answer) => answer?,
-        Err(_) => {
-            return Err(GiveUp::from(IssueError::Retry {
-                after: None,
-                counts: false,
-                reason: format!("issuer {} did not answer within {within:?}", subject.issuer_id),
-            }));
-        }
-    };
+    let answers = timeout(within, issuer.issue(&orders)).await.unwrap_or_else(|_| {
+        let late = IssueError::Retry {
+            after: None,
+            counts: false,
+            reason: format!("issuer {} did not answer within {within:?}", subject.issuer_id),
+        };
+        vec![Err(late); claims.len()]
+    });
     failpoint::hold("scheduler.signed").await;
 
-    let version = check(&subject, claim, &issued).map_err(|why| {
-        let (issuer, job) = (&subject.issuer_id, &claim.facts.id);
-        error!(issuer.id = %issuer, job.id = %job, "issuer {issuer} gave job {job} a wrong certificate: {why}");
-        GiveUp::Refused(format!(
-            "issuer {issuer} gave a certificate that was not asked for: {why}"
-        ))
-    })?;
-    record(scheduler, claim, &version).await?;
-    failpoint::hold("scheduler.recorded").await;
-
-    metrics::counter!("certificates_issued_total", "type" => claim.facts.kind.as_str()).increment(1);
-    info!(
-        job.id = %claim.facts.id, certificate.id = %claim.facts.certificate, serial = %version.serial,
-        "job {} issued certificate {} with serial {}", claim.facts.id, claim.facts.certificate, version.serial
-    );
-    Ok(())
-}
-
-/// What the record says the certificate has to be.
-#[derive(Debug, sqlx::FromRow)]
-struct Subject {
-    common_name: String,
-    sans: Vec<String>,
-    issuer_id: IssuerId,
-    issuer_type: String,
-    issuer_enabled: bool,
-}
-
-async fn subject(scheduler: &Scheduler, claim: &Claimed) -> Result<Subject, GiveUp> {
-    let subject = sqlx::query_as(
-        "SELECT c.common_name, c.sans, c.issuer_id, i.type AS issuer_type, i.enabled AS issuer_enabled
-           FROM certificates c JOIN issuers i ON i.id = c.issuer_id WHERE c.id = $1",
-    )
-    .bind(&claim.facts.certificate)
-    .fetch_one(&scheduler.db)
-    .await
-    .map_err(certctl_store::Error::from)?;
-    Ok(subject)
-}
-
-impl Subject {
-    fn issuer_type(&self) -> Result<IssuerType, GiveUp> {
-        let id = &self.issuer_id;
-        if !self.issuer_enabled {
-            return Err(GiveUp::Refused(format!("issuer {id} is disabled")));
+    let mut given_up = Vec::new();
+    let mut issued = Vec::with_capacity(claims.len());
+    for (claim, answer) in claims.into_iter().zip(answers) {
+        match answer {
+            Ok(answer) => issued.push((claim, answer)),
+            Err(error) => given_up.push((claim, error.into())),
         }
-        let kind = self.issuer_type.parse();
-        kind.map_err(|why| GiveUp::Refused(format!("issuer {id} is of a type nobody here can ask: {why}")))
     }
-
-    fn names(&self) -> Result<Vec<San>, String> {
-        let read = |text: &String| text.parse::<San>().map_err(|why| why.to_string());
-        let sans = self.sans.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        Ok(match self.common_name.parse() {
-            Ok(name) => all_names(&name, &sans),
-            Err(_) => sans,
-        })
+    // Signatures are verified off the threads that wait for others.
+    let checked = spawn_blocking(move || check_all(issued)).await;
+    let (good, wrong) = checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    for (claim, why) in wrong {
+        let (issuer, job) = (&claim.subject.issuer_id, &claim.facts.id);
+        error!(issuer.id = %issuer, job.id = %job, "issuer {issuer} gave job {job} a wrong certificate: {why}");
+        let why = format!("issuer {issuer} gave a certificate that was not asked for: {why}");
+        given_up.push((claim, GiveUp::Refused(why)));
     }
+    given_up.extend(together(scheduler, good, |(claim, _)| claim, record).await);
+    failpoint::hold("scheduler.recorded").await;
+    given_up
 }
 
-/// Reads the answer: facts come from the certificate, never from the request. It must hold the key of the request and
+fn issuer_type(subject: &Subject) -> Result<IssuerType, String> {
+    let id = &subject.issuer_id;
+    if !subject.issuer_enabled {
+        return Err(format!("issuer {id} is disabled"));
+    }
+    let kind = subject.issuer_type.parse();
+    kind.map_err(|why| format!("issuer {id} is of a type nobody here can ask: {why}"))
+}
+
+fn names(subject: &Subject) -> Result<Vec<San>, String> {
+    let read = |text: &String| text.parse::<San>().map_err(|why| why.to_string());
+    let sans = subject.sans.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    Ok(match subject.common_name.parse() {
+        Ok(name) => all_names(&name, &sans),
+        Err(_) => sans,
+    })
+}
+
+type Checked = (Vec<(Claimed, NewVersion)>, Vec<(Claimed, String)>);
+
+/// Tells the right answers from the wrong ones. The chain of a batch is read once.
+fn check_all(issued: Vec<(Claimed, Issued)>) -> Checked {
+    let mut chains: HashMap<String, Result<Vec<CertificateFacts>, String>> = HashMap::new();
+    let (mut good, mut wrong) = (Vec::with_capacity(issued.len()), Vec::new());
+    for (claim, answer) in issued {
+        let chain = chains
+            .entry(answer.chain_pem.clone())
+            .or_insert_with(|| parse(&answer.chain_pem));
+        match chain.clone().and_then(|chain| check(&claim, answer, &chain)) {
+            Ok(version) => good.push((claim, version)),
+            Err(why) => wrong.push((claim, why)),
+        }
+    }
+    (good, wrong)
+}
+
+fn parse(pem: &str) -> Result<Vec<CertificateFacts>, String> {
+    CertificateFacts::parse_pem_chain(pem).map_err(|why| why.to_string())
+}
+
+/// Reads an answer: facts come from the certificate, never from the request. It must hold the key of the request and
 /// the names of the record, and be signed by the chain that came with it.
-fn check(subject: &Subject, claim: &Claimed, issued: &Issued) -> Result<NewVersion, String> {
+fn check(claim: &Claimed, issued: Issued, chain: &[CertificateFacts]) -> Result<NewVersion, String> {
     let csr_der = claim.csr_der.clone().ok_or("the job has no request")?;
-    let request = CertificationRequest::parse_der(&csr_der).map_err(|why| why.to_string())?;
-    let parse = |pem: &str| CertificateFacts::parse_pem_chain(pem).map_err(|why| why.to_string());
-    let (leaves, chain) = (parse(&issued.certificate_pem)?, parse(&issued.chain_pem)?);
+    let requested = csr::spki_of_accepted(&csr_der).map_err(|why| why.to_string())?;
+    let leaves = parse(&issued.certificate_pem)?;
     let [leaf] = leaves.as_slice() else {
         return Err(format!("{} certificates instead of one", leaves.len()));
     };
-    if leaf.spki_der != request.spki_der() {
+    if leaf.spki_der != requested {
         return Err("its key is not the key of the request".into());
     }
     if leaf.is_ca {
         return Err("it is a certificate of an authority".into());
     }
-    let wanted = subject.names()?;
+    let wanted = names(&claim.subject)?;
     csr::names_within(None, &leaf.sans, &wanted).map_err(|_| "it has names the record does not have".to_owned())?;
     if let Some(missing) = wanted.iter().find(|name| !leaf.sans.contains(name)) {
         return Err(format!("the name {missing} is missing"));
     }
     leaf.verify_issued_by(&chain[0])?;
     Ok(NewVersion {
-        issuer: subject.issuer_id.clone(),
+        issuer: claim.subject.issuer_id.clone(),
         serial: leaf.serial.clone(),
         not_before: leaf.not_before,
         not_after: leaf.not_after,
@@ -143,18 +147,33 @@ fn check(subject: &Subject, claim: &Claimed, issued: &Issued) -> Result<NewVersi
         spki_sha256: leaf.spki_sha256.clone(),
         key: leaf.key,
         cert_pem: leaf.to_pem(),
-        chain_pem: issued.chain_pem.clone(),
+        chain_pem: issued.chain_pem,
         csr_der,
     })
 }
 
-/// Version, deployments, news and the end of the job become visible together. The certificate is locked before the
-/// job, in the order everyone does.
-async fn record(scheduler: &Scheduler, claim: &Claimed, version: &NewVersion) -> Result<(), certctl_store::Error> {
-    let mut tx = scheduler.begin().await?;
-    certificates::lock(&mut tx, &claim.facts.certificate).await?;
-    let job = jobs::lock::<Running>(&mut tx, &claim.facts.id).await?;
-    certificates::record_version(&mut tx, &job.facts, version).await?;
-    jobs::apply_claimed(&mut tx, job.complete(&Actor::system()), claim).await?;
-    tx.commit().await
+/// Versions, deployments, news and the end of the jobs become visible together.
+fn record<'a>(
+    scheduler: &'a Scheduler,
+    issued: &'a [(Claimed, NewVersion)],
+) -> BoxFuture<'a, Result<Vec<JobId>, certctl_store::Error>> {
+    Box::pin(async move {
+        if issued.is_empty() {
+            return Ok(vec![]);
+        }
+        let mut tx = scheduler.begin().await?;
+        let recorded = certificates::record(&mut tx, issued).await?;
+        if !recorded.is_empty() {
+            tx.commit().await?;
+        }
+        let told: HashSet<&JobId> = recorded.iter().collect();
+        for (Claimed { facts, .. }, version) in issued.iter().filter(|(claim, _)| told.contains(&claim.facts.id)) {
+            metrics::counter!("certificates_issued_total", "type" => facts.kind.as_str()).increment(1);
+            info!(
+                job.id = %facts.id, certificate.id = %facts.certificate, serial = %version.serial,
+                "job {} issued certificate {} with serial {}", facts.id, facts.certificate, version.serial
+            );
+        }
+        Ok(recorded)
+    })
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`loops`] | the table of loops |
 //! | [`worker`] | claims jobs and turns what became of them into transitions |
-//! | [`issuance`] | one running job: ask its issuer, check the answer, record it |
+//! | [`issuance`] | running jobs: ask their issuer, check the answers, record them |
 //! | [`issuers`] | who can be asked for a certificate |
 //! | [`renewals`] | plans what is due |
 //! | [`blocked_keys`] | revokes what has a key that is blocked |

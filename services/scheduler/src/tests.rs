@@ -8,7 +8,10 @@ use std::{
 
 use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::post};
 use certctl_client::Client;
-use certctl_contract::signer::{CrlPublished, CrlRequest, IssueRequest, Issued};
+use certctl_contract::{
+    problem::{Kind, Problem},
+    signer::{CrlPublished, CrlRequest, IssueBatchRequest, IssueOutcome, Issued, IssuedBatch},
+};
 use certctl_model::{
     key::KeyFacts,
     time::{Clock, Time},
@@ -30,6 +33,8 @@ enum Mood {
     Signs,
     /// Signs, but for a key of its own.
     SignsAnotherKey,
+    /// Signs, but not for job `j-3`.
+    RefusesTheThird,
     Answers(StatusCode, &'static str),
 }
 
@@ -50,25 +55,32 @@ impl Signer {
     }
 }
 
-async fn issue(State(signer): State<Arc<Signer>>, Json(request): Json<IssueRequest>) -> axum::response::Response {
-    signer.count(request.job_id.as_str());
-    let csr_der: Vec<u8> = match signer.mood {
-        Mood::Signs => sqlx::query_scalar("SELECT csr_der FROM jobs WHERE id = $1")
-            .bind(&request.job_id)
-            .fetch_one(&signer.db)
-            .await
-            .unwrap(),
-        Mood::SignsAnotherKey => a_request(),
-        Mood::Answers(status, detail) => {
-            return (status, Json(serde_json::json!({ "detail": detail }))).into_response();
+async fn issue(State(signer): State<Arc<Signer>>, Json(request): Json<IssueBatchRequest>) -> axum::response::Response {
+    let mut outcomes = Vec::new();
+    for job in &request.job_ids {
+        signer.count(job.as_str());
+        let csr_der: Vec<u8> = match signer.mood {
+            Mood::Signs | Mood::RefusesTheThird => sqlx::query_scalar("SELECT csr_der FROM jobs WHERE id = $1")
+                .bind(job)
+                .fetch_one(&signer.db)
+                .await
+                .unwrap(),
+            Mood::SignsAnotherKey => a_request(),
+            Mood::Answers(status, detail) => {
+                return (status, Json(serde_json::json!({ "detail": detail }))).into_response();
+            }
+        };
+        if matches!(signer.mood, Mood::RefusesTheThird) && job.as_str() == "j-3" {
+            outcomes.push(IssueOutcome::Refused(Problem::new(Kind::Invalid, "not this one")));
+            continue;
         }
-    };
-    let params = CertificateSigningRequestParams::from_pem(&pem::encode("CERTIFICATE REQUEST", &csr_der)).unwrap();
-    Json(Issued {
-        certificate_pem: params.signed_by(&signer.ca).unwrap().pem(),
-        chain_pem: signer.ca.pem(),
-    })
-    .into_response()
+        let params = CertificateSigningRequestParams::from_pem(&pem::encode("CERTIFICATE REQUEST", &csr_der)).unwrap();
+        outcomes.push(IssueOutcome::Issued(Issued {
+            certificate_pem: params.signed_by(&signer.ca).unwrap().pem(),
+            chain_pem: signer.ca.pem(),
+        }));
+    }
+    Json(IssuedBatch { outcomes }).into_response()
 }
 
 async fn publish(State(signer): State<Arc<Signer>>, Json(request): Json<CrlRequest>) -> axum::response::Response {
@@ -117,7 +129,7 @@ impl World {
         let path = socket.path().join("signer.sock");
         if mood.is_some() {
             let router = Router::new()
-                .route("/v1/issue", post(issue))
+                .route("/v1/issue-batch", post(issue))
                 .route("/v1/crl", post(publish))
                 .with_state(signer.clone());
             serve::serve_unix(&path, router, &tasks).await.unwrap();
@@ -261,6 +273,74 @@ async fn a_refused_issuance_fails_the_job_with_its_reason(db: PgPool) {
         w.text("SELECT string_agg(DISTINCT type, ' ') FROM notifications").await,
         "RenewalFailure"
     );
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_refused_job_and_one_that_cannot_be_recorded_spoil_nothing_for_the_others(db: PgPool) {
+    let w = World::new(db, Mood::RefusesTheThird).await;
+    for n in 1..=9 {
+        w.running_job(n).await;
+    }
+    // A version that a mistake of ours recorded for a job that still runs.
+    w.sql(
+        "INSERT INTO certificate_versions (id, certificate_id, job_id, issuer_id, version, serial_number, not_before,
+                                           not_after, fingerprint_sha256, spki_sha256, cert_pem, chain_pem, csr_der,
+                                           key_algorithm, key_size, created_at)
+         VALUES ('cv-5', 'mc-5', 'j-5', 'iss-local', 1, '5', $1, $1, 'f', 's', '', '', '', 'ECDSA', 256, $1)",
+    )
+    .await;
+    worker::drain(w.scheduler.clone()).await.unwrap();
+    assert_eq!(w.job(3).await, "Failed 1 not this one");
+    assert!(
+        w.job(5)
+            .await
+            .starts_with("Running 1 the value is in use (certificate_versions"),
+        "{}",
+        w.job(5).await
+    );
+    let done = "SELECT string_agg(id, ' ' ORDER BY id) FROM jobs WHERE type = 'Issuance' AND status = 'Completed'";
+    assert_eq!(w.text(done).await, "j-1 j-2 j-4 j-6 j-7 j-8 j-9");
+    let told = "SELECT string_agg(details->>'job_id', ' ' ORDER BY details->>'job_id') FROM audit_events
+                 WHERE action = 'certificate_issued'";
+    assert_eq!(w.text(told).await, "j-1 j-2 j-4 j-6 j-7 j-8 j-9");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn two_agents_of_one_certificate_have_their_versions_from_one_batch(db: PgPool) {
+    let w = World::new(db, Mood::Signs).await;
+    w.sql(
+        "INSERT INTO agents (id, name, hostname, api_key_hash, registered_at, updated_at)
+         VALUES ('a-2', 'web-2', 'web-2', 'x', $1, $1)",
+    )
+    .await;
+    w.sql(
+        "INSERT INTO targets (id, name, type, agent_id, created_at, updated_at)
+         VALUES ('tgt-2', 'nginx', 'NGINX', 'a-2', $1, $1)",
+    )
+    .await;
+    w.running_job(1).await;
+    w.sql("INSERT INTO certificate_targets SELECT 'mc-1', 'tgt-2' WHERE $1::timestamptz IS NOT NULL")
+        .await;
+    sqlx::query(
+        "INSERT INTO jobs (id, type, certificate_id, agent_id, status, csr_der, run_at, created_at)
+         VALUES ('j-2', 'Issuance', 'mc-1', 'a-2', 'Running', $1, $2, $2)",
+    )
+    .bind(a_request())
+    .bind(w.clock.now())
+    .execute(&w.db)
+    .await
+    .unwrap();
+    assert_eq!(w.text("SELECT open_issuances::text FROM certificates").await, "2");
+    worker::drain(w.scheduler.clone()).await.unwrap();
+    let versions = "SELECT string_agg(v.version || ' ' || (v.id = c.current_version_id), ', ' ORDER BY v.version)
+                      FROM certificate_versions v JOIN certificates c ON c.id = v.certificate_id";
+    assert_eq!(w.text(versions).await, "1 false, 2 true");
+    let deployed = "SELECT string_agg(j.target_id || ' ' || j.status, ', ' ORDER BY j.target_id)
+                      FROM jobs j JOIN certificate_versions v ON v.id = j.version_id AND v.agent_id = j.agent_id
+                     WHERE j.type = 'Deployment'";
+    assert_eq!(w.text(deployed).await, "tgt-1 Pending, tgt-2 Pending");
+    let certificate = "SELECT concat_ws(' ', status, open_issuances) FROM certificates";
+    assert_eq!(w.text(certificate).await, "Active 0");
 }
 
 #[sqlx::test(migrations = "../../migrations")]

@@ -1,9 +1,16 @@
 //! Claims jobs and turns what became of them into transitions.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    pin::pin,
+    slice,
+    sync::Arc,
+    time::Duration,
+};
 
 use certctl_model::{
     audit::Actor,
+    id::{CertificateId, JobId},
     job::{Fallible, Job, JobStatus, Pending, Running},
     renewal::spread_of,
     time::Time,
@@ -13,16 +20,20 @@ use certctl_store::{
     Error, certificates,
     jobs::{self, Claimed},
 };
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, timeout};
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::{Scheduler, issuance, issuers::IssueError};
 
-/// Jobs that are worked on side by side. Each is begun when it is claimed, so that none waits while its lease runs.
-const AT_ONCE: usize = 16;
-/// Jobs of one drain; bounded, so that a drain ends well within the time its loop is given.
-const ROUND: usize = 64;
+/// Jobs that are worked on together: each statement is for all of them, so that it costs each of them little, and all
+/// are done in a fraction of a second.
+const BATCH: usize = 256;
+/// Jobs under way. Each is begun when it is claimed, so that none waits while its lease runs; several batches, because
+/// the signer, the database and we take turns in each.
+const UNDER_WAY: usize = 8 * BATCH;
+/// How long a drain claims further jobs; bounded, so that it ends well within the time its loop is given.
+const ROUND: Duration = Duration::from_secs(30);
 /// How often a drain that waits for issuers looks for further jobs.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -49,22 +60,21 @@ pub async fn round(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
 /// # Errors
 /// When jobs cannot be claimed. What becomes of a single job is its own affair.
 pub async fn drain(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
-    let mut working = FuturesUnordered::new();
-    let mut claimed = 0;
+    let (mut working, until) = (FuturesUnordered::new(), Instant::now() + ROUND);
+    let (mut claimed, mut under_way) = (0, 0);
     loop {
-        let free = (AT_ONCE - working.len()).min(ROUND - claimed);
-        if free > 0 {
+        if under_way + BATCH <= UNDER_WAY && Instant::now() < until {
             let mut claim = pin!(jobs::claim(
                 &scheduler.db,
                 scheduler.now(),
                 scheduler.job_lease,
-                free as i64
+                BATCH as i64
             ));
             // Jobs under way go on meanwhile: they may hold the very connections that the claim waits for.
             let claims = loop {
                 tokio::select! {
                     claims = &mut claim => break claims,
-                    Some(()) = working.next() => {}
+                    Some(done) = working.next() => under_way -= done,
                 }
             };
             let claims = match claims {
@@ -74,15 +84,29 @@ pub async fn drain(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
                 Err(error) => return Err(error.into()),
             };
             claimed += claims.len();
+            under_way += claims.len();
             metrics::counter!("job_claims_total").increment(claims.len() as u64);
-            working.extend(claims.into_iter().map(|claim| work(&scheduler, claim)));
+            working.extend(batches(claims).into_iter().map(|batch| work(&scheduler, batch)));
         }
         if working.is_empty() {
             return Ok(claimed as u64);
         }
-        // Either a place became free, or it is time to look again.
-        let _ = timeout(LOOK_AGAIN, working.next()).await;
+        // Either a batch ended, or it is time to look again.
+        if let Ok(Some(done)) = timeout(LOOK_AGAIN, working.next()).await {
+            under_way -= done;
+        }
     }
+}
+
+/// Jobs that are worked on together: those that wait for the same, of the same issuer. One that is slow to answer keeps
+/// nobody else's jobs waiting.
+fn batches(claims: Vec<Claimed>) -> Vec<Vec<Claimed>> {
+    let mut batches: HashMap<_, Vec<Claimed>> = HashMap::new();
+    for claim in claims {
+        let of = (claim.status, claim.subject.issuer_id.clone());
+        batches.entry(of).or_default().push(claim);
+    }
+    batches.into_values().collect()
 }
 
 /// Frees leases that ran out. Returns nothing done: freeing once is enough.
@@ -134,8 +158,8 @@ impl From<IssueError> for GiveUp {
     }
 }
 
-impl From<Error> for GiveUp {
-    fn from(error: Error) -> Self {
+impl GiveUp {
+    fn of(error: &Error) -> Self {
         match error {
             Error::LeaseLost | Error::WrongJobState { .. } => GiveUp::Lost,
             error => GiveUp::Later {
@@ -147,43 +171,98 @@ impl From<Error> for GiveUp {
     }
 }
 
-async fn work(scheduler: &Scheduler, claim: Claimed) {
-    let facts = &claim.facts;
-    let span = info_span!("job", job.id = %facts.id, certificate.id = %facts.certificate, attempt = facts.attempts + 1);
-    async {
-        let outcome = match claim.status {
-            JobStatus::Pending => request_csr(scheduler, &claim).await,
-            _ => issuance::issue(scheduler, &claim).await,
-        };
-        let Err(give_up) = outcome else { return };
-        match settle(scheduler, &claim, give_up).await {
-            Ok(()) => {}
-            Err(Error::LeaseLost | Error::WrongJobState { .. }) => lost(&claim),
-            // The lease runs out, and whoever claims it then begins anew.
-            Err(error) => warn!("job {} cannot be put back: {error}", claim.facts.id),
+/// Works on a batch, and returns how many jobs it had.
+async fn work(scheduler: &Scheduler, batch: Vec<Claimed>) -> usize {
+    let count = batch.len();
+    let given_up = match batch[0].status {
+        JobStatus::Pending => together(scheduler, batch, |claim| claim, request_csrs).await,
+        _ => issuance::issue(scheduler, batch).await,
+    };
+    for (claim, give_up) in given_up {
+        let facts = &claim.facts;
+        let span =
+            info_span!("job", job.id = %facts.id, certificate.id = %facts.certificate, attempt = facts.attempts + 1);
+        async {
+            match settle(scheduler, &claim, give_up).await {
+                Ok(()) => {}
+                Err(Error::LeaseLost | Error::WrongJobState { .. }) => lost(&claim),
+                // The lease runs out, and whoever claims it then begins anew.
+                Err(error) => warn!("job {} cannot be put back: {error}", claim.facts.id),
+            }
         }
+        .instrument(span)
+        .await;
     }
-    .instrument(span)
-    .await;
+    count
 }
 
-/// The agent's request is needed next; or nothing is, if the certificate ended meanwhile.
-async fn request_csr(scheduler: &Scheduler, claim: &Claimed) -> Result<(), GiveUp> {
-    let (by, id) = (Actor::system(), &claim.facts.id);
-    let mut tx = scheduler.begin().await?;
-    let certificate = certificates::lock(&mut tx, &claim.facts.certificate).await?;
-    let job = jobs::lock::<Pending>(&mut tx, id).await?;
-    match certificate.must_be_live() {
-        Ok(()) => {
-            jobs::apply_claimed(&mut tx, job.await_csr(&by), claim).await?;
+/// What is done for several jobs in one unit of work. Returns those it was done for; the others are no longer ours.
+pub(crate) type Unit<T> = for<'a> fn(&'a Scheduler, &'a [T]) -> BoxFuture<'a, Result<Vec<JobId>, Error>>;
+
+/// Does it for all, or, when one of them spoils it for all, for each by itself. Returns the jobs it was not done for.
+pub(crate) async fn together<T>(
+    scheduler: &Scheduler,
+    batch: Vec<T>,
+    claim: fn(T) -> Claimed,
+    unit: Unit<T>,
+) -> Vec<(Claimed, GiveUp)> {
+    let mut done: HashSet<JobId> = HashSet::new();
+    let mut errors = Vec::new();
+    match unit(scheduler, &batch).await {
+        Ok(ids) => done.extend(ids),
+        Err(error) if error.is_transient() || batch.len() == 1 => {
+            return batch.into_iter().map(|one| (claim(one), GiveUp::of(&error))).collect();
         }
-        Err(why) => {
-            jobs::apply_claimed(&mut tx, job.cancel(&by, why.to_string()), claim).await?;
+        Err(error) => {
+            warn!("{} jobs are not done together but one by one: {error}", batch.len());
+            for one in &batch {
+                errors.push(
+                    unit(scheduler, slice::from_ref(one))
+                        .await
+                        .map(|ids| done.extend(ids))
+                        .err(),
+                );
+            }
         }
     }
-    tx.commit().await?;
-    failpoint::hold("scheduler.csr_requested").await;
-    Ok(())
+    let mut errors = errors.into_iter();
+    let claims = batch.into_iter().map(|one| (claim(one), errors.next().flatten()));
+    let give_up = |(claim, error): (Claimed, Option<Error>)| match error {
+        Some(error) => Some((claim, GiveUp::of(&error))),
+        None if done.contains(&claim.facts.id) => None,
+        None => Some((claim, GiveUp::Lost)),
+    };
+    claims.filter_map(give_up).collect()
+}
+
+/// The agents' requests are needed next; or nothing is, if a certificate ended meanwhile.
+fn request_csrs<'a>(scheduler: &'a Scheduler, claims: &'a [Claimed]) -> BoxFuture<'a, Result<Vec<JobId>, Error>> {
+    Box::pin(async move {
+        let by = Actor::system();
+        let mut tx = scheduler.begin().await?;
+        let certificates: Vec<_> = claims.iter().map(|claim| &claim.facts.certificate).collect();
+        let certificates = certificates::lock_all(&mut tx, &certificates).await?;
+        let ended = certificates
+            .iter()
+            .filter_map(|one| Some((&one.id, one.must_be_live().err()?.to_string())));
+        let ended: HashMap<&CertificateId, String> = ended.collect();
+        let (mut to_request, mut to_cancel) = (Vec::new(), Vec::new());
+        for job in jobs::hold::<Pending>(&mut tx, claims).await? {
+            match ended.get(&job.facts.certificate) {
+                None => to_request.push(job.await_csr(&by)),
+                Some(why) => to_cancel.push(job.cancel(&by, why.clone())),
+            }
+        }
+        let requested = jobs::apply_all(&mut tx, to_request).await?;
+        let cancelled = jobs::apply_all(&mut tx, to_cancel).await?;
+        let ids = requested.into_iter().map(|job| job.facts.id);
+        let ids: Vec<JobId> = ids.chain(cancelled.into_iter().map(|job| job.facts.id)).collect();
+        if !ids.is_empty() {
+            tx.commit().await?;
+        }
+        failpoint::hold("scheduler.csr_requested").await;
+        Ok(ids)
+    })
 }
 
 async fn settle(scheduler: &Scheduler, claim: &Claimed, give_up: GiveUp) -> Result<(), Error> {
@@ -221,8 +300,9 @@ async fn fail(scheduler: &Scheduler, claim: &Claimed, reason: String) -> Result<
 async fn fail_in<S: Fallible>(scheduler: &Scheduler, claim: &Claimed, reason: &str) -> Result<(), Error> {
     let mut tx = scheduler.begin().await?;
     let certificate = certificates::lock(&mut tx, &claim.facts.certificate).await?;
-    let job: Job<S> = jobs::lock(&mut tx, &claim.facts.id).await?;
-    jobs::apply_claimed(&mut tx, job.fail(&Actor::system(), reason.to_owned()), claim).await?;
+    let job: Option<Job<S>> = jobs::hold(&mut tx, slice::from_ref(claim)).await?.pop();
+    let job = job.ok_or(Error::LeaseLost)?;
+    jobs::apply(&mut tx, job.fail(&Actor::system(), reason.to_owned())).await?;
     // Nobody misses a certificate that was revoked or put aside.
     if certificate.must_be_live().is_ok() {
         certificates::note_failure(&mut tx, &claim.facts, reason).await?;
@@ -249,6 +329,7 @@ fn pause(claim: &Claimed) -> Duration {
 #[cfg(test)]
 mod tests {
     use certctl_model::job::{JobFacts, JobKind};
+    use certctl_store::jobs::Subject;
 
     use super::*;
 
@@ -269,6 +350,13 @@ mod tests {
                 status: JobStatus::Running,
                 token,
                 csr_der: None,
+                subject: Subject {
+                    common_name: String::new(),
+                    sans: vec![],
+                    issuer_id: "iss-1".parse().unwrap(),
+                    issuer_type: "local".to_owned(),
+                    issuer_enabled: true,
+                },
             };
             let (full, pause) = (Duration::from_secs(seconds), pause(&claim));
             assert!(full / 2 <= pause && pause <= full, "{token}: {pause:?}");

@@ -66,8 +66,14 @@ impl Error {
     }
 }
 
-impl IntoResponse for Error {
-    fn into_response(self) -> Response {
+impl Error {
+    /// Whether the same call may succeed later.
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_transient())
+    }
+
+    /// What the caller hears. The log hears of it here, once.
+    pub(crate) fn into_problem(self) -> Problem {
         let kind = self.kind();
         metrics::counter!("signer_refusals_total", "kind" => kind.slug()).increment(1);
         let detail = if kind.status() < 500 || matches!(self, Self::Fenced) {
@@ -82,8 +88,15 @@ impl IntoResponse for Error {
             }
             .to_owned()
         };
-        let status = StatusCode::from_u16(kind.status()).expect("statuses of problems are constants");
-        let body = serde_json::to_vec(&Problem::new(kind, detail)).expect("a problem is plain data");
+        Problem::new(kind, detail)
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let problem = self.into_problem();
+        let status = StatusCode::from_u16(problem.status).expect("statuses of problems are constants");
+        let body = serde_json::to_vec(&problem).expect("a problem is plain data");
         (status, [(CONTENT_TYPE, problem::CONTENT_TYPE)], body).into_response()
     }
 }

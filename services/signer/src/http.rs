@@ -1,4 +1,4 @@
-//! The four routes.
+//! The five routes.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use bytes::Bytes;
 use certctl_contract::{
     endpoint::Endpoint,
     signer::{
-        AnswerOcsp, Chain, CrlPublished, CrlRequest, Issue, IssueRequest, Issued, IssuerChain, OcspAnswers,
-        OcspQuestions, PublishCrl,
+        AnswerOcsp, Chain, CrlPublished, CrlRequest, Issue, IssueBatch, IssueBatchRequest, IssueOutcome, IssueRequest,
+        Issued, IssuedBatch, IssuerChain, MAX_BATCH, OcspAnswers, OcspQuestions, PublishCrl,
     },
 };
 use certctl_model::id::IssuerId;
@@ -32,6 +32,7 @@ const MAX_BODY: usize = 1024 * 1024;
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route(&Issue::path(), post(issue_certificate))
+        .route(&IssueBatch::path(), post(issue_certificates))
         .route(&PublishCrl::path(), post(publish_crl))
         .route(&AnswerOcsp::path(), post(answer_ocsp))
         .route(&IssuerChain::path(), get(chain))
@@ -43,7 +44,22 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
 
 async fn issue_certificate(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Json<Issued>> {
     let request: IssueRequest = read(&body)?;
-    issue::issue(&shared, &request.job_id).await.map(Json)
+    issue::issue(&shared, request.job_id).await.map(Json)
+}
+
+async fn issue_certificates(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Json<IssuedBatch>> {
+    let request: IssueBatchRequest = read(&body)?;
+    if request.job_ids.len() > MAX_BATCH {
+        return Err(Error::Malformed(format!("job_ids names more than {MAX_BATCH} jobs")));
+    }
+    let issued = issue::issue_all(&shared, &request.job_ids).await?;
+    let outcome = |issued| match issued {
+        Ok(issued) => IssueOutcome::Issued(issued),
+        Err(error) => IssueOutcome::Refused(Error::into_problem(error)),
+    };
+    Ok(Json(IssuedBatch {
+        outcomes: issued.into_iter().map(outcome).collect(),
+    }))
 }
 
 async fn publish_crl(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Json<CrlPublished>> {

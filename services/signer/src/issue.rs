@@ -1,9 +1,18 @@
 //! Issuing: `Csr → Prepared → Recorded → Signed`, each step consuming the one before it.
 //!
-//! A caller names a job. Everything that is signed comes from rows read here, and from the key of the agent's request.
+//! A caller names jobs. Everything that is signed comes from rows read here, and from the keys of the agents' requests.
+//! Many jobs go through the steps together, one statement for all of them at each; what is wrong with one of them is its
+//! own outcome. A single job is a batch of one.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    num::NonZero,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
+use anyhow::Context;
 use certctl_contract::signer::Issued;
 use certctl_model::{
     connector::IssuerType,
@@ -19,9 +28,9 @@ use certctl_store::{
     crls::{List, Scope},
     ledger,
 };
-use certctl_x509::{csr, csr::CertificationRequest, name::common_name_to_name, pem};
+use certctl_x509::{csr, csr::CertificationRequest, keys, name::common_name_to_name, pem};
 use sqlx::{PgPool, types::Json};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     Shared,
@@ -43,42 +52,188 @@ pub(crate) struct Terms {
 }
 
 /// Issues the certificate of a job, or returns the one that was issued and has not ended.
-pub(crate) async fn issue(shared: &Shared, job: &JobId) -> Result<Issued> {
-    let now = shared.clock.now();
-    let recorded = ledger::by_job(&shared.pool, job).await?;
-    if let Some(ledger::Entry {
-        issuer_id,
-        der: Some(der),
-        not_after,
-        ..
-    }) = &recorded
-    {
-        if *not_after <= now {
-            return Err(Error::WrongState(format!(
-                "the certificate of job {job} ended at {not_after}; ask for another issuance"
-            )));
+pub(crate) async fn issue(shared: &Arc<Shared>, job: JobId) -> Result<Issued> {
+    let mut outcomes = together(shared, &[job]).await?;
+    outcomes.pop().expect("each job has an outcome")
+}
+
+/// Issues the certificates of several jobs, each as if it were asked for alone; outcomes in the order of the jobs.
+///
+/// # Errors
+/// When the database is away, for all of them.
+pub(crate) async fn issue_all(shared: &Arc<Shared>, jobs: &[JobId]) -> Result<Vec<Result<Issued>>> {
+    match together(shared, jobs).await {
+        Err(error) if jobs.len() > 1 && !error.is_transient() => {
+            // One of them spoils what is done for all: each is asked by itself which it is.
+            warn!("{} jobs are not issued together but one by one: {error:#}", jobs.len());
+            let mut outcomes = Vec::with_capacity(jobs.len());
+            for job in jobs {
+                outcomes.push(issue(shared, job.clone()).await);
+            }
+            Ok(outcomes)
         }
-        let authority = shared.authorities.get(issuer_id).await?;
-        return Ok(answer(&authority, der));
+        outcomes => outcomes,
     }
-    let csr = Csr::read(&shared.pool, job).await?;
-    let authority = shared.authorities.get(&csr.issuer).await?;
-    authority.must_be_valid(now)?;
-    let recorded = match recorded {
-        // Recorded and not signed: a crash came between. What was recorded is signed, and nothing else.
-        Some(entry) => Recorded::resume(&authority, entry, now)?,
-        None => {
-            let prepared = csr.prepare(&authority, &shared.terms, now)?;
-            failpoint::hold("signer.prepared").await;
-            prepared.record(&shared.pool, now).await?
+}
+
+async fn together(shared: &Arc<Shared>, jobs: &[JobId]) -> Result<Vec<Result<Issued>>> {
+    let (pool, now) = (&shared.pool, shared.clock.now());
+    let mut recorded = ledger_of(ledger::by_jobs(pool, &jobs.iter().map(JobId::as_str).collect::<Vec<_>>()).await?);
+    let mut batch = Batch::default();
+    let mut waiting = Vec::new();
+    for job in jobs.iter().collect::<BTreeSet<_>>() {
+        match recorded.get(job.as_str()) {
+            Some(ledger::Entry {
+                der: Some(der),
+                issuer_id,
+                not_after,
+                ..
+            }) => {
+                let answer = first_answer(shared, job, issuer_id, der, *not_after, now).await;
+                batch.outcomes.insert(job.clone(), answer);
+            }
+            _ => waiting.push(job.clone()),
         }
-    };
+    }
+    let mut cases = Vec::new();
+    for (job, case) in Case::read(pool, waiting).await? {
+        match with_authority(shared, case, now).await {
+            Ok((case, authority)) => {
+                let is_recorded = recorded.contains_key(job.as_str());
+                cases.push((job, (case, authority, is_recorded)));
+            }
+            Err(error) => batch.refuse(job, error),
+        }
+    }
+
+    let terms = shared.terms.clone();
+    let judged = batch.compute(
+        cases,
+        move |(case, authority, is_recorded): (Case, Arc<Authority>, bool)| {
+            let csr = case.judge()?;
+            // Recorded and not signed: a crash came between. What was recorded is signed, and nothing else.
+            let prepared = (!is_recorded).then(|| csr.prepare(&authority, &terms, now));
+            Ok((authority, prepared.transpose()?))
+        },
+    );
+    let judged = judged.await?;
+    failpoint::hold("signer.prepared").await;
+
+    let (mut authorities, mut prepared) = (Vec::new(), Vec::new());
+    for (job, (authority, one)) in judged {
+        authorities.push((job, authority));
+        prepared.extend(one);
+    }
+    recorded.extend(record(pool, prepared, now).await?);
     failpoint::hold("signer.recorded").await;
-    let serial = recorded.entry.serial_number.clone();
-    let der = recorded.sign()?.store(&shared.pool).await?;
+
+    let entries = authorities.into_iter().map(|(job, authority)| {
+        let entry = recorded.remove(job.as_str());
+        (job, (authority, entry))
+    });
+    let signed = batch.compute(
+        entries.collect(),
+        move |(authority, entry): (Arc<Authority>, Option<ledger::Entry>)| {
+            // Serial numbers have 128 random bits; whatever took this one, another try has another.
+            let entry = entry.ok_or_else(|| anyhow::anyhow!("the serial number that was drawn is in use"))?;
+            Recorded::resume(&authority, entry, now)?
+                .sign()
+                .map(|signed| (authority, signed))
+        },
+    );
+    let signed = signed.await?;
+    let (mut authorities, mut certificates) = (HashMap::new(), Vec::new());
+    for (job, (authority, one)) in signed {
+        let serial = one.entry.serial_number.clone();
+        authorities.insert(job.to_string(), (job, authority, serial));
+        certificates.push(one);
+    }
+    let stored = Signed::store(certificates, pool).await?;
     failpoint::hold("signer.signed").await;
-    info!(job.id = %job, issuer.id = %authority.issuer, serial = %serial, "job {job} has its certificate {serial}");
-    Ok(answer(&authority, &der))
+    for (job, der) in stored {
+        let Some((job, authority, serial)) = authorities.remove(&job) else {
+            continue;
+        };
+        info!(job.id = %job, issuer.id = %authority.issuer, serial = %serial, "job {job} has its certificate {serial}");
+        batch.outcomes.insert(job, Ok(answer(&authority, &der)));
+    }
+    Ok(jobs.iter().map(|job| batch.outcome(job)).collect())
+}
+
+/// What became of the jobs of a batch so far.
+#[derive(Default)]
+struct Batch {
+    outcomes: HashMap<JobId, Result<Issued>>,
+}
+
+impl Batch {
+    fn refuse(&mut self, job: JobId, error: Error) {
+        self.outcomes.insert(job, Err(error));
+    }
+
+    /// Takes every job through a step that computes, on all cores. Those that fail have their outcome; the others go on.
+    async fn compute<T: Send + 'static, R: Send + 'static>(
+        &mut self,
+        jobs: Vec<(JobId, T)>,
+        step: impl Fn(T) -> Result<R> + Clone + Send + 'static,
+    ) -> Result<Vec<(JobId, R)>> {
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        let share = jobs.len().div_ceil(cores);
+        let mut jobs = jobs.into_iter();
+        let mut parts = Vec::with_capacity(cores);
+        while jobs.len() > 0 {
+            let part: Vec<_> = jobs.by_ref().take(share).collect();
+            let step = step.clone();
+            parts.push(tokio::task::spawn_blocking(move || {
+                let done = part.into_iter().map(|(job, value)| (job, step(value)));
+                done.collect::<Vec<_>>()
+            }));
+        }
+        let mut done = Vec::new();
+        for part in parts {
+            for (job, outcome) in part.await.context("a computation was cut short")? {
+                match outcome {
+                    Ok(value) => done.push((job, value)),
+                    Err(error) => self.refuse(job, error),
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    fn outcome(&mut self, job: &JobId) -> Result<Issued> {
+        let outcome = self.outcomes.remove(job);
+        outcome.unwrap_or_else(|| Err(Error::Malformed(format!("job {job} is named twice"))))
+    }
+}
+
+async fn first_answer(
+    shared: &Shared,
+    job: &JobId,
+    issuer: &IssuerId,
+    der: &[u8],
+    not_after: Time,
+    now: Time,
+) -> Result<Issued> {
+    if not_after <= now {
+        return Err(Error::WrongState(format!(
+            "the certificate of job {job} ended at {not_after}; ask for another issuance"
+        )));
+    }
+    let authority = shared.authorities.get(issuer).await?;
+    Ok(answer(&authority, der))
+}
+
+async fn with_authority(shared: &Shared, case: Result<Case>, now: Time) -> Result<(Case, Arc<Authority>)> {
+    let case = case?;
+    case.must_be_signable()?;
+    let authority = shared.authorities.get(&case.row.issuer).await?;
+    authority.must_be_valid(now)?;
+    Ok((case, authority))
+}
+
+fn ledger_of(entries: Vec<ledger::Entry>) -> HashMap<String, ledger::Entry> {
+    entries.into_iter().map(|entry| (entry.job_id.clone(), entry)).collect()
 }
 
 fn answer(authority: &Authority, der: &[u8]) -> Issued {
@@ -86,6 +241,14 @@ fn answer(authority: &Authority, der: &[u8]) -> Issued {
         certificate_pem: pem::encode("CERTIFICATE", der),
         chain_pem: authority.chain_pem.clone(),
     }
+}
+
+/// A job and everything it is judged by, as they stood at one instant.
+pub(crate) struct Case {
+    row: CaseRow,
+    rules: ProfileRules,
+    /// Whether the key of the request was blocked, since it was accepted too.
+    is_blocked: bool,
 }
 
 /// A request that may be granted: its signature is right, its names are the certificate's, the profile takes it.
@@ -105,8 +268,7 @@ pub(crate) struct Csr {
 }
 
 /// A to-be-signed certificate that passed the lint. Cannot sign: it is not in the ledger.
-pub(crate) struct Prepared<'a> {
-    authority: &'a Authority,
+pub(crate) struct Prepared {
     pub(crate) entry: ledger::Entry,
 }
 
@@ -124,6 +286,7 @@ pub(crate) struct Signed {
 
 #[derive(sqlx::FromRow)]
 struct CaseRow {
+    job: JobId,
     kind: JobKind,
     status: JobStatus,
     csr_der: Option<Vec<u8>>,
@@ -142,6 +305,7 @@ struct CaseRow {
 
 #[derive(sqlx::FromRow)]
 struct ProfileRow {
+    id: ProfileId,
     enabled: bool,
     allowed_key_algorithms: Json<Vec<KeyRule>>,
     max_ttl_seconds: i64,
@@ -151,36 +315,55 @@ struct ProfileRow {
     allow_short_lived: bool,
 }
 
-impl Csr {
-    /// Reads the request of a job and everything it is judged by, as they stood at one instant.
-    pub(crate) async fn read(pool: &PgPool, job: &JobId) -> Result<Self> {
+impl Case {
+    /// Reads the cases of jobs; each has one, or what is missing for it.
+    pub(crate) async fn read(pool: &PgPool, jobs: Vec<JobId>) -> Result<Vec<(JobId, Result<Self>)>> {
         const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        if jobs.is_empty() {
+            return Ok(vec![]);
+        }
         let mut tx = certctl_store::tx::begin(pool, Some(SNAPSHOT)).await?;
-        let case: Option<CaseRow> = sqlx::query_as(
-            "SELECT j.type AS kind, j.status, j.csr_der, c.id AS certificate, c.common_name, c.sans, c.profile_id,
-                    c.revoked_at IS NOT NULL AS revoked, c.archived_at IS NOT NULL AS archived,
+        let rows: Vec<CaseRow> = sqlx::query_as(
+            "SELECT j.id AS job, j.type AS kind, j.status, j.csr_der, c.id AS certificate, c.common_name, c.sans,
+                    c.profile_id, c.revoked_at IS NOT NULL AS revoked, c.archived_at IS NOT NULL AS archived,
                     i.id AS issuer, i.type AS issuer_type, i.enabled AS issuer_enabled,
                     (i.config->>'validity_days')::int AS validity_days,
                     (i.config->>'crl_shards')::int AS crl_shards
                FROM jobs j
                JOIN certificates c ON c.id = j.certificate_id
                JOIN issuers i ON i.id = c.issuer_id
-              WHERE j.id = $1",
+              WHERE j.id = ANY ($1)",
         )
-        .bind(job)
-        .fetch_optional(&mut *tx)
+        .bind(&jobs)
+        .fetch_all(&mut *tx)
         .await?;
-        let case = case.ok_or_else(|| Error::NotFound(format!("there is no job {job}")))?;
-        let rules = match &case.profile_id {
-            Some(id) => rules(&mut tx, id).await?,
-            None => ProfileRules::default(),
-        };
-        let csr = case.judge(job, rules)?;
-        must_not_be_blocked(&mut tx, &csr.request).await?;
+        let named: BTreeSet<&ProfileId> = rows.iter().filter_map(|row| row.profile_id.as_ref()).collect();
+        let profiles = profiles(&mut tx, named.into_iter().collect()).await?;
+        let blocked = blocked(&mut tx, &rows).await?;
         tx.commit().await?;
-        Ok(csr)
+        let mut rows: HashMap<JobId, CaseRow> = rows.into_iter().map(|row| (row.job.clone(), row)).collect();
+        let case = |job: JobId| {
+            let case = match rows.remove(&job) {
+                Some(row) => Self::of(row, &profiles, &blocked),
+                None => Err(Error::NotFound(format!("there is no job {job}"))),
+            };
+            (job, case)
+        };
+        Ok(jobs.into_iter().map(case).collect())
     }
 
+    fn of(row: CaseRow, profiles: &HashMap<ProfileId, ProfileRules>, blocked: &HashSet<JobId>) -> Result<Self> {
+        let missing = |id| Error::WrongState(format!("there is no profile {id}, and nothing is issued without it"));
+        let rules = match &row.profile_id {
+            Some(id) => profiles.get(id).cloned().ok_or_else(|| missing(id))?,
+            None => ProfileRules::default(),
+        };
+        let is_blocked = blocked.contains(&row.job);
+        Ok(Self { row, rules, is_blocked })
+    }
+}
+
+impl Csr {
     /// Judges a request by the names of its certificate and the rules of its profile.
     pub(crate) fn admit(
         job: &JobId,
@@ -210,7 +393,13 @@ impl Csr {
     }
 
     /// Builds the certificate and lints it.
-    pub(crate) fn prepare<'a>(self, authority: &'a Authority, terms: &Terms, now: Time) -> Result<Prepared<'a>> {
+    pub(crate) fn prepare(self, authority: &Authority, terms: &Terms, now: Time) -> Result<Prepared> {
+        if self.issuer != authority.issuer {
+            return Err(Error::WrongState(format!(
+                "the request is for issuer {}, not for {}",
+                self.issuer, authority.issuer
+            )));
+        }
         let short_lived = self.is_short_lived();
         let (not_before, not_after) = self.validity(authority, terms, now);
         let subject = self.subject();
@@ -255,7 +444,7 @@ impl Csr {
             short_lived,
             shard,
         };
-        Ok(Prepared { authority, entry })
+        Ok(Prepared { entry })
     }
 
     /// The common name, if it fits into a subject (RFC 5280 appendix A.1: at most 64 characters).
@@ -315,45 +504,66 @@ impl Csr {
     }
 }
 
-impl CaseRow {
-    fn judge(self, job: &JobId, rules: ProfileRules) -> Result<Csr> {
-        let Self {
-            certificate, issuer, ..
-        } = &self;
+impl Case {
+    /// Refuses what is not to be signed, whatever the request says.
+    fn must_be_signable(&self) -> Result<()> {
+        let CaseRow {
+            job,
+            certificate,
+            issuer,
+            ..
+        } = &self.row;
         let wrong = |text: String| Err(Error::WrongState(text));
-        if !matches!(self.kind, JobKind::Issuance | JobKind::Renewal) {
+        if !matches!(self.row.kind, JobKind::Issuance | JobKind::Renewal) {
             return wrong(format!(
                 "job {job} is a {}; only issuances and renewals are signed",
-                self.kind
+                self.row.kind
             ));
         }
-        if self.status != JobStatus::Running {
-            return wrong(format!("job {job} is {}; only running jobs are signed", self.status));
+        if self.row.status != JobStatus::Running {
+            return wrong(format!(
+                "job {job} is {}; only running jobs are signed",
+                self.row.status
+            ));
         }
-        if self.revoked || self.archived {
-            let is = if self.revoked { "revoked" } else { "archived" };
+        if self.row.revoked || self.row.archived {
+            let is = if self.row.revoked { "revoked" } else { "archived" };
             return wrong(format!(
                 "certificate {certificate} is {is}; nothing more is issued for it"
             ));
         }
-        if self.issuer_type.parse() != Ok(IssuerType::Local) {
+        if self.row.issuer_type.parse() != Ok(IssuerType::Local) {
             return wrong(format!(
                 "issuer {issuer} is of type {}; only local issuers sign here",
-                self.issuer_type
+                self.row.issuer_type
             ));
         }
-        if !self.issuer_enabled {
+        if !self.row.issuer_enabled {
             return wrong(format!("issuer {issuer} is disabled"));
         }
-        let Some(der) = &self.csr_der else {
-            return wrong(format!("job {job} has no certification request"));
-        };
+        Ok(())
+    }
+
+    /// Judges the request, its signature first.
+    pub(crate) fn judge(self) -> Result<Csr> {
         const DAY: Duration = Duration::from_secs(86_400);
-        let days = self.validity_days.and_then(|days| u32::try_from(days).ok());
-        let csr = Csr::admit(job, self.issuer, der, &self.common_name, &self.sans, rules)?;
+        self.must_be_signable()?;
+        let Self { row, rules, is_blocked } = self;
+        let Some(der) = &row.csr_der else {
+            return Err(Error::WrongState(format!(
+                "job {} has no certification request",
+                row.job
+            )));
+        };
+        let days = row.validity_days.and_then(|days| u32::try_from(days).ok());
+        let csr = Csr::admit(&row.job, row.issuer, der, &row.common_name, &row.sans, rules)?;
+        if is_blocked {
+            let key = csr.request.key_fingerprint();
+            return Err(Error::Invalid(format!("the key {key} is blocked; make another key")));
+        }
         Ok(Csr {
             validity: days.map(|days| DAY * days),
-            shards: self
+            shards: row
                 .crl_shards
                 .and_then(|shards| u32::try_from(shards).ok())
                 .unwrap_or(1),
@@ -362,17 +572,19 @@ impl CaseRow {
     }
 }
 
-impl<'a> Prepared<'a> {
-    /// Puts it into the ledger. When another call for the job was first, that one's certificate goes on.
-    pub(crate) async fn record(self, pool: &PgPool, now: Time) -> Result<Recorded<'a>> {
-        let entry = ledger::record(pool, &self.entry, now).await?;
-        Recorded::resume(self.authority, entry, now)
-    }
+/// Puts them into the ledger. When another call for a job was first, that one's certificate goes on.
+pub(crate) async fn record(
+    pool: &PgPool,
+    prepared: Vec<Prepared>,
+    now: Time,
+) -> Result<HashMap<String, ledger::Entry>> {
+    let entries = prepared.into_iter().map(|one| one.entry).collect();
+    Ok(ledger_of(ledger::record_all(pool, entries, now).await?))
 }
 
 impl<'a> Recorded<'a> {
     /// Goes on with what the ledger holds.
-    fn resume(authority: &'a Authority, entry: ledger::Entry, now: Time) -> Result<Self> {
+    pub(crate) fn resume(authority: &'a Authority, entry: ledger::Entry, now: Time) -> Result<Self> {
         if entry.issuer_id != authority.issuer {
             return Err(Error::WrongState(format!(
                 "the job was recorded for issuer {}, not for {}; ask for another issuance",
@@ -398,46 +610,59 @@ impl<'a> Recorded<'a> {
 }
 
 impl Signed {
-    /// Stores the certificate; when another call stored one first, that one is returned.
-    pub(crate) async fn store(self, pool: &PgPool) -> Result<Vec<u8>> {
-        let Self { entry, der } = self;
-        Ok(ledger::sign(pool, &entry.issuer_id, &entry.serial_number, &der).await?)
+    /// Stores certificates; when another call stored one first, that one is returned. By the ids of their jobs.
+    async fn store(signed: Vec<Self>, pool: &PgPool) -> Result<Vec<(String, Vec<u8>)>> {
+        let rows = signed
+            .into_iter()
+            .map(|Self { entry, der }| (entry.issuer_id, entry.serial_number, der));
+        Ok(ledger::sign_all(pool, &rows.collect::<Vec<_>>()).await?)
     }
 }
 
-/// Refuses a request whose key was blocked, since it was accepted too.
-async fn must_not_be_blocked(db: &mut sqlx::PgConnection, request: &CertificationRequest) -> Result<()> {
-    let key = request.key_fingerprint();
-    let blocked: Option<i32> = sqlx::query_scalar("SELECT 1 FROM blocked_keys WHERE spki_sha256 = $1")
-        .bind(&key)
-        .fetch_optional(db)
-        .await?;
-    match blocked {
-        Some(_) => Err(Error::Invalid(format!("the key {key} is blocked; make another key"))),
-        None => Ok(()),
-    }
-}
-
-async fn rules(db: &mut sqlx::PgConnection, id: &ProfileId) -> Result<ProfileRules> {
-    let row: Option<ProfileRow> = sqlx::query_as(
-        "SELECT enabled, allowed_key_algorithms, max_ttl_seconds, allowed_ekus, required_san_patterns,
-                spiffe_uri_pattern, allow_short_lived
-           FROM profiles WHERE id = $1",
+/// The jobs whose requests carry blocked keys. A request that cannot be read is refused for that.
+async fn blocked(db: &mut sqlx::PgConnection, rows: &[CaseRow]) -> Result<HashSet<JobId>> {
+    let key = |row: &CaseRow| {
+        let spki = csr::spki_of_accepted(row.csr_der.as_deref()?).ok()?;
+        Some((row.job.clone(), keys::fingerprint(&spki).to_string()))
+    };
+    let (jobs, keys): (Vec<JobId>, Vec<String>) = rows.iter().filter_map(key).unzip();
+    let blocked: Vec<JobId> = sqlx::query_scalar(
+        "SELECT r.job FROM unnest($1::text[], $2::text[]) AS r (job, key) JOIN blocked_keys b ON b.spki_sha256 = r.key",
     )
-    .bind(id)
-    .fetch_optional(db)
+    .bind(jobs)
+    .bind(keys)
+    .fetch_all(db)
     .await?;
-    let row =
-        row.ok_or_else(|| Error::WrongState(format!("there is no profile {id}, and nothing is issued without it")))?;
-    Ok(ProfileRules {
-        enabled: row.enabled,
-        keys: row.allowed_key_algorithms.0,
-        max_ttl: Duration::from_secs(row.max_ttl_seconds.unsigned_abs()),
-        ekus: row.allowed_ekus,
-        required_san_patterns: row.required_san_patterns,
-        spiffe_uri_pattern: row.spiffe_uri_pattern,
-        allow_short_lived: row.allow_short_lived,
-    })
+    Ok(blocked.into_iter().collect())
+}
+
+async fn profiles(db: &mut sqlx::PgConnection, ids: Vec<&ProfileId>) -> Result<HashMap<ProfileId, ProfileRules>> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows: Vec<ProfileRow> = sqlx::query_as(
+        "SELECT id, enabled, allowed_key_algorithms, max_ttl_seconds, allowed_ekus, required_san_patterns,
+                spiffe_uri_pattern, allow_short_lived
+           FROM profiles WHERE id = ANY ($1)",
+    )
+    .bind(ids)
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id.clone(), row.rules())).collect())
+}
+
+impl ProfileRow {
+    fn rules(self) -> ProfileRules {
+        ProfileRules {
+            enabled: self.enabled,
+            keys: self.allowed_key_algorithms.0,
+            max_ttl: Duration::from_secs(self.max_ttl_seconds.unsigned_abs()),
+            ekus: self.allowed_ekus,
+            required_san_patterns: self.required_san_patterns,
+            spiffe_uri_pattern: self.spiffe_uri_pattern,
+            allow_short_lived: self.allow_short_lived,
+        }
+    }
 }
 
 /// The CRL that will tell of a certificate: one of the issuer's shards, by its serial number, which is random.

@@ -16,7 +16,7 @@
 //! |---|---|
 //! | `config` | the settings |
 //! | `hardening` | what the process gives up before it holds a key |
-//! | `http` | the four routes over a Unix socket |
+//! | `http` | the five routes over a Unix socket |
 //! | `issue` | job id → `Csr` → `Prepared` → `Recorded` → `Signed` |
 //! | `lint` | what a certificate must and must not say, asked of its octets |
 //! | `crl`, `ocsp` | the status of what was issued |
@@ -147,7 +147,7 @@ impl Signer {
         })
     }
 
-    /// The four operations.
+    /// The five operations.
     pub fn router(&self) -> Router {
         http::router(self.shared.clone())
     }

@@ -35,7 +35,7 @@ use crate::{
     authority::{self, Authority},
     config::Config,
     crl,
-    issue::{Csr, Terms},
+    issue::{self, Case, Csr, Terms},
     keeping::{Brought, BroughtKey},
     lint::{self, Wanted},
 };
@@ -626,16 +626,124 @@ async fn a_job_has_one_certificate_however_often_it_is_asked_for(options: PgPool
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn of_many_jobs_each_has_its_own_outcome_and_the_first_answer_again(
+    options: PgPoolOptions,
+    connect: PgConnectOptions,
+) {
+    let world = World::new(options, connect).await;
+    let (mut jobs, mut broken) = (Vec::new(), request(KeyFacts::P256, &["api.example.com"]));
+    *broken.last_mut().unwrap() ^= 1;
+    let alone = world.good_job().await;
+    let (first, _) = world.issued(&alone).await;
+    for _ in 0..20 {
+        jobs.push(world.good_job().await);
+    }
+    jobs.insert(3, world.job(&broken).await);
+    jobs.insert(7, world.job(&request(KeyFacts::P256, &["evil.example.net"])).await);
+    jobs.insert(11, "j-none".to_owned());
+    jobs.insert(13, alone);
+    // Recorded by a call that was cut short.
+    let half = signer(&world.directory, &world.pool, &world.clock);
+    let authority = half.shared.authorities.get(&local()).await.unwrap();
+    let mut cases = Case::read(&world.pool, vec![jobs[0].parse().unwrap()]).await.unwrap();
+    let csr = cases.pop().unwrap().1.unwrap().judge().unwrap();
+    let prepared = csr.prepare(&authority, &terms(), world.clock.now()).unwrap();
+    let serial = prepared.entry.serial_number.clone();
+    issue::record(&world.pool, vec![prepared], world.clock.now())
+        .await
+        .unwrap();
+
+    let (status, answer) = world.call("/v1/issue-batch", json!({ "job_ids": jobs })).await;
+    assert_eq!(status, 200, "{answer}");
+    let outcomes = answer["outcomes"].as_array().unwrap();
+    assert_eq!(outcomes.len(), jobs.len());
+    let detail = |n: usize| {
+        (
+            outcomes[n]["refused"]["status"].as_i64(),
+            outcomes[n]["refused"]["detail"].as_str(),
+        )
+    };
+    let (status, why) = detail(3);
+    assert!(status == Some(422) && why.unwrap().contains("signature"), "{why:?}");
+    let (status, why) = detail(7);
+    assert!(
+        status == Some(422) && why.unwrap().contains("evil.example.net"),
+        "{why:?}"
+    );
+    assert_eq!(detail(11), (Some(404), Some("there is no job j-none")));
+    let issued = |n: usize| {
+        let pem = outcomes[n]["issued"]["certificate_pem"].as_str().unwrap();
+        CertificateFacts::parse_pem_chain(pem).unwrap().remove(0)
+    };
+    assert_eq!(issued(13), first);
+    assert_eq!(issued(0).serial, serial);
+    let good: Vec<usize> = (0..jobs.len()).filter(|n| ![3, 7, 11].contains(n)).collect();
+    let serials: std::collections::BTreeSet<_> = good.iter().map(|n| issued(*n).serial).collect();
+    assert_eq!(serials.len(), 21);
+    for n in good {
+        issued(n).verify_issued_by(&authority.certificate).unwrap();
+        let request: Vec<u8> = sqlx::query_scalar("SELECT csr_der FROM jobs WHERE id = $1")
+            .bind(&jobs[n])
+            .fetch_one(&world.admin)
+            .await
+            .unwrap();
+        assert_eq!(
+            issued(n).spki_der,
+            csr::spki_of_accepted(&request).unwrap(),
+            "{}",
+            jobs[n]
+        );
+    }
+    let ledger: Vec<(i64, i64)> = sqlx::query_as("SELECT count(*), count(der) FROM ledger")
+        .fetch_all(&world.pool)
+        .await
+        .unwrap();
+    assert_eq!(ledger, [(21, 21)]);
+    assert_eq!(
+        world.call("/v1/issue-batch", json!({ "job_ids": jobs })).await.1,
+        answer
+    );
+
+    let twice = json!({ "job_ids": [jobs[0], jobs[0]] });
+    let (_, twice) = world.call("/v1/issue-batch", twice).await;
+    assert_eq!(twice["outcomes"][0], outcomes[0]);
+    assert_eq!(twice["outcomes"][1]["refused"]["status"], 400);
+    let many: Vec<String> = (0..513).map(|n| format!("j-{n}")).collect();
+    assert_eq!(world.call("/v1/issue-batch", json!({ "job_ids": many })).await.0, 400);
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_job_that_spoils_what_is_done_for_all_is_refused_alone(options: PgPoolOptions, connect: PgConnectOptions) {
+    let world = World::new(options, connect).await;
+    let (good, bad) = (world.good_job().await, world.good_job().await);
+    world
+        .sql(
+            "INSERT INTO issuers (id, name, type, config, created_at, updated_at)
+             VALUES ('iss-bad', 'bad', 'local', '{\"validity_days\": \"many\"}', now(), now());
+             UPDATE certificates SET issuer_id = 'iss-bad' WHERE id = 'mc-2'",
+        )
+        .await;
+    let (_, answer) = world.call("/v1/issue-batch", json!({ "job_ids": [good, bad] })).await;
+    assert!(answer["outcomes"][0]["issued"].is_object(), "{answer}");
+    assert_eq!(answer["outcomes"][1]["refused"]["status"], 500, "{answer}");
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
 async fn what_was_recorded_before_a_crash_is_signed_after_it(options: PgPoolOptions, connect: PgConnectOptions) {
     let world = World::new(options, connect).await;
     let job = world.good_job().await;
     let signer = signer(&world.directory, &world.pool, &world.clock);
     let authority = signer.shared.authorities.get(&local()).await.unwrap();
-    let id = job.parse().unwrap();
-    let csr = Csr::read(&world.pool, &id).await.unwrap();
-    let prepared = csr.prepare(&authority, &terms(), world.clock.now()).unwrap();
+    let prepare = async |job: &str| {
+        let mut cases = Case::read(&world.pool, vec![job.parse().unwrap()]).await.unwrap();
+        let csr = cases.pop().unwrap().1.unwrap().judge().unwrap();
+        csr.prepare(&authority, &terms(), world.clock.now()).unwrap()
+    };
+    let prepared = prepare(&job).await;
     let tbs = prepared.entry.tbs_der.clone();
-    drop(prepared.record(&world.pool, world.clock.now()).await.unwrap());
+    issue::record(&world.pool, vec![prepared], world.clock.now())
+        .await
+        .unwrap();
 
     // The job was called off while the signer was down: what is recorded stays unsigned.
     world.sql("UPDATE certificates SET archived_at = now()").await;
@@ -645,17 +753,15 @@ async fn what_was_recorded_before_a_crash_is_signed_after_it(options: PgPoolOpti
     assert!(certificate.der.windows(tbs.len()).any(|window| window == tbs));
 
     let late = world.good_job().await;
-    let csr = Csr::read(&world.pool, &late.parse().unwrap()).await.unwrap();
-    let prepared = csr.prepare(&authority, &terms(), world.clock.now()).unwrap();
-    drop(prepared.record(&world.pool, world.clock.now()).await.unwrap());
+    let prepared = prepare(&late).await;
+    issue::record(&world.pool, vec![prepared], world.clock.now())
+        .await
+        .unwrap();
     world.clock.advance(Duration::from_secs(91 * 86_400));
     let (status, body) = world.call("/v1/issue", json!({ "job_id": late })).await;
     assert_eq!(status, 409, "{body}");
-    let entry = ledger::by_job(&world.pool, &late.parse().unwrap())
-        .await
-        .unwrap()
-        .unwrap();
-    assert_eq!(entry.der, None);
+    let entries = ledger::by_jobs(&world.pool, &[late.as_str()]).await.unwrap();
+    assert_eq!(entries[0].der, None);
     // Nor is a signed one that has ended worth handing out.
     let (status, body) = world.call("/v1/issue", json!({ "job_id": job })).await;
     assert!(

@@ -1,4 +1,4 @@
-//! The signer's surface: five operations over a local socket. It is told *which*, never *what*: subject, names,
+//! The signer's surface: six operations over a local socket. It is told *which*, never *what*: subject, names,
 //! validity and extensions come from rows it reads itself.
 
 use certctl_model::{
@@ -8,13 +8,15 @@ use certctl_model::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::query::Id;
+use crate::{problem::Problem, query::Id};
 
 crate::resource! {
     signer "/v1";
 
     /// Issue the certificate of a running issuance or renewal job. A repeated call returns the first answer.
     POST "/issue" Issue(body: IssueRequest,) [Open] -> 200 Issued;
+    /// Issue the certificates of several such jobs, each as if it were asked for alone. A refusal is one job's own.
+    POST "/issue-batch" IssueBatch(body: IssueBatchRequest,) [Open] -> 200 IssuedBatch;
     /// Make and publish the next CRL of an issuer: the full one, that of one shard, or a delta.
     POST "/crl" PublishCrl(body: CrlRequest,) [Open] -> 200 CrlPublished;
     /// Answer OCSP requests, each by itself.
@@ -37,6 +39,33 @@ pub struct Issued {
     pub certificate_pem: String,
     /// The issuer's certificate and those above it, in PEM.
     pub chain_pem: String,
+}
+
+/// How many jobs one call may name.
+pub const MAX_BATCH: usize = 512;
+
+/// Which jobs.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct IssueBatchRequest {
+    /// The jobs, each once; at most 512.
+    pub job_ids: Vec<JobId>,
+}
+
+/// What became of several jobs.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct IssuedBatch {
+    /// One for each job, in their order.
+    pub outcomes: Vec<IssueOutcome>,
+}
+
+/// What became of one job.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum IssueOutcome {
+    /// It has its certificate.
+    Issued(Issued),
+    /// What a call for this job alone would have been answered.
+    Refused(Problem),
 }
 
 /// Which CRL.

@@ -1,8 +1,13 @@
 //! Managed certificates: asking for issuance, recording what came, noting what failed.
 
+use std::{
+    collections::{BTreeMap, HashMap},
+    slice,
+};
+
 use certctl_model::{
     id::{AgentId, CertificateId, IssuerId, JobId, OwnerId, TargetId, TeamId, VersionId},
-    job::{JobFacts, JobKind},
+    job::{Job, JobFacts, JobKind, Running},
     key::KeyFacts,
     notice::NoticeKind,
     serial::Serial,
@@ -10,9 +15,9 @@ use certctl_model::{
 };
 
 use crate::{
-    Tx,
+    Tx, column,
     error::*,
-    jobs::{self, NewJob},
+    jobs::{self, Claimed, NewJob},
     outbox::{self, News},
     planning::{self, Planned},
     wake::Channel,
@@ -42,18 +47,26 @@ pub struct Locked {
 /// # Errors
 /// [`Error::Missing`].
 pub async fn lock(tx: &mut Tx, id: &CertificateId) -> Result<Locked> {
-    sqlx::query_as(
-        "SELECT c.id, c.common_name, c.issuer_id, c.current_version_id, c.revoked_at, c.archived_at, p.max_retries
-           FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
-          WHERE c.id = $1 FOR UPDATE OF c",
-    )
-    .bind(id)
-    .fetch_optional(&mut **tx)
-    .await?
-    .ok_or_else(|| Error::Missing {
+    let locked = lock_all(tx, &[id]).await?.pop();
+    locked.ok_or_else(|| Error::Missing {
         kind: "certificate",
         id: id.to_string(),
     })
+}
+
+/// Locks those of these certificates that there are, in the order of their ids, so that nobody waits in a circle.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn lock_all(tx: &mut Tx, ids: &[&CertificateId]) -> Result<Vec<Locked>> {
+    Ok(sqlx::query_as(
+        "SELECT c.id, c.common_name, c.issuer_id, c.current_version_id, c.revoked_at, c.archived_at, p.max_retries
+           FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
+          WHERE c.id = ANY ($1) ORDER BY c.id FOR UPDATE OF c",
+    )
+    .bind(ids)
+    .fetch_all(&mut **tx)
+    .await?)
 }
 
 impl Locked {
@@ -71,6 +84,17 @@ impl Locked {
     /// [`Error::Conflict`] saying which.
     pub fn must_be_live(&self) -> Result<()> {
         must_be_live(&self.id, self.revoked_at, self.archived_at)
+    }
+
+    fn deployment(&self, agent: AgentId, target: TargetId, version: VersionId) -> NewJob {
+        NewJob {
+            kind: JobKind::Deployment,
+            certificate: self.id.clone(),
+            agent,
+            target: Some(target),
+            version: Some(version),
+            max_attempts: self.max_retries,
+        }
     }
 }
 
@@ -161,20 +185,15 @@ pub(crate) async fn request_from(
     kind: JobKind,
     agents: Vec<AgentId>,
 ) -> Result<Vec<JobId>> {
-    let mut created = Vec::new();
-    for agent in agents {
-        let max_attempts = certificate.max_retries;
-        let job = NewJob {
-            kind,
-            certificate: certificate.id.clone(),
-            agent,
-            target: None,
-            version: None,
-            max_attempts,
-        };
-        created.extend(jobs::insert(tx, &job).await?);
-    }
-    Ok(created)
+    let job = |agent| NewJob {
+        kind,
+        certificate: certificate.id.clone(),
+        agent,
+        target: None,
+        version: None,
+        max_attempts: certificate.max_retries,
+    };
+    jobs::insert(tx, &agents.into_iter().map(job).collect::<Vec<_>>()).await
 }
 
 /// Creates deployments of what the agent of each target holds, unless it has ended: to one target, or to all. Returns the new jobs.
@@ -207,20 +226,9 @@ pub async fn request_deployment(
     .fetch_all(&mut **tx)
     .await?;
     rows.sort();
-    planning::take_dates(tx, &certificate.id).await?;
-    let mut created = Vec::new();
-    for (target, agent, version) in rows {
-        let job = NewJob {
-            kind: JobKind::Deployment,
-            certificate: certificate.id.clone(),
-            agent,
-            target: Some(target),
-            version: Some(version),
-            max_attempts: certificate.max_retries,
-        };
-        created.extend(jobs::insert(tx, &job).await?);
-    }
-    Ok(created)
+    planning::take_dates(tx, slice::from_ref(&certificate.id)).await?;
+    let job = |(target, agent, version)| certificate.deployment(agent, target, version);
+    jobs::insert(tx, &rows.into_iter().map(job).collect::<Vec<_>>()).await
 }
 
 /// What stands against deploying a version again: that it has ended or is revoked, or that nobody holds its key.
@@ -279,137 +287,224 @@ pub struct NewVersion {
     pub csr_der: Vec<u8>,
 }
 
-/// Records a version for a job: the certificate's dates, when it is due next, deployments to the agent's targets, the
-/// news. The caller completes the job in the same unit of work.
+/// Records what was issued for claimed jobs, and completes them: versions, the dates of their certificates, when those
+/// are due next, deployments to the agents' targets, the news. Returns the jobs it did that for; the others are no
+/// longer in the hands of their claimant.
 ///
 /// A certificate that was revoked while it was being signed stays revoked, and the version with it.
 ///
 /// # Errors
-/// [`Error::Taken`] when the job has a version already.
-pub async fn record_version(tx: &mut Tx, job: &JobFacts, version: &NewVersion) -> Result<VersionId> {
-    let certificate = lock(tx, &job.certificate).await?;
-    let (id, now) = (VersionId::generate(tx.now()), tx.now());
-    let number: i32 = sqlx::query_scalar(
+/// [`Error::Taken`] when one of the versions is there already; nothing is recorded then.
+pub async fn record(tx: &mut Tx, issued: &[(Claimed, NewVersion)]) -> Result<Vec<JobId>> {
+    let certificates = column(issued, |(claim, _)| &claim.facts.certificate);
+    let locked = lock_all(tx, &certificates).await?;
+    let locked: HashMap<CertificateId, Locked> = locked.into_iter().map(|one| (one.id.clone(), one)).collect();
+    let held = jobs::hold::<Running>(tx, &column(issued, |(claim, _)| claim.clone())).await?;
+    let versions: HashMap<&JobId, &NewVersion> = issued.iter().map(|(claim, v)| (&claim.facts.id, v)).collect();
+    let mut news = Vec::with_capacity(held.len());
+    for job in held {
+        let (version, certificate) = (versions[&job.facts.id], &locked[&job.facts.certificate]);
+        let id = VersionId::generate(tx.now());
+        news.push(Recorded {
+            id,
+            job,
+            certificate,
+            version,
+            number: 0,
+        });
+    }
+    if news.is_empty() {
+        return Ok(vec![]);
+    }
+    insert_versions(tx, &mut news).await?;
+    take_versions(tx, &news).await?;
+    for one in &news {
+        let event = tx
+            .event("certificate_issued", "certificate", &one.certificate.id)
+            .with("version", one.number)
+            .with("job_id", &one.job.facts.id)
+            .with("serial", &one.version.serial)
+            .with("not_after", one.version.not_after);
+        tx.note(event);
+        if one.certificate.revoked_at.is_some() {
+            revoked_meanwhile(tx, one).await?;
+        }
+    }
+    deploy(tx, &news).await?;
+    let renewals = news
+        .iter()
+        .filter(|one| one.job.facts.kind == JobKind::Renewal && one.is_live());
+    outbox::announce_all(tx, &renewals.map(Recorded::news).collect::<Vec<_>>()).await?;
+    let by = tx.actor();
+    let transitions = news.into_iter().map(|mut one| {
+        one.job.facts.version = Some(one.id);
+        one.job.complete(&by)
+    });
+    let completed = jobs::apply_all(tx, transitions.collect()).await?;
+    Ok(completed.into_iter().map(|job| job.facts.id).collect())
+}
+
+/// A version on its way into the record.
+struct Recorded<'a> {
+    id: VersionId,
+    job: Job<Running>,
+    certificate: &'a Locked,
+    version: &'a NewVersion,
+    /// The how manieth of its certificate.
+    number: i32,
+}
+
+impl Recorded<'_> {
+    /// Neither revoked nor put aside: it is deployed and told of.
+    fn is_live(&self) -> bool {
+        self.certificate.must_be_live().is_ok()
+    }
+
+    fn news(&self) -> News {
+        let (id, name, version) = (&self.certificate.id, &self.certificate.common_name, self.version);
+        News {
+            kind: NoticeKind::RenewalSuccess,
+            certificate: id.clone(),
+            dedup: self.id.to_string(),
+            subject: format!("{name} was renewed"),
+            message: format!(
+                "Certificate {id} ({name}) was renewed: version {}, serial {}, valid until {}.",
+                self.number, version.serial, version.not_after
+            ),
+        }
+    }
+}
+
+async fn insert_versions(tx: &mut Tx, news: &mut [Recorded<'_>]) -> Result<()> {
+    let numbers: Vec<(VersionId, i32)> = sqlx::query_as(
         "INSERT INTO certificate_versions (id, certificate_id, job_id, issuer_id, agent_id, version, serial_number,
                                            not_before, not_after, fingerprint_sha256, spki_sha256, cert_pem, chain_pem,
                                            csr_der, key_algorithm, key_size, created_at)
-         SELECT $1, $2, $3, $4, $5,
-                1 + coalesce((SELECT max(version) FROM certificate_versions WHERE certificate_id = $2), 0),
-                $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16
-         RETURNING version",
+         SELECT n.id, n.certificate_id, n.job_id, n.issuer_id, n.agent_id,
+                coalesce((SELECT max(version) FROM certificate_versions v WHERE v.certificate_id = n.certificate_id), 0)
+                    + row_number() OVER (PARTITION BY n.certificate_id ORDER BY n.id),
+                n.serial_number, n.not_before, n.not_after, n.fingerprint, n.spki, n.cert_pem, n.chain_pem, n.csr_der,
+                n.key_algorithm, n.key_size, $16
+           FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[],
+                       $8::timestamptz[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::text[],
+                       $15::integer[])
+                AS n (id, certificate_id, job_id, issuer_id, agent_id, serial_number, not_before, not_after,
+                      fingerprint, spki, cert_pem, chain_pem, csr_der, key_algorithm, key_size)
+         RETURNING id, version",
     )
-    .bind(&id)
-    .bind(&job.certificate)
-    .bind(&job.id)
-    .bind(&version.issuer)
-    .bind(&job.agent)
-    .bind(&version.serial)
-    .bind(version.not_before)
-    .bind(version.not_after)
-    .bind(&version.fingerprint)
-    .bind(&version.spki_sha256)
-    .bind(&version.cert_pem)
-    .bind(&version.chain_pem)
-    .bind(&version.csr_der)
-    .bind(version.key.algorithm)
-    .bind(i32::try_from(version.key.bits).unwrap_or(i32::MAX))
-    .bind(now)
-    .fetch_one(&mut **tx)
+    .bind(column(news, |one| &one.id))
+    .bind(column(news, |one| &one.certificate.id))
+    .bind(column(news, |one| &one.job.facts.id))
+    .bind(column(news, |one| &one.version.issuer))
+    .bind(column(news, |one| one.job.facts.agent.as_ref()))
+    .bind(column(news, |one| one.version.serial.as_str()))
+    .bind(column(news, |one| one.version.not_before))
+    .bind(column(news, |one| one.version.not_after))
+    .bind(column(news, |one| one.version.fingerprint.as_str()))
+    .bind(column(news, |one| one.version.spki_sha256.as_str()))
+    .bind(column(news, |one| one.version.cert_pem.as_str()))
+    .bind(column(news, |one| one.version.chain_pem.as_str()))
+    .bind(column(news, |one| one.version.csr_der.as_slice()))
+    .bind(column(news, |one| one.version.key.algorithm))
+    .bind(column(news, |one| {
+        i32::try_from(one.version.key.bits).unwrap_or(i32::MAX)
+    }))
+    .bind(tx.now())
+    .fetch_all(&mut **tx)
     .await?;
-    sqlx::query("UPDATE jobs SET version_id = $2 WHERE id = $1")
-        .bind(&job.id)
-        .bind(&id)
-        .execute(&mut **tx)
-        .await?;
-    // A failure of an agent that still holds nothing stays known; its next try is planned by it.
-    sqlx::query(
-        "UPDATE certificates c
-            SET current_version_id = $2, not_before = $3, not_after = $4, updated_at = $5,
-                last_renewal_at = CASE WHEN $6 = 'Renewal' THEN $5 ELSE c.last_renewal_at END,
-                failed_at = CASE WHEN w.waiting THEN c.failed_at END,
-                failure   = CASE WHEN w.waiting THEN c.failure END
-           FROM (SELECT EXISTS (SELECT 1 FROM certificate_targets m JOIN targets t ON t.id = m.target_id
-                                 WHERE m.certificate_id = $1 AND t.enabled
-                                   AND NOT EXISTS (SELECT 1 FROM certificate_versions v
-                                                    WHERE v.certificate_id = $1 AND v.agent_id = t.agent_id))
-                        AS waiting) w
-          WHERE c.id = $1",
-    )
-    .bind(&job.certificate)
-    .bind(&id)
-    .bind(version.not_before)
-    .bind(version.not_after)
-    .bind(now)
-    .bind(job.kind)
-    .execute(&mut **tx)
-    .await?;
-    // What is new goes before what was chosen.
-    sqlx::query(
-        "UPDATE certificate_targets m SET chosen_version_id = NULL FROM targets t
-          WHERE m.certificate_id = $1 AND m.chosen_version_id IS NOT NULL AND t.id = m.target_id AND t.agent_id = $2",
-    )
-    .bind(&job.certificate)
-    .bind(&job.agent)
-    .execute(&mut **tx)
-    .await?;
-    planning::take_dates(tx, &job.certificate).await?;
-    let event = tx
-        .event("certificate_issued", "certificate", &job.certificate)
-        .with("version", number)
-        .with("job_id", &job.id)
-        .with("serial", &version.serial)
-        .with("not_after", version.not_after);
-    tx.note(event);
-    if certificate.revoked_at.is_some() {
-        return revoked_meanwhile(tx, &certificate, id, version).await;
+    let numbers: HashMap<VersionId, i32> = numbers.into_iter().collect();
+    for one in news {
+        one.number = numbers[&one.id];
     }
-    if certificate.archived_at.is_none() {
-        let targets: Vec<TargetId> = sqlx::query_scalar(
-            "SELECT t.id FROM certificate_targets m JOIN targets t ON t.id = m.target_id
-              WHERE m.certificate_id = $1 AND t.agent_id = $2 AND t.enabled ORDER BY t.id",
-        )
-        .bind(&job.certificate)
-        .bind(&job.agent)
-        .fetch_all(&mut **tx)
-        .await?;
-        let agent = job
-            .agent
-            .clone()
-            .ok_or_else(|| Error::Conflict(format!("job {} has no agent", job.id)))?;
-        for target in targets {
-            let deployment = NewJob {
-                kind: JobKind::Deployment,
-                certificate: job.certificate.clone(),
-                agent: agent.clone(),
-                target: Some(target),
-                version: Some(id.clone()),
-                max_attempts: certificate.max_retries,
-            };
-            jobs::insert(tx, &deployment).await?;
-        }
-    }
-    if job.kind == JobKind::Renewal {
-        let news = News {
-            kind: NoticeKind::RenewalSuccess,
-            certificate: job.certificate.clone(),
-            dedup: id.to_string(),
-            subject: format!("{} was renewed", certificate.common_name),
-            message: format!(
-                "Certificate {} ({}) was renewed: version {number}, serial {}, valid until {}.",
-                job.certificate, certificate.common_name, version.serial, version.not_after
-            ),
-        };
-        outbox::announce(tx, &news).await?;
-    }
-    Ok(id)
+    Ok(())
 }
 
-async fn revoked_meanwhile(
-    tx: &mut Tx,
-    certificate: &Locked,
-    id: VersionId,
-    version: &NewVersion,
-) -> Result<VersionId> {
+/// Brings the certificates in line with their new versions, each by one change: its row is in many indexes.
+async fn take_versions(tx: &mut Tx, news: &[Recorded<'_>]) -> Result<()> {
+    // What is new goes before what was chosen.
+    sqlx::query(
+        "UPDATE certificate_targets m SET chosen_version_id = NULL
+           FROM targets t, unnest($1::text[], $2::text[]) AS n (certificate_id, agent_id)
+          WHERE m.certificate_id = n.certificate_id AND m.chosen_version_id IS NOT NULL AND t.id = m.target_id
+            AND t.agent_id = n.agent_id",
+    )
+    .bind(column(news, |one| &one.certificate.id))
+    .bind(column(news, |one| one.job.facts.agent.as_ref()))
+    .execute(&mut **tx)
+    .await?;
+    let mut of: BTreeMap<&CertificateId, Vec<&Recorded<'_>>> = BTreeMap::new();
+    for one in news {
+        of.entry(&one.certificate.id).or_default().push(one);
+    }
+    let ids: Vec<CertificateId> = of.keys().map(|id| (*id).clone()).collect();
+    let plans = planning::plans(tx, Planned::Certificates(&ids)).await?;
+    let newest = column(&plans, |plan| {
+        let all = of[&plan.id].iter();
+        *all.max_by_key(|one| one.number).expect("each has one")
+    });
+    let dates = |n: usize| Some((newest[n].version.not_before, newest[n].version.not_after));
+    let dates: Vec<_> = (0..plans.len()).map(dates).collect();
+    let planned: Vec<_> = plans.iter().zip(dates).collect();
+    // A failure of an agent that still holds nothing stays known; its next try is planned by it. The jobs end in this
+    // unit of work, and are not open any more.
+    sqlx::query(
+        "UPDATE certificates c
+            SET current_version_id = n.version_id, not_before = n.not_before, not_after = n.not_after,
+                renew_at = n.renew_at, updated_at = $9, open_issuances = c.open_issuances - n.done,
+                last_renewal_at = CASE WHEN n.renewed THEN $9 ELSE c.last_renewal_at END,
+                failed_at = CASE WHEN n.waiting THEN c.failed_at END,
+                failure   = CASE WHEN n.waiting THEN c.failure END
+           FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[], $6::integer[],
+                       $7::boolean[], $8::boolean[])
+                AS n (id, version_id, not_before, not_after, renew_at, done, renewed, waiting)
+          WHERE c.id = n.id",
+    )
+    .bind(column(&plans, |plan| &plan.id))
+    .bind(column(&newest, |one| &one.id))
+    .bind(column(&planned, |(plan, newest)| {
+        plan.dates(*newest).map(|(from, _)| from)
+    }))
+    .bind(column(&planned, |(plan, newest)| plan.dates(*newest).map(|(_, to)| to)))
+    .bind(column(&planned, |(plan, newest)| plan.due(*newest)))
+    .bind(column(&plans, |plan| of[&plan.id].len() as i32))
+    .bind(column(&plans, |plan| {
+        of[&plan.id].iter().any(|one| one.job.facts.kind == JobKind::Renewal)
+    }))
+    .bind(column(&plans, |plan| plan.waiting))
+    .bind(tx.now())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Sends new versions to the targets of the agents that hold their keys.
+async fn deploy(tx: &mut Tx, news: &[Recorded<'_>]) -> Result<()> {
+    let live: Vec<_> = news.iter().filter(|one| one.is_live()).collect();
+    let targets: Vec<(VersionId, TargetId)> = sqlx::query_as(
+        "SELECT n.version_id, t.id
+           FROM unnest($1::text[], $2::text[], $3::text[]) AS n (version_id, certificate_id, agent_id)
+           JOIN certificate_targets m ON m.certificate_id = n.certificate_id
+           JOIN targets t ON t.id = m.target_id AND t.agent_id = n.agent_id AND t.enabled
+          ORDER BY n.version_id, t.id",
+    )
+    .bind(column(&live, |one| &one.id))
+    .bind(column(&live, |one| &one.certificate.id))
+    .bind(column(&live, |one| one.job.facts.agent.as_ref()))
+    .fetch_all(&mut **tx)
+    .await?;
+    let live: HashMap<&VersionId, &Recorded<'_>> = live.into_iter().map(|one| (&one.id, one)).collect();
+    let deployment = |(version, target): (VersionId, TargetId)| {
+        let one = live[&version];
+        let agent = one.job.facts.agent.clone()?;
+        Some(one.certificate.deployment(agent, target, version))
+    };
+    let deployments: Vec<NewJob> = targets.into_iter().filter_map(deployment).collect();
+    jobs::insert(tx, &deployments).await?;
+    Ok(())
+}
+
+async fn revoked_meanwhile(tx: &mut Tx, one: &Recorded<'_>) -> Result<()> {
+    let (certificate, version) = (&one.certificate.id, one.version);
     sqlx::query(
         "INSERT INTO revocations (id, issuer_id, serial_number, certificate_id, reason, revoked_by, not_after,
                                   short_lived, revoked_at)
@@ -418,20 +513,20 @@ async fn revoked_meanwhile(
            FROM certificates c WHERE c.id = $4
          ON CONFLICT (issuer_id, serial_number) DO NOTHING",
     )
-    .bind(&id)
+    .bind(&one.id)
     .bind(&version.issuer)
     .bind(&version.serial)
-    .bind(&certificate.id)
+    .bind(certificate)
     .bind(version.not_after)
     .bind(tx.now())
     .execute(&mut **tx)
     .await?;
     let event = tx
-        .event("certificate_revoked", "certificate", &certificate.id)
+        .event("certificate_revoked", "certificate", certificate)
         .with("serial", &version.serial);
     tx.note(event);
     tx.wake(Channel::Revocations);
-    Ok(id)
+    Ok(())
 }
 
 /// Notes that issuance or renewal was given up, and announces it.
@@ -447,7 +542,7 @@ pub async fn note_failure(tx: &mut Tx, job: &JobFacts, reason: &str) -> Result<(
     .bind(reason)
     .fetch_one(&mut **tx)
     .await?;
-    planning::plan_renewal(tx, Planned::Certificate(&job.certificate)).await?;
+    planning::plan_renewal(tx, Planned::Certificates(slice::from_ref(&job.certificate))).await?;
     let news = News {
         kind: NoticeKind::RenewalFailure,
         certificate: job.certificate.clone(),

@@ -1,16 +1,16 @@
 //! Jobs: inserted with their event, claimed under a lease, locked in a state, moved by a transition.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use certctl_model::{
     audit::Actor,
-    id::{AgentId, CertificateId, JobId, TargetId, VersionId},
+    id::{AgentId, CertificateId, IssuerId, JobId, TargetId, VersionId},
     job::{AwaitingApproval, AwaitingCsr, Cancelled, Job, JobFacts, JobKind, JobStatus, Pending, State, Transition},
     time::Time,
 };
 use sqlx::{PgConnection, PgPool};
 
-use crate::{Tx, error::*, planning, wake::Channel};
+use crate::{Tx, column, error::*, planning, wake::Channel};
 
 #[derive(sqlx::FromRow)]
 struct Row {
@@ -59,33 +59,40 @@ pub struct NewJob {
     pub max_attempts: i32,
 }
 
-/// Inserts a job, unless one that is open does the same already. Returns the new job's id.
+/// Inserts jobs, each unless one that is open does the same already. Returns the ids of the new ones.
 ///
 /// # Errors
-/// [`Error::Reference`] when agent, target or certificate are gone.
-pub async fn insert(tx: &mut Tx, job: &NewJob) -> Result<Option<JobId>> {
-    let (id, now) = (JobId::generate(tx.now()), tx.now());
-    let inserted: Option<JobId> = sqlx::query_scalar(
+/// [`Error::Reference`] when an agent, target or certificate is gone.
+pub async fn insert(tx: &mut Tx, jobs: &[NewJob]) -> Result<Vec<JobId>> {
+    if jobs.is_empty() {
+        return Ok(vec![]);
+    }
+    let now = tx.now();
+    let ids = column(jobs, |_| JobId::generate(now));
+    let inserted: Vec<JobId> = sqlx::query_scalar(
         "INSERT INTO jobs (id, type, certificate_id, agent_id, target_id, version_id, status, max_attempts, run_at,
                            created_at)
-         VALUES ($1, $2, $3, $4, $5, $6, 'Pending', $7, $8, $8)
+         SELECT n.id, n.type, n.certificate_id, n.agent_id, n.target_id, n.version_id, 'Pending', n.max_attempts, $8, $8
+           FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[])
+                AS n (id, type, certificate_id, agent_id, target_id, version_id, max_attempts)
          ON CONFLICT DO NOTHING
          RETURNING id",
     )
-    .bind(&id)
-    .bind(job.kind)
-    .bind(&job.certificate)
-    .bind(&job.agent)
-    .bind(&job.target)
-    .bind(&job.version)
-    .bind(job.max_attempts)
+    .bind(&ids)
+    .bind(column(jobs, |job| job.kind))
+    .bind(column(jobs, |job| &job.certificate))
+    .bind(column(jobs, |job| &job.agent))
+    .bind(column(jobs, |job| job.target.as_ref()))
+    .bind(column(jobs, |job| job.version.as_ref()))
+    .bind(column(jobs, |job| job.max_attempts))
     .bind(now)
-    .fetch_optional(&mut **tx)
+    .fetch_all(&mut **tx)
     .await?;
-    if inserted.is_some() {
-        if let (JobKind::Deployment, Some(target)) = (job.kind, &job.target) {
-            supersede(tx, &id, &job.certificate, target).await?;
-        }
+    let inserted: HashSet<JobId> = inserted.into_iter().collect();
+    let new = ids.into_iter().zip(jobs).filter(|(id, _)| inserted.contains(id));
+    let new: Vec<(JobId, &NewJob)> = new.collect();
+    supersede(tx, &new).await?;
+    for (id, job) in &new {
         let action = match job.kind {
             JobKind::Issuance => "issuance_job_created",
             JobKind::Renewal => "renewal_job_created",
@@ -94,25 +101,31 @@ pub async fn insert(tx: &mut Tx, job: &NewJob) -> Result<Option<JobId>> {
         };
         let event = tx
             .event(action, "certificate", &job.certificate)
-            .with("job_id", &id)
+            .with("job_id", id)
             .with("agent_id", &job.agent);
         tx.note(event);
         tx.wake(Channel::Jobs);
     }
-    Ok(inserted)
+    Ok(new.into_iter().map(|(id, _)| id).collect())
 }
 
-/// Calls off deployments of other versions to the same target that have not begun; one that has ends by itself, and
+/// Calls off deployments of other versions to the same targets that have not begun; one that has ends by itself, and
 /// is then outdone by the new one.
-async fn supersede(tx: &mut Tx, by: &JobId, certificate: &CertificateId, target: &TargetId) -> Result<()> {
+async fn supersede(tx: &mut Tx, new: &[(JobId, &NewJob)]) -> Result<()> {
+    let by: Vec<_> = new.iter().filter(|(_, job)| job.kind == JobKind::Deployment).collect();
+    if by.is_empty() {
+        return Ok(());
+    }
     let older: Vec<JobId> = sqlx::query_scalar(
-        "SELECT id FROM jobs
-          WHERE certificate_id = $1 AND target_id = $2 AND id <> $3 AND type = 'Deployment' AND status = 'Pending'
-          ORDER BY id",
+        "SELECT j.id FROM jobs j
+           JOIN unnest($1::text[], $2::text[], $3::text[]) AS n (id, certificate_id, target_id)
+             ON j.certificate_id = n.certificate_id AND j.target_id = n.target_id AND j.id <> n.id
+          WHERE j.type = 'Deployment' AND j.status = 'Pending'
+          ORDER BY j.id",
     )
-    .bind(certificate)
-    .bind(target)
-    .bind(by)
+    .bind(column(&by, |(id, _)| id))
+    .bind(column(&by, |(_, job)| &job.certificate))
+    .bind(column(&by, |(_, job)| job.target.as_ref()))
     .fetch_all(&mut **tx)
     .await?;
     for id in &older {
@@ -164,73 +177,94 @@ pub async fn lock<S: State>(tx: &mut Tx, id: &JobId) -> Result<Job<S>> {
     Ok(Job::known(facts))
 }
 
+/// Locks those of the claimed jobs that are still in state `S` and in the hands of their claimant. Their certificates
+/// have to be [locked](crate::certificates::lock_all) already.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn hold<S: State>(tx: &mut Tx, claims: &[Claimed]) -> Result<Vec<Job<S>>> {
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT j.id, j.type, j.certificate_id, j.agent_id, j.target_id, j.version_id, j.attempts, j.max_attempts,
+                j.status
+           FROM jobs j
+           JOIN unnest($1::text[], $2::bigint[]) AS claim (id, token) ON claim.id = j.id AND claim.token = j.lease_token
+          WHERE j.status = $3
+          ORDER BY j.id
+            FOR UPDATE OF j",
+    )
+    .bind(column(claims, |claim| &claim.facts.id))
+    .bind(column(claims, |claim| claim.token))
+    .bind(S::STATUS)
+    .fetch_all(&mut **tx)
+    .await?;
+    Ok(rows.into_iter().map(|row| Job::known(row.split().0)).collect())
+}
+
 /// Applies a transition: the only way a job moves.
 ///
 /// # Errors
 /// [`Error::WrongJobState`] when the job has moved since.
 pub async fn apply<To: State>(tx: &mut Tx, transition: Transition<To>) -> Result<Job<To>> {
-    apply_with(tx, transition, None).await
+    let (id, from) = (transition.job.id.clone(), transition.from);
+    if let Some(job) = apply_all(tx, vec![transition]).await?.pop() {
+        return Ok(job);
+    }
+    let (_, is) = locked(tx, &id).await?;
+    Err(Error::WrongJobState {
+        id: id.to_string(),
+        is,
+        wanted: from.to_string(),
+    })
 }
 
-/// Applies a transition as the holder of a lease.
+/// Applies transitions to one state. Returns the jobs in it; one that has moved since is not among them.
 ///
 /// # Errors
-/// [`Error::LeaseLost`] when somebody else has claimed the job since, or it has moved.
-pub async fn apply_claimed<To: State>(tx: &mut Tx, transition: Transition<To>, claim: &Claimed) -> Result<Job<To>> {
-    apply_with(tx, transition, Some(claim.token)).await
-}
-
-async fn apply_with<To: State>(tx: &mut Tx, transition: Transition<To>, token: Option<i64>) -> Result<Job<To>> {
-    let Transition {
-        job,
-        from,
-        to,
-        reason,
-        event,
-        ..
-    } = transition;
-    let done = sqlx::query(
-        "UPDATE jobs
-            SET status = $3, reason = $4, lease_until = NULL, run_at = $5,
-                last_error  = CASE WHEN $3 = 'Completed' THEN NULL ELSE coalesce($4, last_error) END,
-                started_at  = CASE WHEN $3 = 'Pending' THEN NULL
-                                   WHEN $3 = 'Running' THEN coalesce(started_at, $5) ELSE started_at END,
+/// When the database cannot be asked.
+pub async fn apply_all<To: State>(tx: &mut Tx, transitions: Vec<Transition<To>>) -> Result<Vec<Job<To>>> {
+    if transitions.is_empty() {
+        return Ok(vec![]);
+    }
+    let to = To::STATUS;
+    let moved: Vec<JobId> = sqlx::query_scalar(
+        "UPDATE jobs j
+            SET status = $5, reason = t.reason, lease_until = NULL, run_at = $6, version_id = t.version_id,
+                last_error  = CASE WHEN $5 = 'Completed' THEN NULL ELSE coalesce(t.reason, j.last_error) END,
+                started_at  = CASE WHEN $5 = 'Pending' THEN NULL
+                                   WHEN $5 = 'Running' THEN coalesce(j.started_at, $6) ELSE j.started_at END,
                 -- A try is counted when an agent begins to deploy, and when a worker ends an issuance.
-                attempts    = CASE WHEN $3 = 'Pending' THEN 0
-                                   WHEN type = 'Deployment' AND $3 = 'Running' THEN attempts + 1
-                                   WHEN type <> 'Deployment' AND $2 = 'Running' THEN attempts + 1
-                                   ELSE attempts END,
-                finished_at = CASE WHEN $6 THEN $5 END
-          WHERE id = $1 AND status = $2 AND ($7::bigint IS NULL OR lease_token = $7)",
+                attempts    = CASE WHEN $5 = 'Pending' THEN 0
+                                   WHEN j.type = 'Deployment' AND $5 = 'Running' THEN j.attempts + 1
+                                   WHEN j.type <> 'Deployment' AND t.status = 'Running' THEN j.attempts + 1
+                                   ELSE j.attempts END,
+                finished_at = CASE WHEN $7 THEN $6 END
+           FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS t (id, status, reason, version_id)
+          WHERE j.id = t.id AND j.status = t.status
+         RETURNING j.id",
     )
-    .bind(&job.id)
-    .bind(from)
+    .bind(column(&transitions, |t| &t.job.id))
+    .bind(column(&transitions, |t| t.from))
+    .bind(column(&transitions, |t| t.reason.as_deref()))
+    .bind(column(&transitions, |t| t.job.version.as_ref()))
     .bind(to)
-    .bind(&reason)
     .bind(tx.now())
     .bind(to.is_terminal())
-    .bind(token)
-    .execute(&mut **tx)
+    .fetch_all(&mut **tx)
     .await?;
-    if done.rows_affected() == 0 {
-        return match token {
-            Some(_) => Err(Error::LeaseLost),
-            None => {
-                let (_, is) = locked(tx, &job.id).await?;
-                Err(Error::WrongJobState {
-                    id: job.id.to_string(),
-                    is,
-                    wanted: from.to_string(),
-                })
-            }
-        };
+    let moved: HashSet<JobId> = moved.into_iter().collect();
+    let mut jobs = Vec::with_capacity(moved.len());
+    for Transition { job, event, .. } in transitions {
+        if !moved.contains(&job.id) {
+            continue;
+        }
+        tx.note(event);
+        tx.wake(Channel::Jobs);
+        if job.kind == JobKind::Deployment && matches!(to, JobStatus::Failed | JobStatus::Cancelled) {
+            give_up_choice(tx, &job).await?;
+        }
+        jobs.push(Job::known(job));
     }
-    tx.note(event);
-    tx.wake(Channel::Jobs);
-    if job.kind == JobKind::Deployment && matches!(to, JobStatus::Failed | JobStatus::Cancelled) {
-        give_up_choice(tx, &job).await?;
-    }
-    Ok(Job::known(job))
+    Ok(jobs)
 }
 
 /// A version that was chosen for a target and does not get there is not what the target serves.
@@ -246,7 +280,7 @@ async fn give_up_choice(tx: &mut Tx, job: &JobFacts) -> Result<()> {
     .await?;
     match done.rows_affected() {
         0 => Ok(()),
-        _ => planning::take_dates(tx, &job.certificate).await,
+        _ => planning::take_dates(tx, std::slice::from_ref(&job.certificate)).await,
     }
 }
 
@@ -274,6 +308,23 @@ pub struct Claimed {
     pub token: i64,
     /// The agent's request, once there is one.
     pub csr_der: Option<Vec<u8>>,
+    /// What its certificate has to be.
+    pub subject: Subject,
+}
+
+/// What the record says that is to be issued, and by whom.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct Subject {
+    /// The common name.
+    pub common_name: String,
+    /// The other names.
+    pub sans: Vec<String>,
+    /// The issuer.
+    pub issuer_id: IssuerId,
+    /// Its type, as written.
+    pub issuer_type: String,
+    /// Whether it may be asked.
+    pub issuer_enabled: bool,
 }
 
 #[derive(sqlx::FromRow)]
@@ -282,6 +333,8 @@ struct ClaimedRow {
     row: Row,
     lease_token: i64,
     csr_der: Option<Vec<u8>>,
+    #[sqlx(flatten)]
+    subject: Subject,
 }
 
 /// Claims up to `limit` issuances and renewals that a scheduler has to move, oldest first. Deployments are never
@@ -298,10 +351,12 @@ pub async fn claim(pool: &PgPool, now: Time, lease: Duration, limit: i64) -> Res
                     AND run_at <= $1 AND (lease_until IS NULL OR lease_until <= $1)
                   ORDER BY run_at
                   LIMIT $3
-                    FOR UPDATE SKIP LOCKED) due
-          WHERE j.id = due.id
+                    FOR UPDATE SKIP LOCKED) due,
+                certificates c, issuers i
+          WHERE j.id = due.id AND c.id = j.certificate_id AND i.id = c.issuer_id
          RETURNING j.id, j.type, j.certificate_id, j.agent_id, j.target_id, j.version_id, j.attempts, j.max_attempts,
-                   j.status, j.lease_token, j.csr_der",
+                   j.status, j.lease_token, j.csr_der, c.common_name, c.sans, c.issuer_id, i.type AS issuer_type,
+                   i.enabled AS issuer_enabled",
     )
     .bind(now)
     .bind(now + lease)
@@ -315,6 +370,7 @@ pub async fn claim(pool: &PgPool, now: Time, lease: Duration, limit: i64) -> Res
             status,
             token: row.lease_token,
             csr_der: row.csr_der,
+            subject: row.subject,
         }
     };
     Ok(rows.into_iter().map(claimed).collect())
@@ -348,10 +404,13 @@ pub async fn put_back(pool: &PgPool, claim: &Claimed, at: Time, error: &str, cou
 /// # Errors
 /// When the database cannot be asked.
 pub async fn reap(pool: &PgPool, now: Time) -> Result<u64> {
-    let done = sqlx::query("UPDATE jobs SET lease_until = NULL WHERE lease_until <= $1")
-        .bind(now)
-        .execute(pool)
-        .await?;
+    let done = sqlx::query(
+        "UPDATE jobs SET lease_until = NULL
+          WHERE type IN ('Issuance', 'Renewal') AND status IN ('Pending', 'Running') AND lease_until <= $1",
+    )
+    .bind(now)
+    .execute(pool)
+    .await?;
     Ok(done.rows_affected())
 }
 
@@ -403,26 +462,7 @@ pub async fn cancel_open_of(tx: &mut Tx, certificates: &[&CertificateId], reason
             cancellation(facts, is, &by, reason)
         })
         .collect();
-    let ids: Vec<&JobId> = cancelled.iter().map(|transition| &transition.job.id).collect();
-    sqlx::query(
-        "UPDATE jobs SET status = 'Cancelled', reason = $2, last_error = $2, lease_until = NULL, run_at = $3,
-                         finished_at = $3
-          WHERE id = ANY ($1) AND status IN ('Pending', 'AwaitingCSR', 'AwaitingApproval')",
-    )
-    .bind(&ids)
-    .bind(reason)
-    .bind(tx.now())
-    .execute(&mut **tx)
-    .await?;
-    let count = cancelled.len();
-    for transition in cancelled {
-        tx.note(transition.event);
-        if transition.job.kind == JobKind::Deployment {
-            give_up_choice(tx, &transition.job).await?;
-        }
-    }
-    tx.wake(Channel::Jobs);
-    Ok(count)
+    Ok(apply_all(tx, cancelled).await?.len())
 }
 
 /// The move that calls a job off, if its state has one.

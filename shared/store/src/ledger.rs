@@ -1,13 +1,11 @@
 //! What the signer is about to sign, and what it signed. A row is older than its signature.
 
-use certctl_model::{
-    id::{IssuerId, JobId},
-    serial::Serial,
-    time::Time,
-};
+use std::collections::HashSet;
+
+use certctl_model::{id::IssuerId, serial::Serial, time::Time};
 use sqlx::PgPool;
 
-use crate::error::*;
+use crate::{column, error::*};
 
 /// A recorded certificate, signed or about to be.
 #[derive(Clone, Debug, sqlx::FromRow)]
@@ -30,16 +28,17 @@ pub struct Entry {
     pub shard: i32,
 }
 
-/// The entry of a job.
+/// The entries of those of these jobs that have one.
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn by_job(pool: &PgPool, job: &JobId) -> Result<Option<Entry>> {
+pub async fn by_jobs(pool: &PgPool, jobs: &[&str]) -> Result<Vec<Entry>> {
     Ok(sqlx::query_as(
-        "SELECT issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived, shard FROM ledger WHERE job_id = $1",
+        "SELECT issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived, shard
+           FROM ledger WHERE job_id = ANY ($1)",
     )
-    .bind(job)
-    .fetch_optional(pool)
+    .bind(jobs)
+    .fetch_all(pool)
     .await?)
 }
 
@@ -48,45 +47,48 @@ pub async fn by_job(pool: &PgPool, job: &JobId) -> Result<Option<Entry>> {
 /// # Errors
 /// [`Error::Taken`] when the serial number is in use.
 pub async fn record(pool: &PgPool, entry: &Entry, now: Time) -> Result<Entry> {
-    let recorded = sqlx::query_as(
-        "WITH inserted AS (
-             INSERT INTO ledger (issuer_id, serial_number, job_id, tbs_der, not_after, short_lived, recorded_at, shard)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-             ON CONFLICT (job_id) DO NOTHING
-             RETURNING issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived, shard)
-         SELECT issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived, shard FROM inserted
-          UNION ALL
-         SELECT issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived, shard FROM ledger WHERE job_id = $3
-          LIMIT 1",
-    )
-    .bind(&entry.issuer_id)
-    .bind(&entry.serial_number)
-    .bind(&entry.job_id)
-    .bind(&entry.tbs_der)
-    .bind(entry.not_after)
-    .bind(entry.short_lived)
-    .bind(now)
-    .bind(entry.shard)
-    .fetch_optional(pool)
-    .await?;
-    // Another call inserted the row after our snapshot was taken: it is there now.
-    match recorded {
-        Some(entry) => Ok(entry),
-        None => by_job_text(pool, &entry.job_id).await,
-    }
+    let recorded = record_all(pool, vec![entry.clone()], now).await?.pop();
+    recorded.ok_or_else(|| Error::Taken {
+        constraint: "ledger_pkey".to_owned(),
+    })
 }
 
-async fn by_job_text(pool: &PgPool, job: &str) -> Result<Entry> {
-    sqlx::query_as(
-        "SELECT issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived, shard FROM ledger WHERE job_id = $1",
+/// Records many as [`record`] does one. An entry is missing in the answer when its serial number is in use.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn record_all(pool: &PgPool, mut entries: Vec<Entry>, now: Time) -> Result<Vec<Entry>> {
+    // In the order of the jobs, so that two that record the same do not wait in a circle.
+    entries.sort_by(|a, b| a.job_id.cmp(&b.job_id));
+    let inserted: Vec<String> = sqlx::query_scalar(
+        "INSERT INTO ledger (issuer_id, serial_number, job_id, tbs_der, not_after, short_lived, shard,
+                             recorded_at)
+         SELECT e.issuer_id, e.serial_number, e.job_id, e.tbs_der, e.not_after, e.short_lived, e.shard, $8
+           FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::timestamptz[], $6::boolean[],
+                       $7::integer[])
+                AS e (issuer_id, serial_number, job_id, tbs_der, not_after, short_lived, shard)
+         ON CONFLICT DO NOTHING
+         RETURNING job_id",
     )
-    .bind(job)
-    .fetch_optional(pool)
-    .await?
-    .ok_or_else(|| Error::Missing {
-        kind: "ledger entry of job",
-        id: job.to_owned(),
-    })
+    .bind(column(&entries, |e| e.issuer_id.as_str()))
+    .bind(column(&entries, |e| e.serial_number.as_str()))
+    .bind(column(&entries, |e| e.job_id.as_str()))
+    .bind(column(&entries, |e| e.tbs_der.as_slice()))
+    .bind(column(&entries, |e| e.not_after))
+    .bind(column(&entries, |e| e.short_lived))
+    .bind(column(&entries, |e| e.shard))
+    .bind(now)
+    .fetch_all(pool)
+    .await?;
+    let inserted: HashSet<String> = inserted.into_iter().collect();
+    let (mut recorded, others): (Vec<_>, Vec<_>) =
+        entries.into_iter().partition(|entry| inserted.contains(&entry.job_id));
+    // Another call was first; its rows are visible by now.
+    if !others.is_empty() {
+        let jobs = column(&others, |entry| entry.job_id.as_str());
+        recorded.extend(by_jobs(pool, &jobs).await?);
+    }
+    Ok(recorded)
 }
 
 /// Stores the signed certificate; of two signatures the first stays. Returns the one that is stored.
@@ -94,12 +96,29 @@ async fn by_job_text(pool: &PgPool, job: &str) -> Result<Entry> {
 /// # Errors
 /// When the database cannot be asked.
 pub async fn sign(pool: &PgPool, issuer: &IssuerId, serial: &Serial, der: &[u8]) -> Result<Vec<u8>> {
-    Ok(sqlx::query_scalar(
-        "UPDATE ledger SET der = coalesce(der, $3) WHERE issuer_id = $1 AND serial_number = $2 RETURNING der",
+    let stored = sign_all(pool, &[(issuer.clone(), serial.clone(), der.to_vec())]).await?;
+    Ok(stored
+        .into_iter()
+        .next()
+        .map(|(_, der)| der)
+        .ok_or(sqlx::Error::RowNotFound)?)
+}
+
+/// Stores many as [`sign`] does one: of each entry the issuer, the serial number and the certificate in DER. Returns
+/// what is stored, by what it was recorded for.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn sign_all(pool: &PgPool, signed: &[(IssuerId, Serial, Vec<u8>)]) -> Result<Vec<(String, Vec<u8>)>> {
+    Ok(sqlx::query_as(
+        "UPDATE ledger l SET der = coalesce(l.der, s.der)
+           FROM unnest($1::text[], $2::text[], $3::bytea[]) AS s (issuer_id, serial_number, der)
+          WHERE l.issuer_id = s.issuer_id AND l.serial_number = s.serial_number
+         RETURNING l.job_id, l.der",
     )
-    .bind(issuer)
-    .bind(serial)
-    .bind(der)
-    .fetch_one(pool)
+    .bind(column(signed, |(issuer, ..)| issuer.as_str()))
+    .bind(column(signed, |(_, serial, _)| serial.as_str()))
+    .bind(column(signed, |(.., der)| der.as_slice()))
+    .fetch_all(pool)
     .await?)
 }

@@ -84,6 +84,11 @@ pub fn connect(url: &str, role: &str, max_connections: u32) -> Result<PgPool> {
         .connect_lazy_with(options))
 }
 
+/// One value of each row, to be bound as an array.
+fn column<'a, T, V>(rows: &'a [T], of: impl Fn(&'a T) -> V) -> Vec<V> {
+    rows.iter().map(of).collect()
+}
+
 /// Applies the migrations that are missing, as the owner of the database.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use certctl_model::{
 };
 use sqlx::PgPool;
 
-use crate::{Tx, error::*, wake};
+use crate::{Tx, column, error::*, wake};
 
 /// News about a certificate.
 #[derive(Clone, Debug)]
@@ -34,37 +34,38 @@ pub async fn announce(tx: &mut Tx, news: &News) -> Result<()> {
     announce_all(tx, std::slice::from_ref(news)).await
 }
 
-/// Enqueues several pieces of news in one statement.
+/// Enqueues several pieces of news as [`announce`] does one.
 ///
 /// # Errors
 /// When the database cannot be asked.
 pub async fn announce_all(tx: &mut Tx, news: &[News]) -> Result<()> {
-    const CHANNELS: [Channel; 2] = [Channel::Email, Channel::Webhook];
     let now = tx.now();
-    // A row for each channel.
-    let rows: Vec<(&News, Channel)> = news
+    let channels = [Channel::Email, Channel::Webhook];
+    let all: Vec<(Channel, &News)> = news
         .iter()
-        .flat_map(|news| CHANNELS.map(|channel| (news, channel)))
+        .flat_map(|news| channels.map(|channel| (channel, news)))
         .collect();
-    let column = |of: fn(&News) -> String| rows.iter().map(|(news, _)| of(news)).collect::<Vec<String>>();
+    if all.is_empty() {
+        return Ok(());
+    }
     sqlx::query(
         "INSERT INTO notifications (id, type, certificate_id, channel, recipient, subject, message, dedup_key,
                                     status, not_before, created_at)
-         SELECT n.id, n.type, c.id, n.channel, CASE n.channel WHEN 'Email' THEN o.email ELSE 'webhook' END, n.subject,
-                n.message, n.type || ':' || n.dedup || ':' || n.channel, 'pending', $8, $8
+         SELECT n.id, n.type, c.id, n.channel, CASE n.channel WHEN 'Email' THEN o.email ELSE 'webhook' END,
+                n.subject, n.message, n.type || ':' || n.dedup || ':' || n.channel, 'pending', $8, $8
            FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
-                AS n (id, channel, type, certificate_id, subject, message, dedup)
+                AS n (id, channel, type, certificate_id, dedup, subject, message)
            JOIN certificates c ON c.id = n.certificate_id
            JOIN owners o ON o.id = c.owner_id
          ON CONFLICT (dedup_key) DO NOTHING",
     )
-    .bind(rows.iter().map(|_| NotificationId::generate(now)).collect::<Vec<_>>())
-    .bind(rows.iter().map(|(_, channel)| *channel).collect::<Vec<_>>())
-    .bind(column(|news| news.kind.to_string()))
-    .bind(column(|news| news.certificate.to_string()))
-    .bind(column(|news| news.subject.clone()))
-    .bind(column(|news| news.message.clone()))
-    .bind(column(|news| news.dedup.clone()))
+    .bind(column(&all, |_| NotificationId::generate(now)))
+    .bind(column(&all, |(channel, _)| *channel))
+    .bind(column(&all, |(_, news)| news.kind))
+    .bind(column(&all, |(_, news)| &news.certificate))
+    .bind(column(&all, |(_, news)| news.dedup.as_str()))
+    .bind(column(&all, |(_, news)| news.subject.as_str()))
+    .bind(column(&all, |(_, news)| news.message.as_str()))
     .bind(now)
     .execute(&mut **tx)
     .await?;

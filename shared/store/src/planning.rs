@@ -11,6 +11,7 @@ use sqlx::PgPool;
 use crate::{
     Tx,
     certificates::{self, Locked},
+    column,
     error::*,
     jobs::{self, NewJob},
 };
@@ -77,101 +78,123 @@ pub async fn request_due(tx: &mut Tx, certificate: &Locked) -> Result<Vec<JobId>
     certificates::request_from(tx, certificate, certificate.next_kind(), agents).await
 }
 
-/// Takes the dates of what is served: with several agents the certificate ends when the first of them does; where nothing
-/// is served, they stay those of the newest version. A target serves what was chosen for it, or else the newest. Plans
-/// the renewal by them.
+/// Takes the dates of what is served, and plans the renewals by them.
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub(crate) async fn take_dates(tx: &mut Tx, id: &CertificateId) -> Result<()> {
+pub(crate) async fn take_dates(tx: &mut Tx, ids: &[CertificateId]) -> Result<()> {
+    let plans = plans(tx, Planned::Certificates(ids)).await?;
     sqlx::query(
-        "UPDATE certificates c SET not_before = served.not_before, not_after = served.not_after
-           FROM (SELECT v.not_before, v.not_after
-                   FROM certificate_targets m
-                   JOIN targets t ON t.id = m.target_id
-                   JOIN LATERAL (SELECT not_before, not_after FROM certificate_versions
-                                  WHERE certificate_id = $1 AND agent_id = t.agent_id
-                                  ORDER BY id = m.chosen_version_id DESC NULLS LAST, version DESC LIMIT 1) v ON true
-                  WHERE m.certificate_id = $1 AND t.enabled
-                  ORDER BY v.not_after
-                  LIMIT 1) served
-          WHERE c.id = $1",
+        "UPDATE certificates c SET not_before = n.not_before, not_after = n.not_after, renew_at = n.renew_at
+           FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::timestamptz[])
+                AS n (id, not_before, not_after, renew_at)
+          WHERE c.id = n.id
+            AND (c.not_before, c.not_after, c.renew_at) IS DISTINCT FROM (n.not_before, n.not_after, n.renew_at)",
     )
-    .bind(id)
+    .bind(column(&plans, |plan| &plan.id))
+    .bind(column(&plans, |plan| plan.dates(None).map(|(from, _)| from)))
+    .bind(column(&plans, |plan| plan.dates(None).map(|(_, to)| to)))
+    .bind(column(&plans, |plan| plan.due(None)))
     .execute(&mut **tx)
     .await?;
-    plan_renewal(tx, Planned::Certificate(id)).await
+    Ok(())
 }
 
 /// Which certificates are planned anew.
 #[derive(Clone, Copy, Debug)]
 pub enum Planned<'a> {
-    /// One.
-    Certificate(&'a CertificateId),
+    /// These.
+    Certificates(&'a [CertificateId]),
     /// All under a policy.
     Policy(&'a RenewalPolicyId),
 }
 
+/// What the dates of a certificate follow from.
 #[derive(sqlx::FromRow)]
-struct PlannedRow {
-    id: CertificateId,
+pub(crate) struct Plan {
+    pub(crate) id: CertificateId,
     not_before: Option<Time>,
     not_after: Option<Time>,
+    /// The dates of what is served: with several agents the certificate ends when the first of them does. A target
+    /// serves what was chosen for it, or else the newest.
+    served_from: Option<Time>,
+    served_to: Option<Time>,
     auto_renew: bool,
     renew_at_permille: i32,
     renewal_window_days: i32,
     /// Whether it has a target: without one no agent can make a key for the next version.
     placed: bool,
-    /// When an agent that still holds nothing is asked again after a failure.
+    /// Whether one of its agents still holds nothing.
+    pub(crate) waiting: bool,
+    /// When such an agent is asked again after a failure.
     again_at: Option<Time>,
 }
 
-impl PlannedRow {
-    fn due(&self) -> Option<Time> {
+impl Plan {
+    /// From when to when the certificate counts as valid: where nothing is served, as its newest version does, which
+    /// is `newest` or the one that it had before.
+    pub(crate) fn dates(&self, newest: Option<(Time, Time)>) -> Option<(Time, Time)> {
+        let served = self.served_from.zip(self.served_to);
+        served.or(newest).or(self.not_before.zip(self.not_after))
+    }
+
+    /// From when its renewal is due.
+    pub(crate) fn due(&self, newest: Option<(Time, Time)>) -> Option<Time> {
         let rule = RenewalRule {
             auto_renew: self.auto_renew,
             renew_at_permille: self.renew_at_permille,
             renewal_window_days: self.renewal_window_days,
         };
-        let by_age = self.not_before.zip(self.not_after);
+        let by_age = self.dates(newest);
         let by_age = by_age.and_then(|(from, to)| rule.due_at(from, to, spread_of(self.id.as_str())));
-        let again = self.again_at.filter(|_| self.auto_renew);
+        let again = self.again_at.filter(|_| self.auto_renew && self.waiting);
         [by_age, again].into_iter().flatten().min().filter(|_| self.placed)
     }
 }
 
-/// Computes from when renewals are due. To be called whenever dates, policy or failures change.
+pub(crate) async fn plans(tx: &mut Tx, which: Planned<'_>) -> Result<Vec<Plan>> {
+    let (certificates, policy) = match which {
+        Planned::Certificates(ids) => (ids, None),
+        Planned::Policy(id) => (&[][..], Some(id)),
+    };
+    Ok(sqlx::query_as(
+        "SELECT c.id, c.not_before, c.not_after, p.auto_renew, p.renew_at_permille, p.renewal_window_days,
+                served.not_before AS served_from, served.not_after AS served_to,
+                served.placed, served.waiting,
+                c.failed_at + make_interval(secs => p.retry_interval_seconds) AS again_at
+           FROM certificates c
+           JOIN renewal_policies p ON p.id = c.renewal_policy_id
+          CROSS JOIN LATERAL (
+                SELECT count(*) > 0 AS placed, count(*) > count(v.not_after) AS waiting,
+                       min(v.not_after) AS not_after,
+                       (array_agg(v.not_before ORDER BY v.not_after))[1] AS not_before
+                  FROM certificate_targets m
+                  JOIN targets t ON t.id = m.target_id
+                  LEFT JOIN LATERAL (SELECT not_before, not_after FROM certificate_versions
+                                      WHERE certificate_id = c.id AND agent_id = t.agent_id
+                                      ORDER BY id = m.chosen_version_id DESC NULLS LAST, version DESC LIMIT 1) v ON true
+                 WHERE m.certificate_id = c.id AND t.enabled) served
+          WHERE c.id = ANY ($1) OR c.renewal_policy_id = $2",
+    )
+    .bind(certificates)
+    .bind(policy)
+    .fetch_all(&mut **tx)
+    .await?)
+}
+
+/// Computes from when renewals are due. To be called whenever policy or failures change.
 ///
 /// # Errors
 /// When the database cannot be asked.
 pub async fn plan_renewal(tx: &mut Tx, which: Planned<'_>) -> Result<()> {
-    let (certificate, policy) = match which {
-        Planned::Certificate(id) => (Some(id), None),
-        Planned::Policy(id) => (None, Some(id)),
-    };
-    let rows: Vec<PlannedRow> = sqlx::query_as(
-        "SELECT c.id, c.not_before, c.not_after, p.auto_renew, p.renew_at_permille, p.renewal_window_days,
-                EXISTS (SELECT 1 FROM certificate_targets m JOIN targets t ON t.id = m.target_id
-                         WHERE m.certificate_id = c.id AND t.enabled) AS placed,
-                CASE WHEN EXISTS (SELECT 1 FROM certificate_targets m JOIN targets t ON t.id = m.target_id
-                                   WHERE m.certificate_id = c.id AND t.enabled
-                                     AND NOT EXISTS (SELECT 1 FROM certificate_versions v
-                                                      WHERE v.certificate_id = c.id AND v.agent_id = t.agent_id))
-                     THEN c.failed_at + make_interval(secs => p.retry_interval_seconds) END AS again_at
-           FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
-          WHERE c.id = $1 OR c.renewal_policy_id = $2",
-    )
-    .bind(certificate)
-    .bind(policy)
-    .fetch_all(&mut **tx)
-    .await?;
+    let plans = plans(tx, which).await?;
     sqlx::query(
         "UPDATE certificates c SET renew_at = n.renew_at
            FROM unnest($1::text[], $2::timestamptz[]) AS n (id, renew_at)
           WHERE c.id = n.id AND c.renew_at IS DISTINCT FROM n.renew_at",
     )
-    .bind(rows.iter().map(|row| row.id.to_string()).collect::<Vec<_>>())
-    .bind(rows.iter().map(PlannedRow::due).collect::<Vec<_>>())
+    .bind(column(&plans, |plan| &plan.id))
+    .bind(column(&plans, |plan| plan.due(None)))
     .execute(&mut **tx)
     .await?;
     Ok(())
@@ -209,7 +232,7 @@ pub async fn retarget(tx: &mut Tx, certificate: &Locked, again: Option<&TargetId
     for job in &elsewhere {
         jobs::call_off(tx, job, "the certificate is not put there any more").await?;
     }
-    take_dates(tx, id).await?;
+    take_dates(tx, std::slice::from_ref(id)).await?;
     if certificate.must_be_live().is_err() {
         return Ok(());
     }
@@ -231,24 +254,24 @@ pub async fn retarget(tx: &mut Tx, certificate: &Locked, again: Option<&TargetId
     .bind(tx.now())
     .fetch_all(&mut **tx)
     .await?;
-    let mut without = Vec::new();
+    let (mut without, mut deployments) = (Vec::new(), Vec::new());
     for place in places {
         match place.version {
             None => without.push(place.agent),
             Some(version) if !place.there || again == Some(&place.target) => {
-                let deployment = NewJob {
+                deployments.push(NewJob {
                     kind: JobKind::Deployment,
                     certificate: id.clone(),
                     agent: place.agent,
                     target: Some(place.target),
                     version: Some(version),
                     max_attempts: certificate.max_retries,
-                };
-                jobs::insert(tx, &deployment).await?;
+                });
             }
             Some(_) => {}
         }
     }
+    jobs::insert(tx, &deployments).await?;
     without.dedup();
     certificates::request_from(tx, certificate, certificate.next_kind(), without).await?;
     Ok(())

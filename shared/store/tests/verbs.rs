@@ -1,6 +1,6 @@
 //! The verbs on a real Postgres: what is lost in a race, and what is refused.
 
-use std::time::Duration;
+use std::{slice, time::Duration};
 
 use certctl_model::{
     audit::Actor,
@@ -12,7 +12,10 @@ use certctl_model::{
     time::Time,
 };
 use certctl_store::{
-    Error, Tx, agents, certificates, jobs, lease,
+    Error, Tx, agents,
+    certificates::{self, NewVersion},
+    jobs::{self, Claimed},
+    lease,
     ledger::{self, Entry},
     outbox::{self, Settlement},
     planning, revocations,
@@ -72,8 +75,8 @@ async fn to_running(db: &PgPool, id: &JobId) {
     tx.commit().await.unwrap();
 }
 
-fn version(serial: &str) -> certificates::NewVersion {
-    certificates::NewVersion {
+fn version(serial: &str) -> NewVersion {
+    NewVersion {
         issuer: "iss-local".parse().unwrap(),
         serial: serial.parse().unwrap(),
         not_before: now(),
@@ -84,6 +87,16 @@ fn version(serial: &str) -> certificates::NewVersion {
         cert_pem: "cert".into(),
         chain_pem: "chain".into(),
         csr_der: b"request".to_vec(),
+    }
+}
+
+/// Records what was issued in a unit of work of its own.
+async fn record(db: &PgPool, issued: &[(Claimed, NewVersion)]) -> Result<Vec<JobId>, Error> {
+    let mut tx = tx(db).await;
+    let recorded = certificates::record(&mut tx, issued).await?;
+    match recorded.is_empty() {
+        true => Ok(recorded),
+        false => tx.commit().await.map(|()| recorded),
     }
 }
 
@@ -115,12 +128,10 @@ async fn of_two_workers_one_claims_a_job_until_its_lease_ends(db: PgPool) {
     let second = jobs::claim(&db, now() + LEASE, LEASE, 10).await.unwrap().remove(0);
     assert!(second.token > first.token);
     let mut tx = tx(&db).await;
-    let job = jobs::lock::<Pending>(&mut tx, &id).await.unwrap();
-    let late = jobs::apply_claimed(&mut tx, job.await_csr(&Actor::system()), &first).await;
-    assert!(
-        matches!(late, Err(Error::LeaseLost)),
-        "the first holder slept through its lease"
-    );
+    let late = jobs::hold::<Pending>(&mut tx, slice::from_ref(&first)).await.unwrap();
+    assert!(late.is_empty(), "the first holder slept through its lease");
+    let held = jobs::hold::<Pending>(&mut tx, slice::from_ref(&second)).await.unwrap();
+    assert_eq!(held[0].facts.id, id);
     assert!(matches!(
         jobs::put_back(&db, &first, now(), "late", true).await,
         Err(Error::LeaseLost)
@@ -148,23 +159,18 @@ async fn a_recorded_version_plans_the_renewal_and_the_deployment_and_is_recorded
         (claim.status, claim.csr_der.as_deref()),
         (JobStatus::Running, Some(&b"request"[..]))
     );
-    for attempt in 0..2 {
-        let mut tx = tx(&db).await;
-        match certificates::record_version(&mut tx, &claim.facts, &version("a1")).await {
-            Ok(_) => {
-                let running = jobs::lock::<Running>(&mut tx, &job).await.unwrap();
-                jobs::apply_claimed(&mut tx, running.complete(&Actor::system()), &claim)
-                    .await
-                    .unwrap();
-                tx.commit().await.unwrap();
-                assert_eq!(attempt, 0);
-            }
-            Err(Error::Taken { constraint }) => {
-                assert_eq!((attempt, constraint.starts_with("certificate_versions")), (1, true));
-            }
-            Err(error) => panic!("{error}"),
-        }
+    let issued = [(claim, version("a1"))];
+    assert_eq!(record(&db, &issued).await.unwrap(), slice::from_ref(&job));
+    assert_eq!(record(&db, &issued).await.unwrap(), [], "it is not running any more");
+    // And if it were, by a mistake of ours: a job has one version.
+    let again = "UPDATE jobs SET status = 'Running', finished_at = NULL WHERE type = 'Issuance'";
+    sqlx::query(again).execute(&db).await.unwrap();
+    match record(&db, &issued).await {
+        Err(Error::Taken { constraint }) => assert!(constraint.starts_with("certificate_versions"), "{constraint}"),
+        other => panic!("{other:?}"),
     }
+    let done = "UPDATE jobs SET status = 'Completed', finished_at = now() WHERE type = 'Issuance'";
+    sqlx::query(done).execute(&db).await.unwrap();
     assert_eq!(
         text(
             &db,
@@ -191,15 +197,7 @@ async fn what_was_revoked_while_it_was_signed_is_recorded_as_revoked(db: PgPool)
     let (id, job) = world(&db).await;
     to_running(&db, &job).await;
     let claim = jobs::claim(&db, now(), LEASE, 10).await.unwrap().remove(0);
-    let mut first = tx(&db).await;
-    certificates::record_version(&mut first, &claim.facts, &version("a1"))
-        .await
-        .unwrap();
-    let running = jobs::lock::<Running>(&mut first, &job).await.unwrap();
-    jobs::apply(&mut first, running.complete(&Actor::system()))
-        .await
-        .unwrap();
-    first.commit().await.unwrap();
+    assert_eq!(record(&db, &[(claim, version("a1"))]).await.unwrap(), [job]);
 
     let mut renewal = tx(&db).await;
     let certificate = certificates::lock(&mut renewal, &id).await.unwrap();
@@ -218,15 +216,7 @@ async fn what_was_revoked_while_it_was_signed_is_recorded_as_revoked(db: PgPool)
     assert_eq!(serials, ["a1".parse().unwrap()]);
     revocation.commit().await.unwrap();
 
-    let mut late = tx(&db).await;
-    certificates::record_version(&mut late, &claim.facts, &version("a2"))
-        .await
-        .unwrap();
-    let running = jobs::lock::<Running>(&mut late, &next).await.unwrap();
-    jobs::apply_claimed(&mut late, running.complete(&Actor::system()), &claim)
-        .await
-        .unwrap();
-    late.commit().await.unwrap();
+    assert_eq!(record(&db, &[(claim, version("a2"))]).await.unwrap(), [next]);
     assert_eq!(
         text(
             &db,

@@ -143,6 +143,15 @@ impl CertificationRequest {
     }
 }
 
+/// DER of the SubjectPublicKeyInfo of a request that was accepted before: its signature is not verified again.
+///
+/// # Errors
+/// When the octets are no request.
+pub fn spki_of_accepted(der: &[u8]) -> Result<Der, CsrError> {
+    let (_, csr) = X509CertificationRequest::from_der(der).map_err(|_| CsrError::NotDer)?;
+    Ok(csr.certification_request_info.subject_pki.raw.to_vec())
+}
+
 /// Whether every name a request asks for is among the `allowed` ones; if not, says which is foreign.
 pub fn names_within(common_name: Option<&str>, sans: &[San], allowed: &[San]) -> Result<(), String> {
     let foreign = |name: &str| {

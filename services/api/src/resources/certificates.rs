@@ -438,7 +438,7 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
     let event = tx.event("certificate_updated", "certificate", &id);
     tx.note(event);
     if change.renewal_policy_id.is_some() {
-        planning::plan_renewal(&mut tx, Planned::Certificate(&id)).await?;
+        planning::plan_renewal(&mut tx, Planned::Certificates(std::slice::from_ref(&id))).await?;
     }
     if let Some(targets) = &change.target_ids {
         map_targets(&mut tx, &id, targets).await?;

@@ -3,7 +3,7 @@
 use certctl_client::{Client, ClientError};
 use certctl_contract::{
     query::NoParams,
-    signer::{Issue, IssueRequest},
+    signer::{IssueBatch, IssueBatchRequest, IssueOutcome},
 };
 use futures_util::future::BoxFuture;
 
@@ -21,21 +21,31 @@ impl Local {
 }
 
 impl Issuer for Local {
-    fn issue<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, Result<Issued, IssueError>> {
+    fn issue<'a>(&'a self, orders: &'a [Order]) -> BoxFuture<'a, Vec<Result<Issued, IssueError>>> {
         Box::pin(async move {
-            let request = IssueRequest {
-                job_id: order.job.clone(),
+            let request = IssueBatchRequest {
+                job_ids: orders.iter().map(|order| order.job.clone()).collect(),
             };
-            let issued = self
-                .signer
-                .call::<Issue>(NoParams, NoParams, request)
-                .await
-                .map_err(refusal)?;
-            Ok(Issued {
-                certificate_pem: issued.certificate_pem,
-                chain_pem: issued.chain_pem,
-            })
+            let answered = self.signer.call::<IssueBatch>(NoParams, NoParams, request).await;
+            let answered = answered.and_then(|batch| match batch.outcomes.len() == orders.len() {
+                true => Ok(batch.outcomes),
+                false => Err(ClientError::BadReply("not one outcome for each job".to_owned())),
+            });
+            match answered {
+                Ok(outcomes) => outcomes.into_iter().map(answer).collect(),
+                Err(error) => vec![Err(refusal(error)); orders.len()],
+            }
         })
+    }
+}
+
+fn answer(outcome: IssueOutcome) -> Result<Issued, IssueError> {
+    match outcome {
+        IssueOutcome::Issued(issued) => Ok(Issued {
+            certificate_pem: issued.certificate_pem,
+            chain_pem: issued.chain_pem,
+        }),
+        IssueOutcome::Refused(problem) => Err(refusal(ClientError::Problem(Box::new(problem)))),
     }
 }
 

@@ -46,8 +46,9 @@ pub enum IssueError {
 
 /// Issues certificates. Asked twice for the same job it gives the same answer twice.
 pub trait Issuer: Send + Sync {
-    /// Asks for the certificate of a job, outside of any transaction.
-    fn issue<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, Result<Issued, IssueError>>;
+    /// Asks for the certificates of several jobs, outside of any transaction. The answers are in the order of the jobs,
+    /// and each is its job's own.
+    fn issue<'a>(&'a self, orders: &'a [Order]) -> BoxFuture<'a, Vec<Result<Issued, IssueError>>>;
 }
 
 /// Every issuer there is, by type.
