@@ -316,6 +316,11 @@ fn values_of(filter: &str) -> Option<String> {
         "team_id" => by("c.team_id"),
         "issuer_id" => by("c.issuer_id"),
         "profile_id" => by("c.profile_id"),
+        "spki_sha256" => Some(
+            "SELECT v.spki_sha256, count(DISTINCT v.certificate_id) FROM certificate_versions v
+               GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 3"
+                .to_owned(),
+        ),
         "agent_id" => Some(
             "SELECT t.agent_id, count(DISTINCT m.certificate_id) FROM certificate_targets m
                JOIN targets t ON t.id = m.target_id GROUP BY 1 ORDER BY 2 DESC, 1"

@@ -90,14 +90,6 @@ async fn figures(
     failed: u64,
     elapsed: Duration,
 ) -> anyhow::Result<Value> {
-    let state = seen.0.lock().expect("nobody panics with it");
-    let looked = (count - failed) * state.by_ocsp.len() as u64;
-    let whole = |each: &[Figures]| {
-        let mut whole = Figures::default();
-        each.iter().for_each(|figures| whole.add(figures));
-        whole
-    };
-    let (by_ocsp, by_crl) = (whole(&state.by_ocsp), whole(&state.by_crl));
     let probed: Vec<(String, i64, Option<f64>, Option<f64>)> = sqlx::query_as(
         "SELECT edge, count(*),
                 percentile_cont(0.99) WITHIN GROUP (ORDER BY extract(epoch FROM ocsp_at - revoked_at)::float8),
@@ -106,6 +98,14 @@ async fn figures(
     )
     .fetch_all(pool)
     .await?;
+    let state = seen.0.lock().expect("nobody panics with it");
+    let looked = (count - failed) * state.by_ocsp.len() as u64;
+    let whole = |each: &[Figures]| {
+        let mut whole = Figures::default();
+        each.iter().for_each(|figures| whole.add(figures));
+        whole
+    };
+    let (by_ocsp, by_crl) = (whole(&state.by_ocsp), whole(&state.by_crl));
     let probed = probed.into_iter().map(|(edge, seen, ocsp, crl)| {
         json!({
             "edge": edge, "seen": seen, "ocsp_p99_ms": ocsp.map(|s| round(s * 1000.0)), "crl_p99_s": crl.map(round),
