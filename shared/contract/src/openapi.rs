@@ -30,7 +30,10 @@ const TAGS: &[(&str, &str)] = &[
     ("revocation", "CRLs and OCSP under the API's own paths."),
     ("blocked_keys", "Keys that are not certified any more."),
     ("key_compromise", "Revocation by whoever has the key of a certificate."),
-    ("recovery", "What a database that was restored has forgotten, and is told again."),
+    (
+        "recovery",
+        "What a database that was restored has forgotten, and is told again.",
+    ),
     ("issuers", "Who signs."),
     ("targets", "Where certificates are put."),
     (

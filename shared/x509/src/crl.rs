@@ -107,7 +107,7 @@ mod tests {
             };
             let list = CertificateRevocationListParams {
                 this_update: at,
-                next_update: at,
+                next_update: rcgen::date_time_ymd(2027, 1, 16),
                 crl_number: SerialNumber::from(300),
                 issuing_distribution_point: None,
                 revoked_certs: serials.iter().map(entry).collect(),
