@@ -256,7 +256,7 @@ impl Table<'_> {
         };
         let end = eventually(
             &format!("the end of {certificate}"),
-            Duration::from_secs(40),
+            Duration::from_secs(90),
             at_the_end,
         )
         .await;
