@@ -81,6 +81,8 @@ pub struct App {
     pub link: Option<Arc<Link>>,
     /// OCSP answers that are given again.
     pub answers: Answers,
+    /// What is said of them all.
+    pub said_of_ocsp: ocsp::Said,
     /// OCSP questions that wait for the signer.
     pub asking: Asking,
     /// How long the large lists are.
@@ -123,8 +125,8 @@ impl App {
             answers: Answers::new(
                 config.edge.ocsp_octets(),
                 link.clone().map(|link| Shelf::new(link, tasks)),
-                ocsp::post_headers(&config.edge.headers()),
             ),
+            said_of_ocsp: ocsp::Said::new(&config.edge.headers()),
             link,
             asking: Asking::default(),
             totals: crate::listing::Totals::default(),

@@ -9,6 +9,8 @@ use std::{io, io::IoSlice};
 
 use axum::body::Body;
 use axum::http::Version;
+use futures_util::future::Either;
+use http_body_util::Full;
 use hyper::body::{Bytes, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
@@ -26,34 +28,29 @@ pub(crate) enum Verdict {
     Stuck,
 }
 
-/// What happened on a connection, and when: milliseconds since it began, and 0 for not at all.
+/// What happened on a connection. It counts, and does not look at a clock: [`Watch`] does, now and then.
+#[derive(Default)]
 pub(crate) struct Pace {
-    began: Instant,
     /// Requests that are not wholly answered.
     open: AtomicUsize,
+    /// Requests that are.
+    answered: AtomicU64,
     asked: AtomicBool,
     /// Frames of HTTP/2 arrive between requests as well, so they say nothing about heads.
     frames: AtomicBool,
-    quiet_since: AtomicU64,
-    head_since: AtomicU64,
-    stalled_since: AtomicU64,
+    /// Heads that began and heads that ended: odd while one is under way.
+    heads: AtomicU64,
+    /// Times that the client did not take octets, and that it took them again: odd while it does not.
+    stalls: AtomicU64,
 }
 
 impl Pace {
     pub(crate) fn new() -> Arc<Self> {
+        // The first head is awaited from the beginning.
         Arc::new(Self {
-            began: Instant::now(),
-            open: AtomicUsize::new(0),
-            asked: AtomicBool::new(false),
-            frames: AtomicBool::new(false),
-            quiet_since: AtomicU64::new(1),
-            head_since: AtomicU64::new(1),
-            stalled_since: AtomicU64::new(0),
+            heads: AtomicU64::new(1),
+            ..Self::default()
         })
-    }
-
-    fn now(&self) -> u64 {
-        1 + self.began.elapsed().as_millis() as u64
     }
 
     /// A request has a whole head; it is open until what is returned is dropped.
@@ -61,26 +58,72 @@ impl Pace {
         self.open.fetch_add(1, Relaxed);
         self.asked.store(true, Relaxed);
         self.frames.store(version == Version::HTTP_2, Relaxed);
-        self.head_since.store(0, Relaxed);
+        set(&self.heads, false);
         Open(self.clone())
     }
+}
 
-    pub(crate) fn verdict(&self, limits: &Limits) -> Verdict {
-        let now = self.now();
-        let over = |since: &AtomicU64, limit: Duration| {
-            let since = since.load(Relaxed);
-            since != 0 && u128::from(now.saturating_sub(since)) >= limit.as_millis()
+/// Makes a count odd or even, by going on by one if it is not.
+fn set(count: &AtomicU64, odd: bool) {
+    let now = count.load(Relaxed);
+    if (now % 2 == 1) != odd {
+        count.store(now + 1, Relaxed);
+    }
+}
+
+/// Looks at a [`Pace`] from time to time. What it sees for the first time began at the latest then.
+pub(crate) struct Watch {
+    pace: Arc<Pace>,
+    answered: Seen,
+    heads: Seen,
+    stalls: Seen,
+}
+
+struct Seen {
+    count: u64,
+    since: Instant,
+}
+
+impl Seen {
+    fn for_how_long(&mut self, count: &AtomicU64) -> Duration {
+        let (count, now) = (count.load(Relaxed), Instant::now());
+        if count != self.count {
+            *self = Self { count, since: now };
+        }
+        now - self.since
+    }
+}
+
+impl Watch {
+    pub(crate) fn new(pace: Arc<Pace>) -> Self {
+        let since = Instant::now();
+        let seen = |count: &AtomicU64| Seen {
+            count: count.load(Relaxed),
+            since,
         };
-        if over(&self.stalled_since, limits.idle_timeout) {
+        Self {
+            answered: seen(&pace.answered),
+            heads: seen(&pace.heads),
+            stalls: seen(&pace.stalls),
+            pace,
+        }
+    }
+
+    pub(crate) fn verdict(&mut self, limits: &Limits) -> Verdict {
+        let pace = &self.pace;
+        let quiet = self.answered.for_how_long(&pace.answered);
+        let head = self.heads.for_how_long(&pace.heads);
+        let stall = self.stalls.for_how_long(&pace.stalls);
+        if self.stalls.count % 2 == 1 && stall >= limits.idle_timeout {
             return Verdict::Stuck;
         }
-        if self.open.load(Relaxed) > 0 {
+        if pace.open.load(Relaxed) > 0 {
             return Verdict::Fine;
         }
-        let counts = !self.frames.load(Relaxed) || !self.asked.load(Relaxed);
+        let counts = !pace.frames.load(Relaxed) || !pace.asked.load(Relaxed);
         match () {
-            () if counts && over(&self.head_since, limits.header_timeout) => Verdict::Stuck,
-            () if over(&self.quiet_since, limits.idle_timeout) => Verdict::Idle,
+            () if counts && self.heads.count % 2 == 1 && head >= limits.header_timeout => Verdict::Stuck,
+            () if quiet >= limits.idle_timeout => Verdict::Idle,
             () => Verdict::Fine,
         }
     }
@@ -91,19 +134,26 @@ pub(crate) struct Open(Arc<Pace>);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.quiet_since.store(self.0.now(), Relaxed);
+        self.0.answered.fetch_add(1, Relaxed);
         self.0.open.fetch_sub(1, Relaxed);
     }
 }
 
 /// The body of an answer, which keeps its request open.
 pub(crate) struct Answered {
-    body: Body,
+    body: Either<Full<Bytes>, Body>,
     _open: Open,
 }
 
 impl Answered {
     pub(crate) fn new(body: Body, open: Open) -> Self {
+        let body = Either::Right(body);
+        Self { body, _open: open }
+    }
+
+    /// Octets that are there cost less than a body of any kind.
+    pub(crate) fn whole(octets: Bytes, open: Open) -> Self {
+        let body = Either::Left(Full::new(octets));
         Self { body, _open: open }
     }
 }
@@ -116,29 +166,36 @@ impl hyper::body::Body for Answered {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        match &mut self.body {
+            Either::Left(octets) => Pin::new(octets).poll_frame(cx).map_err(|never| match never {}),
+            Either::Right(body) => Pin::new(body).poll_frame(cx),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.body {
+            Either::Left(octets) => octets.is_end_stream(),
+            Either::Right(body) => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.body {
+            Either::Left(octets) => octets.size_hint(),
+            Either::Right(body) => body.size_hint(),
+        }
     }
 }
+
+/// Octets in several pieces that are put together before they are written: the kernel takes one piece with less ado.
+const SHORT: usize = 2048;
 
 /// A stream that tells its [`Pace`].
 pub(crate) struct Paced<S>(pub(crate) S, pub(crate) Arc<Pace>);
 
 impl<S> Paced<S> {
     fn wrote<T>(&self, written: Poll<T>) -> Poll<T> {
-        let stalled = &self.1.stalled_since;
-        match written {
-            Poll::Ready(_) => stalled.store(0, Relaxed),
-            Poll::Pending if stalled.load(Relaxed) == 0 => stalled.store(self.1.now(), Relaxed),
-            Poll::Pending => {}
-        }
+        set(&self.1.stalls, written.is_pending());
         written
     }
 }
@@ -148,9 +205,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.0).poll_read(cx, buf);
         let pace = &self.1;
-        let first = buf.filled().len() > before && pace.open.load(Relaxed) == 0;
-        if first && pace.head_since.load(Relaxed) == 0 {
-            pace.head_since.store(pace.now(), Relaxed);
+        if buf.filled().len() > before && pace.open.load(Relaxed) == 0 {
+            set(&pace.heads, true);
         }
         read
     }
@@ -167,7 +223,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.0).poll_write_vectored(cx, bufs);
+        let length: usize = bufs.iter().map(|buf| buf.len()).sum();
+        let written = match bufs.len() > 1 && length <= SHORT {
+            true => {
+                let mut whole = [0; SHORT];
+                let mut rest = &mut whole[..];
+                for buf in bufs {
+                    let (here, behind) = rest.split_at_mut(buf.len());
+                    here.copy_from_slice(buf);
+                    rest = behind;
+                }
+                Pin::new(&mut self.0).poll_write(cx, &whole[..length])
+            }
+            false => Pin::new(&mut self.0).poll_write_vectored(cx, bufs),
+        };
         self.wrote(written)
     }
 
@@ -198,46 +267,66 @@ mod tests {
         idle_timeout: Duration::from_secs(60),
     };
 
-    async fn after(seconds: u64, pace: &Pace) -> Verdict {
+    async fn after(seconds: u64, watch: &mut Watch) -> Verdict {
         advance(Duration::from_secs(seconds)).await;
-        pace.verdict(&LIMITS)
+        watch.verdict(&LIMITS)
+    }
+
+    fn begun() -> (Arc<Pace>, Watch) {
+        let pace = Pace::new();
+        (pace.clone(), Watch::new(pace))
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_head_has_ten_seconds_an_idle_connection_sixty_and_an_open_request_all_it_needs() {
-        let pace = Pace::new();
-        assert_eq!(after(9, &pace).await, Verdict::Fine);
-        assert_eq!(after(1, &pace).await, Verdict::Stuck);
+        let (_pace, mut watch) = begun();
+        assert_eq!(after(9, &mut watch).await, Verdict::Fine);
+        assert_eq!(after(1, &mut watch).await, Verdict::Stuck);
         for version in [Version::HTTP_11, Version::HTTP_2] {
-            let pace = Pace::new();
+            let (pace, mut watch) = begun();
             let open = pace.asked(version);
-            assert_eq!(after(500, &pace).await, Verdict::Fine);
+            assert_eq!(after(500, &mut watch).await, Verdict::Fine);
             drop(open);
-            assert_eq!(after(59, &pace).await, Verdict::Fine);
-            assert_eq!(after(1, &pace).await, Verdict::Idle);
+            assert_eq!(after(0, &mut watch).await, Verdict::Fine);
+            assert_eq!(after(59, &mut watch).await, Verdict::Fine);
+            assert_eq!(after(1, &mut watch).await, Verdict::Idle);
             drop(pace.asked(version));
             let mut octet = [0; 1];
             Paced(&b"G"[..], pace.clone()).read_exact(&mut octet).await.unwrap();
-            let stuck = if version == Version::HTTP_2 {
-                Verdict::Fine
-            } else {
-                Verdict::Stuck
+            assert_eq!(after(5, &mut watch).await, Verdict::Fine);
+            let stuck = match version == Version::HTTP_2 {
+                true => Verdict::Fine,
+                false => Verdict::Stuck,
             };
-            assert_eq!(after(10, &pace).await, stuck, "{version:?}");
+            assert_eq!(after(10, &mut watch).await, stuck, "{version:?}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_is_not_taken_is_not_kept_for_ever() {
-        let pace = Pace::new();
+        let (pace, mut watch) = begun();
         let _open = pace.asked(Version::HTTP_11);
         let (stream, _peer) = tokio::io::duplex(4);
         let mut stream = Paced(stream, pace.clone());
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert!(Pin::new(&mut stream).poll_write(&mut cx, b"1234").is_ready());
         assert!(Pin::new(&mut stream).poll_write(&mut cx, b"5").is_pending());
-        assert_eq!(after(59, &pace).await, Verdict::Fine);
+        assert_eq!(after(5, &mut watch).await, Verdict::Fine);
+        assert_eq!(after(59, &mut watch).await, Verdict::Fine);
         assert!(Pin::new(&mut stream).poll_write(&mut cx, b"5").is_pending());
-        assert_eq!(after(1, &pace).await, Verdict::Stuck);
+        assert_eq!(after(1, &mut watch).await, Verdict::Stuck);
+    }
+
+    #[tokio::test]
+    async fn pieces_are_written_in_their_order_whether_they_are_short_or_long() {
+        for lengths in [[3, 4, 0], [100, SHORT - 100, 0], [100, SHORT, 1]] {
+            let pieces: Vec<Vec<u8>> = lengths.iter().zip(b'a'..).map(|(n, octet)| vec![octet; *n]).collect();
+            let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+            let mut stream = Paced(Vec::new(), Pace::new());
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            let written = Pin::new(&mut stream).poll_write_vectored(&mut cx, &slices);
+            assert!(matches!(written, Poll::Ready(Ok(n)) if n == lengths.iter().sum::<usize>()));
+            assert!(stream.0 == pieces.concat(), "{lengths:?}");
+        }
     }
 }

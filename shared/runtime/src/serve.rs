@@ -21,7 +21,7 @@ use axum::{Json, Router};
 use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, Either, join_all, ready};
 use futures_util::stream::FuturesUnordered;
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
 use hyper::rt::Executor;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -38,7 +38,7 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use crate::client_addr::Proxies;
-use crate::pace::{Answered, Open, Pace, Paced, Verdict};
+use crate::pace::{Answered, Open, Pace, Paced, Verdict, Watch};
 use crate::tasks::{Tasks, caught};
 use crate::telemetry;
 use crate::tls::Tls;
@@ -89,7 +89,7 @@ pub trait Shortcut: Send + Sync {
 /// What becomes of a request.
 pub enum Taken {
     /// It has its answer.
-    Answered(Response<Body>),
+    Answered(Response<Bytes>),
     /// It goes on to the router.
     Passed(Request<Body>),
     /// That is known when its body is there.
@@ -256,16 +256,17 @@ async fn connection(
             };
             // Only what needs the router pays for it.
             match taken {
-                Taken::Answered(answer) => Either::Left(ready(Ok::<_, Infallible>(dressed(answer, open)))),
-                taken => {
-                    let settled = settle(taken, router.clone(), source.clone());
-                    Either::Right(Box::pin(async move { Ok(dressed(settled.await, open)) }))
+                Taken::Answered(answer) => {
+                    let answer = answer.map(|octets| Answered::whole(octets, open));
+                    Either::Left(ready(Ok::<_, Infallible>(answer)))
                 }
+                taken => Either::Right(Box::pin(settle(taken, router.clone(), source.clone(), open))),
             }
         })
     };
     let builder = builder(tasks.clone());
-    let stream = TokioIo::new(Paced(stream, pace.clone()));
+    let mut watch = Watch::new(pace.clone());
+    let stream = TokioIo::new(Paced(stream, pace));
     let mut connection = pin!(builder.serve_connection(stream, service));
     let events = Events {
         every: limits.header_timeout / 2,
@@ -288,7 +289,7 @@ async fn connection(
         };
         match event {
             Event::Kill => return,
-            Event::Time => match pace.verdict(&limits) {
+            Event::Time => match watch.verdict(&limits) {
                 Verdict::Stuck => return debug!("a connection was too slow"),
                 Verdict::Idle if stopping => return,
                 Verdict::Idle => {
@@ -332,14 +333,15 @@ impl Events {
     }
 }
 
-fn dressed(answer: Response<Body>, open: Open) -> Response<Answered> {
-    answer.map(|body| Answered::new(body, open))
-}
-
-async fn settle(mut taken: Taken, router: Router, source: Option<Arc<Source>>) -> Response<Body> {
+async fn settle(
+    mut taken: Taken,
+    router: Router,
+    source: Option<Arc<Source>>,
+    open: Open,
+) -> Result<Response<Answered>, Infallible> {
     loop {
         match taken {
-            Taken::Answered(answer) => return answer,
+            Taken::Answered(answer) => return Ok(answer.map(|octets| Answered::whole(octets, open))),
             Taken::Reading(reading) => taken = reading.await,
             Taken::Passed(mut request) => {
                 if let Some(source) = source {
@@ -347,8 +349,8 @@ async fn settle(mut taken: Taken, router: Router, source: Option<Arc<Source>>) -
                     request.extensions_mut().insert(ConnectInfo(source.peer));
                     request.extensions_mut().insert(client);
                 }
-                let Ok(answer) = router.oneshot(request).await;
-                return answer;
+                let answer = router.oneshot(request).await?;
+                return Ok(answer.map(|body| Answered::new(body, open)));
             }
         }
     }

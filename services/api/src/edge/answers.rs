@@ -6,6 +6,7 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
+    ops::Range,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -13,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use axum::http::HeaderMap;
+use axum::http::{
+    HeaderMap, HeaderValue,
+    header::{ETAG, EXPIRES, LAST_MODIFIED},
+};
 use bytes::Bytes;
 use certctl_contract::signer::OcspQuestion;
 use certctl_model::{id::IssuerId, time::Time};
@@ -21,7 +25,7 @@ use certctl_store::wake::Revoked;
 use metrics::Counter;
 use quick_cache::{Weighter, sync::Cache};
 
-use super::shelf::Shelf;
+use super::{digest_tag, http_date, shelf::Shelf};
 
 /// A revocation forgets one answer in so many besides its own.
 const PARTS: usize = 1 << 16;
@@ -39,25 +43,51 @@ const MARGIN: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(u64);
 
-/// An answer that may be given again.
+/// An answer that may be given again. What is looked at whenever it is given stands together: there are many, and to
+/// fetch each piece from memory takes longer than to give it.
 pub struct Kept {
-    /// DER.
-    pub der: Bytes,
-    /// What is said of it.
-    pub headers: HeaderMap,
-    /// What it answers.
-    pub question: OcspQuestion,
-    issued: bool,
+    /// Tag, begin and end as headers say them, then DER.
+    octets: Bytes,
     asked: Moment,
-    parts: Vec<usize>,
+    part: usize,
     /// From when another is asked for while this one is still given.
     refreshed_at: Time,
     /// From when it is not given any more.
     ends_at: Time,
     refreshing: AtomicBool,
+    issued: bool,
+    /// Of the further serial numbers it speaks of.
+    more_parts: Vec<usize>,
+    /// From when it speaks.
+    pub this_update: Time,
+    /// What it answers.
+    pub question: OcspQuestion,
 }
 
+/// Where the pieces stand.
+const TAG: Range<usize> = 0..34;
+const BEGIN: Range<usize> = 34..63;
+const END: Range<usize> = 63..92;
+
 impl Kept {
+    /// DER.
+    pub fn der(&self) -> Bytes {
+        self.octets.slice(END.end..)
+    }
+
+    /// Its validator.
+    pub fn tag(&self) -> &str {
+        str::from_utf8(&self.octets[TAG]).expect("is printable ASCII")
+    }
+
+    /// What is said of it, besides what is said of all.
+    pub fn say(&self, headers: &mut HeaderMap) {
+        for (name, place) in [(ETAG, TAG), (LAST_MODIFIED, BEGIN), (EXPIRES, END)] {
+            let value = HeaderValue::from_maybe_shared(self.octets.slice(place));
+            headers.insert(name, value.expect("is printable ASCII"));
+        }
+    }
+
     /// Whether the caller is the one to ask for the next.
     pub fn is_to_be_refreshed(&self, now: Time) -> bool {
         now >= self.refreshed_at && !self.refreshing.swap(true, SeqCst)
@@ -72,9 +102,7 @@ impl Kept {
 /// A new answer, and what decides how long it is kept.
 pub struct Fresh<'a> {
     /// DER.
-    pub der: Bytes,
-    /// What is said of it.
-    pub headers: HeaderMap,
+    pub der: &'a [u8],
     /// What it answers.
     pub question: OcspQuestion,
     /// When it was asked for.
@@ -98,8 +126,6 @@ pub struct Answers {
     /// Which piece of news was the last about each part.
     parts: Box<[AtomicU64]>,
     hasher: RandomState,
-    /// What is said of every answer to a POST, which no cache keeps (RFC 9110 §9.3.3).
-    pub(super) post_headers: HeaderMap,
     given: OnceLock<Counter>,
     /// What replicas share.
     pub(super) shelf: Option<Shelf>,
@@ -110,13 +136,13 @@ struct Octets;
 
 impl Weighter<Box<[u8]>, Arc<Kept>> for Octets {
     fn weight(&self, key: &Box<[u8]>, kept: &Arc<Kept>) -> u64 {
-        OVERHEAD + (key.len() + kept.der.len() + kept.question.request.len()) as u64
+        OVERHEAD + (key.len() + kept.octets.len() + kept.question.request.len()) as u64
     }
 }
 
 impl Answers {
     /// Nothing yet, and room for so many octets.
-    pub fn new(most_octets: u64, shelf: Option<Shelf>, post_headers: HeaderMap) -> Self {
+    pub fn new(most_octets: u64, shelf: Option<Shelf>) -> Self {
         let room = |octets: u64| Cache::with_weighter((octets / 2_000) as usize, octets, Octets);
         Self {
             issued: room(most_octets),
@@ -124,7 +150,6 @@ impl Answers {
             news: AtomicU64::new(1),
             parts: (0..PARTS).map(|_| AtomicU64::new(0)).collect(),
             hasher: RandomState::new(),
-            post_headers,
             given: OnceLock::new(),
             shelf,
         }
@@ -138,12 +163,8 @@ impl Answers {
     /// The answer to a request, if there is one that still tells the truth.
     pub fn get(&self, key: &[u8], now: Time) -> Option<Arc<Kept>> {
         let kept = self.issued.get(key).or_else(|| self.never_issued.get(key))?;
-        let is_true = || {
-            kept.parts
-                .iter()
-                .all(|part| self.parts[*part].load(SeqCst) <= kept.asked.0)
-        };
-        if now >= kept.ends_at || !is_true() {
+        let is_true = |part: usize| self.parts[part].load(SeqCst) <= kept.asked.0;
+        if now >= kept.ends_at || !is_true(kept.part) || !kept.more_parts.iter().all(|part| is_true(*part)) {
             return None;
         }
         // Found once: a counter is looked up by its name and labels otherwise.
@@ -162,20 +183,26 @@ impl Answers {
                 (ends_at, ends_at)
             }
         };
+        let mut parts = fresh.serials.iter().map(|serial| self.part(issuer.as_str(), serial));
+        let (tag, begin, end) = (
+            digest_tag(fresh.der),
+            http_date(fresh.this_update),
+            http_date(fresh.next_update),
+        );
         let kept = Arc::new(Kept {
-            der: fresh.der,
-            headers: fresh.headers,
-            question: fresh.question,
-            issued: fresh.issued,
+            octets: [tag.as_bytes(), begin.as_bytes(), end.as_bytes(), fresh.der]
+                .concat()
+                .into(),
             asked: fresh.asked,
-            parts: fresh
-                .serials
-                .iter()
-                .map(|serial| self.part(issuer.as_str(), serial))
-                .collect(),
+            // An answer speaks of some certificate.
+            part: parts.next().unwrap_or_default(),
+            more_parts: parts.collect(),
             refreshed_at,
             ends_at,
             refreshing: AtomicBool::new(false),
+            issued: fresh.issued,
+            this_update: fresh.this_update,
+            question: fresh.question,
         });
         self.alias(key, &kept);
         kept
@@ -241,8 +268,7 @@ mod tests {
 
     fn keep(answers: &Answers, key: &str, serials: &[&str], asked: Moment, issued: bool) {
         let fresh = Fresh {
-            der: Bytes::from_static(&[0; 1000]),
-            headers: HeaderMap::new(),
+            der: &[0; 1000],
             question: OcspQuestion {
                 issuer_id: issuer(),
                 request: String::new(),
@@ -258,7 +284,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_given_until_it_is_about_to_end() {
-        let answers = Answers::new(1 << 20, None, HeaderMap::new());
+        let answers = Answers::new(1 << 20, None);
         keep(&answers, "a", &["1"], answers.moment(), true);
         keep(&answers, "b", &["2"], answers.moment(), false);
         let given = |key: &str, seconds| {
@@ -279,7 +305,7 @@ mod tests {
 
     #[test]
     fn one_asks_for_the_next_answer_from_the_middle_of_a_life() {
-        let answers = Answers::new(1 << 20, None, HeaderMap::new());
+        let answers = Answers::new(1 << 20, None);
         keep(&answers, "a", &["1"], answers.moment(), true);
         let kept = answers.get(b"a", start()).unwrap();
         let half = start() + HOUR / 2;
@@ -294,7 +320,7 @@ mod tests {
 
     #[test]
     fn news_of_a_certificate_ends_its_answers_those_on_their_way_too() {
-        let answers = Answers::new(1 << 20, None, HeaderMap::new());
+        let answers = Answers::new(1 << 20, None);
         let before = answers.moment();
         keep(&answers, "one", &["a1"], before, true);
         keep(&answers, "both", &["b2", "a1"], before, true);
@@ -318,7 +344,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_what_was_never_issued_displaces_nothing_and_takes_no_room() {
-        let answers = Answers::new(64 << 20, None, HeaderMap::new());
+        let answers = Answers::new(64 << 20, None);
         keep(&answers, "a", &["1"], answers.moment(), true);
         for n in 0..50_000 {
             keep(&answers, &format!("flood {n}"), &["2"], answers.moment(), false);

@@ -127,10 +127,7 @@ fn octets(
     modified: Time,
     cache: String,
 ) -> Response {
-    let same = asked
-        .get(header::IF_NONE_MATCH)
-        .and_then(|v| v.to_str().ok())
-        .is_some_and(|v| v.split(',').any(|t| t.trim() == etag));
+    let same = has_already(asked, etag, modified);
     let mut response = match same {
         true => StatusCode::NOT_MODIFIED.into_response(),
         false => body.into_response(),
@@ -147,11 +144,31 @@ fn octets(
     response
 }
 
+/// Whether the client has it already: its tag (RFC 9110 §13.1.2), or else its date (§13.1.3).
+fn has_already(asked: &HeaderMap, etag: &str, modified: Time) -> bool {
+    let text = |name| asked.get(name).and_then(|value| value.to_str().ok());
+    match text(header::IF_NONE_MATCH) {
+        Some(tags) => tags
+            .split(',')
+            .map(str::trim)
+            .any(|tag| tag == "*" || tag.trim_start_matches("W/") == etag),
+        None => text(header::IF_MODIFIED_SINCE)
+            .and_then(read_http_date)
+            .is_some_and(|since| modified.unix() <= since.unix()),
+    }
+}
+
+const HTTP_DATE: &[time::format_description::BorrowedFormatItem<'_>] = time::macros::format_description!(
+    "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+);
+
 fn http_date(at: Time) -> String {
-    let format = time::macros::format_description!(
-        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
-    );
-    at.date_time().format(&format).expect("the format fits any instant")
+    at.date_time().format(&HTTP_DATE).expect("the format fits any instant")
+}
+
+fn read_http_date(text: &str) -> Option<Time> {
+    let date = time::PrimitiveDateTime::parse(text.trim(), &HTTP_DATE).ok()?;
+    Some(Time::new(date.assume_utc()))
 }
 
 #[cfg(test)]
@@ -161,5 +178,35 @@ mod tests {
     #[test]
     fn dates_are_those_of_http() {
         assert_eq!(http_date(Time::from_unix(784_111_777)), "Sun, 06 Nov 1994 08:49:37 GMT");
+    }
+
+    #[test]
+    fn what_a_client_has_has_already_by_tag_or_else_by_date() {
+        let modified = Time::from_unix(784_111_777);
+        let (same, before) = ("Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:36 GMT");
+        for (name, value, known) in [
+            (header::IF_NONE_MATCH, "\"a\"", true),
+            (header::IF_NONE_MATCH, "\"b\", W/\"a\"", true),
+            (header::IF_NONE_MATCH, "*", true),
+            (header::IF_NONE_MATCH, "\"b\"", false),
+            (header::IF_MODIFIED_SINCE, same, true),
+            (header::IF_MODIFIED_SINCE, before, false),
+            (header::IF_MODIFIED_SINCE, "yesterday", false),
+        ] {
+            assert_eq!(
+                has_already(
+                    &HeaderMap::from_iter([(name, HeaderValue::from_static(value))]),
+                    "\"a\"",
+                    modified
+                ),
+                known,
+                "{value}"
+            );
+        }
+        let both = HeaderMap::from_iter([
+            (header::IF_NONE_MATCH, HeaderValue::from_static("\"b\"")),
+            (header::IF_MODIFIED_SINCE, HeaderValue::from_static(same)),
+        ]);
+        assert!(!has_already(&both, "\"a\"", modified), "the tag counts");
     }
 }

@@ -5,7 +5,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use axum::{
     body::Body,
     extract::{Path, Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use base64::{
@@ -18,12 +18,12 @@ use certctl_model::{id::IssuerId, time::Time};
 use certctl_runtime::serve::{Shortcut, Taken};
 use certctl_x509::ocsp::{ErrorStatus, error_response};
 use futures_util::future::poll_immediate;
-use http_body_util::{BodyExt, Collected, Limited};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::{
     answers::{Fresh, Kept, Moment},
-    asking, digest_tag, http_date, kept_for,
+    asking, has_already, kept_for,
 };
 use crate::{access_log::RequestId, app::App, error::ApiError, headers::Headers};
 
@@ -53,7 +53,7 @@ impl Reply {
     /// DER.
     pub fn der(&self) -> Bytes {
         match self {
-            Self::Kept(kept) => kept.der.clone(),
+            Self::Kept(kept) => kept.der(),
             Self::Once(der) => der.clone(),
         }
     }
@@ -119,7 +119,7 @@ async fn ask(app: &Arc<App>, issuer: &IssuerId, request: &[u8], key: Box<[u8]>) 
         OcspAnswer::Signed(signed) if signed.nonce => Ok(Reply::Once(decoded(&signed.response)?)),
         OcspAnswer::Signed(signed) => {
             let der = decoded(&signed.response)?;
-            Ok(Reply::Kept(keep(app, issuer, request, key, heard.0, signed, der)))
+            Ok(Reply::Kept(keep(app, issuer, request, key, heard.0, signed, &der)))
         }
     }
 }
@@ -131,11 +131,9 @@ fn keep(
     key: Box<[u8]>,
     asked: Moment,
     signed: &OcspSigned,
-    der: Bytes,
+    der: &[u8],
 ) -> Arc<Kept> {
-    let (this_update, next_update) = (Time::from_unix(signed.this_update), Time::from_unix(signed.next_update));
     let fresh = Fresh {
-        headers: headers_of(app, &der, this_update, next_update),
         der,
         question: OcspQuestion {
             issuer_id: issuer.clone(),
@@ -144,60 +142,68 @@ fn keep(
         asked,
         serials: signed.serials.iter().map(|serial| serial.as_str()).collect(),
         issued: signed.issued,
-        this_update,
-        next_update,
+        this_update: Time::from_unix(signed.this_update),
+        next_update: Time::from_unix(signed.next_update),
     };
     app.answers.keep(key, issuer, fresh)
-}
-
-/// What is said of an answer to a GET (RFC 5019 §6.2): validators, so that asking again costs little, and its end.
-fn headers_of(app: &App, der: &[u8], this_update: Time, next_update: Time) -> HeaderMap {
-    let value = |text: String| HeaderValue::try_from(text).expect("is printable ASCII");
-    let mut headers = HeaderMap::new();
-    headers.insert(header::CONTENT_TYPE, MEDIA);
-    headers.insert(header::CACHE_CONTROL, value(kept_for(Duration::ZERO)));
-    headers.insert(header::ETAG, value(digest_tag(der)));
-    headers.insert(header::LAST_MODIFIED, value(http_date(this_update)));
-    headers.insert(header::EXPIRES, value(http_date(next_update)));
-    app.headers.secure(&mut headers);
-    headers
 }
 
 pub(super) fn base64_text(octets: &[u8]) -> String {
     BASE64.encode(octets)
 }
 
+/// What is said of every answer.
+pub struct Said {
+    to_get: HeaderMap,
+    to_post: HeaderMap,
+}
+
+impl Said {
+    /// Of an answer to a GET (RFC 5019 §6.2): validators, so that asking again costs little, and its end. One to a POST
+    /// is kept by no cache (RFC 9110 §9.3.3).
+    pub fn new(of_all: &Headers) -> Self {
+        let kept = HeaderValue::try_from(kept_for(Duration::ZERO)).expect("is printable ASCII");
+        let of_each = HeaderValue::from_static("");
+        let with = |more: &[(HeaderName, &HeaderValue)]| {
+            let mut headers = HeaderMap::from_iter([(header::CONTENT_TYPE, MEDIA)]);
+            let more = more.iter().map(|(name, value)| (name.clone(), (*value).clone()));
+            headers.extend(more);
+            of_all.secure(&mut headers);
+            headers
+        };
+        Self {
+            // Room is made for what each answer says itself.
+            to_get: with(&[
+                (header::CACHE_CONTROL, &kept),
+                (header::ETAG, &of_each),
+                (header::LAST_MODIFIED, &of_each),
+                (header::EXPIRES, &of_each),
+            ]),
+            to_post: with(&[(header::CACHE_CONTROL, &NO_STORE)]),
+        }
+    }
+}
+
 /// The answer to a GET. A client that has it already is told so.
-fn to_get(kept: &Kept, asked: &HeaderMap) -> Response {
-    let tag = kept.headers.get(header::ETAG);
-    let has = |tags: &HeaderValue| {
-        let mut tags = tags.to_str().unwrap_or_default().split(',');
-        tags.any(|one| tag.is_some_and(|tag| one.trim().as_bytes() == tag.as_bytes()))
-    };
-    let same = asked.get(header::IF_NONE_MATCH).is_some_and(has);
-    let mut response = match same {
-        true => StatusCode::NOT_MODIFIED.into_response(),
-        false => Response::new(Body::from(kept.der.clone())),
-    };
-    *response.headers_mut() = kept.headers.clone();
+fn to_get(app: &App, kept: &Kept, asked: &HeaderMap) -> Response<Bytes> {
+    let mut response = Response::new(kept.der());
+    if has_already(asked, kept.tag(), kept.this_update) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        *response.body_mut() = Bytes::new();
+    }
+    *response.headers_mut() = app.said_of_ocsp.to_get.clone();
+    kept.say(response.headers_mut());
     response
 }
 
-fn to_post(app: &App, kept: &Kept) -> Response {
-    let mut response = Response::new(Body::from(kept.der.clone()));
-    *response.headers_mut() = app.answers.post_headers.clone();
+fn to_post(app: &App, kept: &Kept) -> Response<Bytes> {
+    let mut response = Response::new(kept.der());
+    *response.headers_mut() = app.said_of_ocsp.to_post.clone();
     response
 }
 
-/// What is said of every answer to a POST.
-pub fn post_headers(of_all: &Headers) -> HeaderMap {
-    let mut headers = HeaderMap::from_iter([(header::CONTENT_TYPE, MEDIA), (header::CACHE_CONTROL, NO_STORE)]);
-    of_all.secure(&mut headers);
-    headers
-}
-
-fn once(der: Bytes) -> Response {
-    let mut response = Response::new(Body::from(der));
+fn once(der: Bytes) -> Response<Bytes> {
+    let mut response = Response::new(der);
     response.headers_mut().insert(header::CONTENT_TYPE, MEDIA);
     response.headers_mut().insert(header::CACHE_CONTROL, NO_STORE);
     response
@@ -216,7 +222,7 @@ impl Shortcut for Short {
         }
         match *request.method() {
             Method::GET => match given_again(&self.0, path.as_bytes()) {
-                Some(kept) => Taken::Answered(to_get(&kept, request.headers())),
+                Some(kept) => Taken::Answered(to_get(&self.0, &kept, request.headers())),
                 None => Taken::Passed(request.map(Body::new)),
             },
             Method::POST
@@ -232,16 +238,32 @@ impl Shortcut for Short {
     }
 }
 
+/// The body of a short request, if it comes. Nearly always it is one piece.
+async fn short(mut body: Incoming) -> Option<Bytes> {
+    let mut whole = Bytes::new();
+    while let Some(frame) = body.frame().await {
+        let more = frame.ok()?.into_data().unwrap_or_default();
+        whole = match whole.is_empty() {
+            true => more,
+            false => [whole, more].concat().into(),
+        };
+        if whole.len() as u64 > SHORT_REQUEST {
+            return None;
+        }
+    }
+    Some(whole)
+}
+
 /// A short POST: answered by its octets, or passed on with them.
 async fn posted(app: Arc<App>, request: axum::http::Request<Incoming>) -> Taken {
     let (head, body) = request.into_parts();
-    let mut read = pin!(Limited::new(body, SHORT_REQUEST as usize).collect());
+    let mut read = pin!(short(body));
     // It nearly always came with its head, and a timer costs more than reading it.
     let read = match poll_immediate(&mut read).await {
         Some(read) => Ok(read),
         None => tokio::time::timeout(BODY_TIMEOUT, read).await,
     };
-    let Ok(Ok(octets)) = read.map(|read| read.map(Collected::to_bytes)) else {
+    let Ok(Some(octets)) = read else {
         return Taken::Answered(once(error_response(ErrorStatus::MalformedRequest).into()));
     };
     let issuer = head.uri.path().trim_start_matches("/ocsp/");
@@ -259,17 +281,17 @@ async fn answer(
     app: &Arc<App>,
     issuer: &str,
     request: Read<&[u8]>,
-    respond: impl FnOnce(&Arc<Kept>) -> Response,
+    respond: impl FnOnce(&Arc<Kept>) -> Response<Bytes>,
 ) -> Result<Response, ApiError> {
     let issuer: IssuerId = issuer
         .parse()
         .map_err(|_| ApiError::missing("issuer", issuer.escape_debug()))?;
     let Some(request) = request else {
-        return Ok(once(error_response(ErrorStatus::MalformedRequest).into()));
+        return Ok(once(error_response(ErrorStatus::MalformedRequest).into()).map(Body::from));
     };
     match reply(app, &issuer, request).await? {
-        Reply::Kept(kept) => Ok(respond(&kept)),
-        Reply::Once(der) => Ok(once(der)),
+        Reply::Kept(kept) => Ok(respond(&kept).map(Body::from)),
+        Reply::Once(der) => Ok(once(der).map(Body::from)),
     }
 }
 
@@ -303,7 +325,7 @@ pub(super) async fn ocsp_get(
     let respond = |kept: &Arc<Kept>| {
         // Under this spelling too, so that it is found without being decoded.
         app.answers.alias(raw.as_bytes().into(), kept);
-        to_get(kept, &asked)
+        to_get(&app, kept, &asked)
     };
     answer(&app, &issuer, request.as_deref(), respond)
         .await
