@@ -39,6 +39,10 @@ pub(crate) enum What {
     Ocsp(Ocsp),
     /// From a revocation to where OCSP and the CRLs of several edges show it; prints one line of JSON.
     Visible(Visible),
+    /// One bulk operation over many certificates; prints one line of JSON.
+    RevokeMany(RevokeMany),
+    /// Renewals that fall due at once, until each is planned; prints one line of JSON.
+    Planner(Planner),
     /// CRLs: time and memory for a large one, or how soon one of many shards tells.
     Crl(Crl),
     /// Read the plans that auto_explain wrote into the log of Postgres.
@@ -456,6 +460,37 @@ pub(crate) struct Visible {
     /// Questions open at once at each edge, beside those that measure.
     #[arg(long, default_value_t = 2, value_parser = value_parser!(u32).range(0..=100))]
     pub(crate) readers: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Planner {
+    #[command(flatten)]
+    pub(crate) database: Database,
+
+    /// Certificates.
+    #[arg(long, default_value_t = 1_000_000, value_parser = value_parser!(i64).range(1..=10_000_000))]
+    pub(crate) rows: i64,
+
+    /// How many of them fall due.
+    #[arg(long, default_value_t = 20_000, value_parser = value_parser!(i64).range(1..=1_000_000))]
+    pub(crate) due: i64,
+
+    /// Process ids of the schedulers, separated by commas.
+    #[arg(long, value_name = "PIDS", value_delimiter = ',', required = true)]
+    pub(crate) scheduler_pids: Vec<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RevokeMany {
+    #[command(flatten)]
+    pub(crate) server: Server,
+
+    #[command(flatten)]
+    pub(crate) database: Database,
+
+    /// How many.
+    #[arg(long, default_value_t = 100_000, value_parser = value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) certificates: u64,
 }
 
 #[derive(Debug, Args)]

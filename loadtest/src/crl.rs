@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::{cli::Crl, connect, cpu, loopback, raw::Line};
+use crate::{cli::Crl, connect, cpu, loopback, memory::Memory, raw::Line};
 
 const PATIENCE: Duration = Duration::from_secs(600);
 /// How often each is measured; the median counts.
@@ -321,33 +321,6 @@ async fn verify(pool: &PgPool, der: &[u8]) -> anyhow::Result<()> {
     let text = String::from_utf8_lossy(&said.stderr);
     ensure!(said.status.success() && text.contains("verify OK"), "openssl: {text}");
     Ok(())
-}
-
-/// Resident memory of a process, in KiB.
-struct Memory {
-    now: u64,
-    peak: u64,
-}
-
-impl Memory {
-    /// Forgets the peak so far.
-    fn reset(pid: u32) -> anyhow::Result<Self> {
-        fs::write(format!("/proc/{pid}/clear_refs"), "5").context("the peak cannot be forgotten")?;
-        Self::of(pid)
-    }
-
-    fn of(pid: u32) -> anyhow::Result<Self> {
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let field = |name: &str| -> anyhow::Result<u64> {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let number = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok());
-            number.with_context(|| format!("the kernel does not tell {name}"))
-        };
-        Ok(Self {
-            now: field("VmRSS:")?,
-            peak: field("VmHWM:")?,
-        })
-    }
 }
 
 async fn median(one: impl AsyncFn() -> anyhow::Result<Duration>) -> anyhow::Result<Duration> {

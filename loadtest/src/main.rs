@@ -11,6 +11,8 @@
 //! | [`changes`] | writers, and the events that tell of what they did |
 //! | [`issuances`] | jobs that wait with their requests, until they are stored |
 //! | [`limits`] | what passes a rate limit |
+//! | [`planner`] | renewals that fall due at once, until each is planned |
+//! | [`revoke_many`] | one bulk operation over many certificates |
 //! | [`visible`] | from a revocation to where relying parties see it |
 //! | [`crl`] | making large CRLs, and one of many shards |
 //! | [`load`] | driving an operation, latencies by percentile |
@@ -38,12 +40,15 @@ mod issuances;
 mod limits;
 mod load;
 mod main_job;
+mod memory;
 mod mixes;
 mod ocsp;
 mod page;
+mod planner;
 mod plans;
 mod raw;
 mod report;
+mod revoke_many;
 mod seed;
 mod served;
 mod visible;
@@ -100,6 +105,8 @@ async fn run(what: What) -> anyhow::Result<()> {
         What::Limits(args) => limits::run(&args).await?,
         What::Ocsp(args) => ocsp::run(&args).await?,
         What::Visible(args) => visible::run(&args).await?,
+        What::Planner(args) => planner::run(&args).await?,
+        What::RevokeMany(args) => revoke_many::run(&args).await?,
         What::Crl(args) => crl::run(&args).await?,
         What::Plans(args) => plans::read(&args)?,
         What::Page(args) => {

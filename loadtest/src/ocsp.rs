@@ -22,6 +22,7 @@ use crate::{
     connect, cpu,
     load::{Report, round},
     loopback,
+    memory::Memory,
     raw::{self, Asks, Line},
 };
 
@@ -372,7 +373,7 @@ async fn cold(args: &OcspProcesses) -> anyhow::Result<Value> {
     let warm = questions(args.certificates, known, ISSUED, false);
     raw::drive(server, "ocsp", args.connections, known, args.time(), None, warm.clone()).await;
     let calm = raw::drive(server, "ocsp", 16, u64::MAX, FLOOD, Some(BESIDE), warm.clone()).await;
-    let memory_before = resident(args.api_pid)? + resident(signer)?;
+    let memory_before = Memory::of(args.api_pid)?.now + Memory::of(signer)?.now;
 
     let flood = async {
         let flood = questions(0, u64::MAX, NEVER_ISSUED, true);
@@ -380,7 +381,7 @@ async fn cold(args: &OcspProcesses) -> anyhow::Result<Value> {
     };
     let beside = raw::drive(server, "ocsp", 16, u64::MAX, FLOOD, Some(BESIDE), warm);
     let (flood, beside) = tokio::join!(flood, beside);
-    let memory_after = resident(args.api_pid)? + resident(signer)?;
+    let memory_after = Memory::of(args.api_pid)?.now + Memory::of(signer)?.now;
     Ok(json!({
         "name": "ocsp-cold",
         "certificates": args.certificates,
@@ -398,7 +399,7 @@ async fn cold(args: &OcspProcesses) -> anyhow::Result<Value> {
             "per_second": flood.per_second(),
             "known_p99_ms_alone": calm.whole().percentile(99.0),
             "known_p99_ms_beside": beside.whole().percentile(99.0),
-            "rss_growth_mb": round((memory_after - memory_before) as f64 / 1024.0),
+            "rss_growth_mb": round((memory_after as f64 - memory_before as f64) / 1024.0),
         },
         "ceilings": {
             "signature_us": round(sign),
@@ -406,14 +407,6 @@ async fn cold(args: &OcspProcesses) -> anyhow::Result<Value> {
             "look_up_postgres_us": round(look_up[1]),
         },
     }))
-}
-
-/// Resident memory of a process, in KiB.
-fn resident(pid: u32) -> anyhow::Result<i64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line.and_then(|rest| rest.trim().split(' ').next()?.parse().ok());
-    number.context("the kernel does not say how much memory the process has")
 }
 
 /// What a raw P-256 signature takes of a processor.

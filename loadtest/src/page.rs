@@ -10,7 +10,7 @@ use crate::cli::Page;
 /// A row of the page: the bench, what it shows, which figures, and which of them stands beside a ceiling.
 type Shown = (&'static str, &'static str, &'static [&'static str], &'static str);
 
-const SHOWN: [Shown; 11] = [
+const SHOWN: [Shown; 13] = [
     (
         "main-job",
         "from the request of a certificate to nginx serving it; beside a bare TLS handshake",
@@ -71,6 +71,13 @@ const SHOWN: [Shown; 11] = [
         "/ceiling_ratio",
     ),
     (
+        "planner-1m",
+        "renewals that fall due at once among a million certificates, until two schedulers have planned each once; \
+         beside a bare INSERT of as many jobs",
+        &["due", "seconds", "rss_mb", "rss_growth_mb", "jobs", "events"],
+        "/seconds_over_bare_insert",
+    ),
+    (
         "limits-3",
         "what three replicas and one Redis let through; beside the budget",
         &["accepted", "budget", "failed"],
@@ -89,6 +96,21 @@ const SHOWN: [Shown; 11] = [
             "ocsp_per_second",
         ],
         "/over_round_trip",
+    ),
+    (
+        "revoke-100k",
+        "one bulk operation, until every certificate is revoked and its event written; beside one bare UPDATE of as many \
+         rows",
+        &[
+            "certificates",
+            "seconds",
+            "per_second",
+            "revocations",
+            "events",
+            "events_doubled",
+            "refused",
+        ],
+        "/seconds_over_bare_update",
     ),
     (
         "crl-1m",

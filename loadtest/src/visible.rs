@@ -29,6 +29,8 @@ use crate::{
 };
 
 const ISSUER: &str = "iss-local";
+/// Of the certificates that are made for this.
+pub(crate) const ENVIRONMENT: &str = "bench";
 /// How often an edge is asked again.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 const READ_EVERY: Duration = Duration::from_millis(500);
@@ -143,20 +145,20 @@ async fn edges(args: &Visible) -> anyhow::Result<Vec<Client>> {
     Ok(edges)
 }
 
-/// Certificates as if the authority had issued them: as many that are revoked, and as many that are only asked for.
-async fn specimens(pool: &PgPool, count: u64) -> anyhow::Result<Vec<Specimen>> {
+/// Certificates as if the authority had issued them, in [`ENVIRONMENT`].
+pub(crate) async fn issue(pool: &PgPool, count: u64) -> anyhow::Result<()> {
     let count = i64::try_from(count)?;
     for sql in [
         "INSERT INTO certificates (id, name, common_name, environment, owner_id, team_id, issuer_id, renewal_policy_id,
                                    created_at, updated_at)
          SELECT 'mc-visible-' || n, 'visible-' || n, 'visible-' || n || '.example.net', 'bench', 'o-unassigned',
-                't-unassigned', 'iss-local', 'rp-default', now(), now() FROM generate_series(1, $1 * 2) n",
+                't-unassigned', 'iss-local', 'rp-default', now(), now() FROM generate_series(1, $1) n",
         "INSERT INTO certificate_versions (id, certificate_id, job_id, issuer_id, version, serial_number, not_before,
                                            not_after, fingerprint_sha256, spki_sha256, cert_pem, chain_pem, csr_der,
                                            key_algorithm, key_size, created_at)
          SELECT 'cv-visible-' || n, 'mc-visible-' || n, 'j-visible-' || n, 'iss-local', 1, '7' || md5('visible' || n),
                 now(), now() + interval '30 days', md5('f' || n), md5('k' || n), '', '', '', 'ECDSA', 256, now()
-           FROM generate_series(1, $1 * 2) n",
+           FROM generate_series(1, $1) n",
         "INSERT INTO ledger (issuer_id, serial_number, job_id, tbs_der, der, not_after, short_lived, recorded_at)
          SELECT issuer_id, serial_number, job_id, '', '', not_after, false, created_at
            FROM certificate_versions WHERE id LIKE 'cv-visible-%' AND $1 > 0",
@@ -165,6 +167,12 @@ async fn specimens(pool: &PgPool, count: u64) -> anyhow::Result<Vec<Specimen>> {
     ] {
         sqlx::query(sql).bind(count).execute(pool).await?;
     }
+    Ok(())
+}
+
+/// As many that are revoked, and as many that are only asked for.
+async fn specimens(pool: &PgPool, count: u64) -> anyhow::Result<Vec<Specimen>> {
+    issue(pool, count * 2).await?;
     let serials: Vec<(String, String)> = sqlx::query_as(
         "SELECT certificate_id, serial_number FROM certificate_versions
           WHERE id LIKE 'cv-visible-%' ORDER BY split_part(id, '-', 3)::bigint",
