@@ -97,6 +97,18 @@ pub(crate) const NOUNS: &[Noun] = &[
         "Revocation by whoever holds the key",
     ),
     noun("recovery", "recovery", &[], "After a restore of the database"),
+    noun(
+        "explain",
+        "explain",
+        &["why"],
+        "Why a certificate or a job stands where it stands",
+    ),
+    noun(
+        "scheduler",
+        "scheduler",
+        &[],
+        "What runs by itself: who leads, and how the loops went",
+    ),
     noun("health", "server", &[], "The server itself"),
 ];
 
@@ -131,6 +143,9 @@ const VERBS: &[(&str, &str)] = &[
     ("unblock_key", "unblock"),
     ("get_key_challenge", "challenge"),
     ("report_key_compromise", "report"),
+    ("explain_certificate", "certificate"),
+    ("explain_job", "job"),
+    ("get_scheduler", "status"),
     ("get_recovery", "get"),
     ("finish_recovery", "finish"),
     ("restore_revocation_records", "restore"),

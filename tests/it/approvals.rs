@@ -1,5 +1,7 @@
 //! Jobs that wait for a person, and jobs as they are found.
 
+use std::time::Duration;
+
 use certctl_model::{
     audit::Actor,
     job::{AwaitingCsr, Job},
@@ -43,6 +45,22 @@ async fn trail(w: &World, action: &str) -> String {
            FROM audit_events WHERE action = '{action}'"
     ))
     .await
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_job_that_nobody_approves_fails_after_a_week(db: PgPool) {
+    let (w, _host, job) = waiting(db).await;
+    let path = format!("/api/v1/jobs/{job}");
+    w.clock.advance(Duration::from_secs(7 * 86_400 - 1));
+    w.settle().await;
+    assert_eq!(w.get(&path).await.expect(200)["status"], "AwaitingApproval");
+    w.clock.advance(Duration::from_secs(1));
+    w.settle().await;
+    let failed = w.get(&path).await.expect(200);
+    assert_eq!(
+        (&failed["status"], &failed["last_error"]),
+        (&json!("Failed"), &json!("nobody approved it within 7days"))
+    );
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]

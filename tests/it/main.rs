@@ -16,6 +16,8 @@ mod crls;
 mod discovery;
 mod documents;
 mod edges;
+mod engine;
+mod explain;
 mod failures;
 mod groups;
 mod hostile;

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
+use certctl_contract::scheduler::{LoopState, SchedulerState};
 use certctl_local::platform::Platform;
 use certctl_tests::eventually;
 use certctl_tests::receivers::Webhook;
@@ -90,6 +91,44 @@ async fn two_schedulers_and_two_notifiers_issue_once_and_tell_once() {
     let deliveries = hook.deliveries();
     let distinct: BTreeSet<_> = deliveries.iter().map(|delivery| &delivery.idempotency_key).collect();
     assert_eq!((deliveries.len() as i64, distinct.len() as i64), (news, news));
+    one_of_several_leads(&stage).await;
+}
+
+/// What the API tells of the loops: those of the leader are run by it alone, and all went well.
+async fn one_of_several_leads(stage: &Stage) {
+    let api = stage.platform.api();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let ask = client
+        .get(format!("{}/api/v1/scheduler", api.url()))
+        .bearer_auth(api.key());
+    eventually(
+        "four processes to tell of their loops",
+        Duration::from_secs(30),
+        async || {
+            let asked = ask.try_clone().unwrap().send().await?.error_for_status()?;
+            let state: SchedulerState = asked.json().await?;
+            let leader = state.leader.context("nobody leads")?.holder;
+            let of = |service: &str, name: &str| -> Vec<&LoopState> {
+                let all = state.loops.iter();
+                all.filter(|one| one.service == service && one.name == name).collect()
+            };
+            ensure!(of("notifier", "emails").len() == 2, "{:?}", state.loops);
+            ensure!(
+                of("scheduler", "jobs").iter().filter(|one| one.runs > 0).count() == 2,
+                "{:?}",
+                state.loops
+            );
+            let renewals = of("scheduler", "renewals");
+            ensure!(renewals.len() == 2, "{renewals:?}");
+            for one in renewals {
+                ensure!((one.runs > 0) == (one.holder == leader), "{leader} leads: {one:?}");
+                ensure!(one.next_run_at >= one.last_run_at && one.every_ms > 0, "{one:?}");
+            }
+            ensure!(state.loops.iter().all(|one| one.failures == 0), "{:?}", state.loops);
+            Ok(())
+        },
+    )
+    .await;
 }
 
 async fn post_at_once(platform: &Platform, requests: impl Iterator<Item = (String, serde_json::Value)>) {

@@ -29,7 +29,7 @@ use certctl_model::{
     time::{Clock, Time},
 };
 use certctl_runtime::{serve, tasks::Tasks};
-use certctl_scheduler::{Scheduler, agents, blocked_keys, bulk, crls, prober, renewals, worker};
+use certctl_scheduler::{Scheduler, agents, blocked_keys, bulk, crls, overdue, prober, renewals, worker};
 use certctl_signer::Signer;
 use certctl_store::wake::{Channel, Revoked};
 use certctl_x509::{facts::CertificateFacts, keys::KeyPair};
@@ -413,6 +413,7 @@ impl World {
         moved += worker::drain(s.clone()).await.unwrap();
         moved += bulk::round(s.clone()).await.unwrap();
         moved += blocked_keys::sweep(s.clone()).await.unwrap();
+        moved += overdue::sweep(s.clone()).await.unwrap();
         worker::reap(s.clone()).await.unwrap();
         let hosts = self.hosts.lock().unwrap().clone();
         for host in hosts.iter().filter(|host| !host.away.load(Ordering::Relaxed)) {

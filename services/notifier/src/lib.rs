@@ -18,9 +18,18 @@ pub mod dispatch;
 
 use std::{sync::Arc, time::Duration};
 
-use certctl_model::{notice::Channel, time::Clock};
-use certctl_runtime::{periodic::Periodic, tasks::Tasks};
-use certctl_store::wake::{self, Wakes};
+use certctl_model::{
+    notice::Channel,
+    time::{Clock, Time},
+};
+use certctl_runtime::{
+    periodic::{self, Periodic},
+    tasks::Tasks,
+};
+use certctl_store::{
+    loops::{Board, Run},
+    wake::{self, Wakes},
+};
 use sqlx::PgPool;
 
 use crate::{channels::Channels, config::Config};
@@ -34,7 +43,11 @@ pub struct Notifier {
     max_attempts: i32,
     retry_base: Duration,
     wakes: Wakes,
+    board: Board,
 }
+
+/// How often is written how the loops went.
+const WRITE_EVERY: Duration = Duration::from_secs(5);
 
 impl Notifier {
     /// Builds one that connects to the database of the configuration, lazily. Needs a running tokio runtime.
@@ -60,6 +73,7 @@ impl Notifier {
             max_attempts: config.max_attempts,
             retry_base: config.retry_base,
             wakes: Wakes::default(),
+            board: Board::new("notifier", periodic::this_process()),
         }))
     }
 
@@ -83,10 +97,21 @@ impl Notifier {
                 let notifier = notifier.clone();
                 async move { dispatch::drain(&notifier, channel).await }
             };
+            let board = self.clone();
             Periodic::new(name, config.interval, drain)
                 .woken_by(self.wakes.subscribe(wake::Channel::Outbox))
+                .heard_by(move |run| board.board.note(noted(run, board.clock.now())))
                 .run_forever(tasks);
         }
+        let notifier = self.clone();
+        let write = move || {
+            let notifier = notifier.clone();
+            async move {
+                notifier.board.write(&notifier.db, notifier.clock.now()).await?;
+                Ok(0)
+            }
+        };
+        Periodic::new("loops", WRITE_EVERY, write).run_forever(tasks);
         let (notifier, stop) = (self.clone(), tasks.token());
         tasks.spawn("wakes", async move {
             tokio::select! {
@@ -99,6 +124,19 @@ impl Notifier {
     /// The connections to the database.
     pub fn db(&self) -> &PgPool {
         &self.db
+    }
+}
+
+fn noted(run: &periodic::Run, ended: Time) -> Run {
+    Run {
+        name: run.name,
+        every: run.every,
+        outcome: run.outcome,
+        error: run.error.clone(),
+        done: run.done,
+        took: run.took,
+        ended,
+        rests: run.rests,
     }
 }
 

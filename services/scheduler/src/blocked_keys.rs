@@ -24,7 +24,7 @@ pub async fn sweep(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
         even_archived: true,
         ..RevocationReason::KeyCompromise.into()
     };
-    let mut tx = scheduler.begin().await?;
+    let mut tx = scheduler.begin_as_leader().await?;
     let outcomes = revocations::revoke_all(&mut tx, &found, grounds).await?;
     let revoked = outcomes.iter().filter(|(_, outcome)| outcome.is_ok()).count() as u64;
     if revoked > 0 {

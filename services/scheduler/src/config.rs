@@ -61,9 +61,29 @@ pub struct Config {
     #[arg(long, env = "CERTCTL_SCHEDULER_CRL_INTERVAL", default_value = "5m", value_parser = interval)]
     pub crl_interval: Duration,
 
+    #[command(flatten)]
+    pub patience: Patience,
+
     /// How long a claimed job belongs to its worker; an issuer has two thirds of it to answer.
     #[arg(long, env = "CERTCTL_JOB_LEASE", default_value = "30s", value_parser = interval)]
     pub job_lease: Duration,
+}
+
+/// How long jobs wait for somebody; then they fail.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Patience {
+    /// How long a job waits for its agent's certification request.
+    #[arg(long, env = "CERTCTL_JOB_AWAITING_CSR_TIMEOUT", default_value = "24h", value_parser = interval)]
+    pub csr: Duration,
+
+    /// How long a job waits for its approval.
+    #[arg(long, env = "CERTCTL_JOB_AWAITING_APPROVAL_TIMEOUT", default_value = "7d", value_parser = interval)]
+    pub approval: Duration,
+
+    /// How long an agent that has begun to deploy may take to tell what became of it. Before it begins, a deployment waits
+    /// for its agent as long as it takes.
+    #[arg(long, env = "CERTCTL_JOB_DEPLOYMENT_TIMEOUT", default_value = "1h", value_parser = interval)]
+    pub deployment: Duration,
 }
 
 impl Config {

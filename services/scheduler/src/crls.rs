@@ -172,7 +172,7 @@ pub async fn watch(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
         error!(issuer.id = %list.issuer, "{list} was not made in time: {until}");
         // One that was never made is late from its first second on: the next look tells whether anything is wrong.
         let Some(newest) = &standing.newest else { continue };
-        let mut tx = scheduler.begin().await?;
+        let mut tx = scheduler.begin_as_leader().await?;
         let news = outbox::IssuerNews {
             kind: NoticeKind::CrlLate,
             issuer: list.issuer.clone(),

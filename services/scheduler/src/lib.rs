@@ -9,6 +9,7 @@
 //! | [`renewals`] | plans what is due |
 //! | [`blocked_keys`] | revokes what has a key that is blocked |
 //! | [`bulk`] | does one thing to many certificates |
+//! | [`overdue`] | ends jobs that wait for somebody who does not come |
 //! | [`notices`] | warns of what ends |
 //! | [`crls`] | has revocation lists made before they are stale |
 //! | [`agents`] | notices silence |
@@ -36,6 +37,7 @@ pub mod journal;
 pub mod leader;
 pub mod loops;
 pub mod notices;
+pub mod overdue;
 pub mod prober;
 pub mod renewals;
 pub mod tallies;
@@ -48,11 +50,21 @@ use certctl_model::{
     audit::Actor,
     time::{Clock, Time},
 };
-use certctl_runtime::{journal::Journal, tasks::Tasks};
-use certctl_store::{Tx, wake::Wakes};
+use certctl_runtime::{journal::Journal, periodic, tasks::Tasks};
+use certctl_store::{
+    Tx, lease,
+    loops::{Board, Run},
+    wake::Wakes,
+};
 use sqlx::PgPool;
 
-use crate::{bell::Bell, config::Config, issuers::Issuers, leader::Leader, prober::Prober};
+use crate::{
+    bell::Bell,
+    config::{Config, Patience},
+    issuers::Issuers,
+    leader::Leader,
+    prober::Prober,
+};
 
 /// What every part of the scheduler shares.
 pub struct Scheduler {
@@ -63,6 +75,8 @@ pub struct Scheduler {
     job_lease: Duration,
     issuer_timeout: Duration,
     agent_offline_after: Duration,
+    patience: Patience,
+    board: Board,
     wakes: Wakes,
     leader: Leader,
     bell: Bell,
@@ -92,7 +106,11 @@ impl Scheduler {
             Some(directory) => Some(Journal::open(directory, "revocations")?),
             None => None,
         };
+        let leader = Leader::default();
         Ok(Arc::new(Self {
+            board: Board::new("scheduler", leader.holder.clone()),
+            leader,
+            patience: config.patience.clone(),
             db,
             clock,
             issuers: Issuers::new(signer.clone()),
@@ -101,7 +119,6 @@ impl Scheduler {
             issuer_timeout: config.issuer_timeout(),
             agent_offline_after: config.agent_offline_after,
             wakes: Wakes::default(),
-            leader: Leader::default(),
             bell: Bell::default(),
             crl_retry: crls::Retry::default(),
             large_crl_retry: crls::Retry::default(),
@@ -113,7 +130,10 @@ impl Scheduler {
     /// Starts the loops, and what wakes them.
     pub fn run(self: &Arc<Self>, config: &Config, tasks: &Tasks) {
         for periodic in loops::loops(config, self) {
-            periodic.run_forever(tasks);
+            let heard = self.clone();
+            periodic
+                .heard_by(move |run| heard.board.note(noted(run, heard.now())))
+                .run_forever(tasks);
         }
         let (scheduler, stop) = (self.clone(), tasks.token());
         tasks.spawn("wakes", async move {
@@ -138,6 +158,28 @@ impl Scheduler {
 
     async fn begin(&self) -> certctl_store::Result<Tx> {
         Tx::begin(&self.db, &Actor::system(), self.now()).await
+    }
+
+    /// Begins what one of several schedulers does: it cannot be committed once another leads.
+    async fn begin_as_leader(&self) -> certctl_store::Result<Tx> {
+        let mut tx = self.begin().await?;
+        if let Some(token) = self.leader.token() {
+            lease::fence(&mut tx, leader::LEASE, token).await?;
+        }
+        Ok(tx)
+    }
+}
+
+fn noted(run: &periodic::Run, ended: Time) -> Run {
+    Run {
+        name: run.name,
+        every: run.every,
+        outcome: run.outcome,
+        error: run.error.clone(),
+        done: run.done,
+        took: run.took,
+        ended,
+        rests: run.rests,
     }
 }
 

@@ -1,13 +1,13 @@
 //! The table of loops.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use certctl_runtime::periodic::Periodic;
 use certctl_store::wake::Channel;
 
 use crate::{
-    Scheduler, agents, blocked_keys, bulk, config::Config, crls, journal, leader, notices, prober, renewals, tallies,
-    worker,
+    Scheduler, agents, blocked_keys, bulk, config::Config, crls, journal, leader, notices, overdue, prober, renewals,
+    tallies, worker,
 };
 
 /// Every loop of the scheduler. Those behind the leader's gate are run by one scheduler of several: not because two
@@ -21,6 +21,7 @@ pub fn loops(config: &Config, scheduler: &Arc<Scheduler>) -> Vec<Periodic> {
         Periodic::new("bulk", config.job_processor_interval, on(scheduler, bulk::round)).woken_by(wake(Channel::Bulk)),
         Periodic::new("journal", journal::EVERY, on(scheduler, journal::write)),
         Periodic::new("leader", leader::KEEP_EVERY, on(scheduler, leader::keep)),
+        Periodic::new("loops", WRITE_EVERY, on(scheduler, write)),
         led(
             scheduler,
             Periodic::new(
@@ -67,6 +68,10 @@ pub fn loops(config: &Config, scheduler: &Arc<Scheduler>) -> Vec<Periodic> {
         ),
         led(
             scheduler,
+            Periodic::new("overdue", overdue::EVERY, on(scheduler, overdue::sweep)),
+        ),
+        led(
+            scheduler,
             Periodic::new("blocked_keys", blocked_keys::EVERY, on(scheduler, blocked_keys::sweep)),
         ),
         led(
@@ -86,6 +91,14 @@ pub fn loops(config: &Config, scheduler: &Arc<Scheduler>) -> Vec<Periodic> {
             Periodic::new("tallies", tallies::COMPACT_EVERY, on(scheduler, tallies::compact)),
         ),
     ]
+}
+
+/// How often is written how the loops went.
+const WRITE_EVERY: Duration = Duration::from_secs(5);
+
+async fn write(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
+    scheduler.board.write(&scheduler.db, scheduler.now()).await?;
+    Ok(0)
 }
 
 fn on<R: Future + Send>(

@@ -81,7 +81,7 @@ async fn past_thresholds(scheduler: &Scheduler) -> Result<Vec<Warning>, sqlx::Er
 
 /// Whether it was announced: a certificate renewed, revoked or archived since it was found is not.
 async fn announce(scheduler: &Scheduler, warning: &Warning) -> Result<bool, Error> {
-    let mut tx = scheduler.begin().await?;
+    let mut tx = scheduler.begin_as_leader().await?;
     let certificate = certificates::lock(&mut tx, &warning.id).await?;
     if certificate.must_be_live().is_err() || certificate.current_version_id.as_ref() != Some(&warning.version_id) {
         return Ok(false);

@@ -424,7 +424,7 @@ async fn a_job_whose_worker_died_is_issued_by_the_next_one(db: PgPool) {
     let w = World::new(db, Mood::Signs).await;
     w.running_job(1).await;
     let lease = Duration::from_secs(30);
-    let dead = certctl_store::jobs::claim(&w.db, w.clock.now(), lease, 16)
+    let dead = certctl_store::jobs::claim(&w.db, w.clock.now(), lease, 16, 16, &Default::default())
         .await
         .unwrap();
     assert_eq!(worker::drain(w.scheduler.clone()).await.unwrap(), 0);
@@ -456,6 +456,29 @@ async fn a_renewal_is_planned_once_when_it_is_due(db: PgPool) {
     assert_eq!(renewals::sweep(w.scheduler.clone()).await.unwrap(), 0);
     let jobs = "SELECT string_agg(status || ' ' || agent_id, ',') FROM jobs WHERE type = 'Renewal'";
     assert_eq!(w.text(jobs).await, "Pending a-1");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn what_falls_due_at_once_is_planned_once_by_two_schedulers(db: PgPool) {
+    let w = World::new(db, Mood::Signs).await;
+    w.sql(
+        "INSERT INTO certificates (id, name, common_name, owner_id, team_id, issuer_id, renewal_policy_id, renew_at,
+                                   created_at, updated_at)
+         SELECT 'mc-' || n, 'shop-' || n, 'shop.example.net', 'o-unassigned', 't-unassigned', 'iss-local', 'rp-default',
+                $1, $1, $1 FROM generate_series(1, 1100) n",
+    )
+    .await;
+    w.sql("INSERT INTO certificate_targets SELECT id, 'tgt-1' FROM certificates WHERE renew_at = $1")
+        .await;
+    let (a, b) = tokio::join!(
+        renewals::sweep(w.scheduler.clone()),
+        renewals::sweep(w.scheduler.clone())
+    );
+    assert_eq!(a.unwrap() + b.unwrap(), 1100);
+    let planned =
+        "SELECT concat_ws(' ', (SELECT count(*) FROM jobs), (SELECT count(DISTINCT certificate_id) FROM jobs),
+                                    (SELECT count(*) FROM audit_events WHERE action = 'issuance_job_created'))";
+    assert_eq!(w.text(planned).await, "1100 1100 1100");
 }
 
 #[sqlx::test(migrations = "../../migrations")]

@@ -10,7 +10,7 @@ use std::{
 
 use certctl_model::{
     audit::Actor,
-    id::{CertificateId, JobId},
+    id::{CertificateId, IssuerId, JobId},
     job::{Fallible, Job, JobStatus, Pending, Running},
     renewal::spread_of,
     time::Time,
@@ -29,9 +29,11 @@ use crate::{Scheduler, issuance, issuers::IssueError};
 /// Jobs that are worked on together: each statement is for all of them, so that it costs each of them little, and all
 /// are done in a fraction of a second.
 const BATCH: usize = 256;
-/// Jobs under way. Each is begun when it is claimed, so that none waits while its lease runs; several batches, because
-/// the signer, the database and we take turns in each.
-const UNDER_WAY: usize = 8 * BATCH;
+/// Jobs of one issuer under way. Each is begun when it is claimed, so that none waits while its lease runs; several
+/// batches, because the signer, the database and we take turns in each.
+const OF_EACH: usize = 8 * BATCH;
+/// Jobs of all issuers under way: issuers that do not answer are to leave room for those that do.
+const UNDER_WAY: usize = 4 * OF_EACH;
 /// How long a drain claims further jobs; bounded, so that it ends well within the time its loop is given.
 const ROUND: Duration = Duration::from_secs(30);
 /// How often a drain that waits for issuers looks for further jobs.
@@ -61,20 +63,23 @@ pub async fn round(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
 /// When jobs cannot be claimed. What becomes of a single job is its own affair.
 pub async fn drain(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
     let (mut working, until) = (FuturesUnordered::new(), Instant::now() + ROUND);
-    let (mut claimed, mut under_way) = (0, 0);
+    let (mut claimed, mut under_way) = (0, UnderWay::default());
     loop {
-        if under_way + BATCH <= UNDER_WAY && Instant::now() < until {
+        if under_way.count + BATCH <= UNDER_WAY && Instant::now() < until {
+            let before = under_way.of_each.clone();
             let mut claim = pin!(jobs::claim(
                 &scheduler.db,
                 scheduler.now(),
                 scheduler.job_lease,
-                BATCH as i64
+                BATCH as i64,
+                OF_EACH as i64,
+                &before,
             ));
             // Jobs under way go on meanwhile: they may hold the very connections that the claim waits for.
             let claims = loop {
                 tokio::select! {
                     claims = &mut claim => break claims,
-                    Some(done) = working.next() => under_way -= done,
+                    Some((issuer, done)) = working.next() => under_way.less(&issuer, done),
                 }
             };
             let claims = match claims {
@@ -84,17 +89,38 @@ pub async fn drain(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
                 Err(error) => return Err(error.into()),
             };
             claimed += claims.len();
-            under_way += claims.len();
             metrics::counter!("job_claims_total").increment(claims.len() as u64);
-            working.extend(batches(claims).into_iter().map(|batch| work(&scheduler, batch)));
+            for batch in batches(claims) {
+                under_way.more(&batch[0].subject.issuer_id, batch.len());
+                working.push(work(&scheduler, batch));
+            }
         }
         if working.is_empty() {
             return Ok(claimed as u64);
         }
         // Either a batch ended, or it is time to look again.
-        if let Ok(Some(done)) = timeout(LOOK_AGAIN, working.next()).await {
-            under_way -= done;
+        if let Ok(Some((issuer, done))) = timeout(LOOK_AGAIN, working.next()).await {
+            under_way.less(&issuer, done);
         }
+    }
+}
+
+/// How many jobs are being worked on.
+#[derive(Default)]
+struct UnderWay {
+    count: usize,
+    of_each: HashMap<IssuerId, i64>,
+}
+
+impl UnderWay {
+    fn more(&mut self, issuer: &IssuerId, jobs: usize) {
+        self.count += jobs;
+        *self.of_each.entry(issuer.clone()).or_default() += jobs as i64;
+    }
+
+    fn less(&mut self, issuer: &IssuerId, jobs: usize) {
+        self.count -= jobs;
+        *self.of_each.entry(issuer.clone()).or_default() -= jobs as i64;
     }
 }
 
@@ -171,9 +197,9 @@ impl GiveUp {
     }
 }
 
-/// Works on a batch, and returns how many jobs it had.
-async fn work(scheduler: &Scheduler, batch: Vec<Claimed>) -> usize {
-    let count = batch.len();
+/// Works on a batch, and returns whose it was and how many jobs it had.
+async fn work(scheduler: &Scheduler, batch: Vec<Claimed>) -> (IssuerId, usize) {
+    let whose = (batch[0].subject.issuer_id.clone(), batch.len());
     let given_up = match batch[0].status {
         JobStatus::Pending => together(scheduler, batch, |claim| claim, request_csrs).await,
         _ => issuance::issue(scheduler, batch).await,
@@ -193,7 +219,7 @@ async fn work(scheduler: &Scheduler, batch: Vec<Claimed>) -> usize {
         .instrument(span)
         .await;
     }
-    count
+    whose
 }
 
 /// What is done for several jobs in one unit of work. Returns those it was done for; the others are no longer ours.

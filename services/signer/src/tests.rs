@@ -497,15 +497,22 @@ impl World {
     async fn job(&self, csr: &[u8]) -> String {
         let number = self.jobs.get() + 1;
         self.jobs.set(number);
+        let certificate = format!("mc-{number}");
         sqlx::query(
-            "WITH c AS (INSERT INTO certificates (id, name, common_name, sans, owner_id, team_id, issuer_id,
-                                                  renewal_policy_id, created_at, updated_at)
-                        VALUES ($1, $1, 'api.example.com', '{www.example.com}', 'o-unassigned', 't-unassigned',
-                                'iss-local', 'rp-default', now(), now()))
-             INSERT INTO jobs (id, type, certificate_id, status, csr_der, run_at, created_at)
+            "INSERT INTO certificates (id, name, common_name, sans, owner_id, team_id, issuer_id, renewal_policy_id,
+                                       created_at, updated_at)
+             VALUES ($1, $1, 'api.example.com', '{www.example.com}', 'o-unassigned', 't-unassigned', 'iss-local',
+                     'rp-default', now(), now())",
+        )
+        .bind(&certificate)
+        .execute(&self.admin)
+        .await
+        .unwrap();
+        sqlx::query(
+            "INSERT INTO jobs (id, type, certificate_id, status, csr_der, run_at, created_at)
              VALUES ($2, 'Issuance', $1, 'Running', $3, now(), now())",
         )
-        .bind(format!("mc-{number}"))
+        .bind(&certificate)
         .bind(format!("j-{number}"))
         .bind(csr)
         .execute(&self.admin)

@@ -26,6 +26,7 @@ pub mod certificates;
 pub mod discovery;
 pub mod endpoint;
 pub mod example;
+pub mod explain;
 pub mod health;
 pub mod issuers;
 pub mod jobs;
@@ -42,6 +43,7 @@ pub mod query;
 pub mod recovery;
 pub mod renewal_policies;
 pub mod revocation;
+pub mod scheduler;
 pub mod sessions;
 pub mod signer;
 pub mod stats;
@@ -71,6 +73,7 @@ pub fn catalogue() -> Vec<Operation> {
         agent_groups::operations(),
         discovery::operations(),
         jobs::operations(),
+        explain::operations(),
         policies::operations(),
         profiles::operations(),
         renewal_policies::operations(),
@@ -78,6 +81,7 @@ pub fn catalogue() -> Vec<Operation> {
         owners::operations(),
         audit::operations(),
         notifications::operations(),
+        scheduler::operations(),
         stats::operations(),
         metrics::operations(),
     ]

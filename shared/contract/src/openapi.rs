@@ -43,6 +43,10 @@ const TAGS: &[(&str, &str)] = &[
     ("agent_groups", "Agents that match, and those named."),
     ("discovery", "Certificates found on hosts, and what becomes of them."),
     ("jobs", "The steps of issuing and deploying."),
+    (
+        "explain",
+        "Why a certificate or a job stands where it stands, and what happens next.",
+    ),
     ("policies", "Policy rules and their violations."),
     ("profiles", "What may be issued."),
     (
@@ -53,6 +57,7 @@ const TAGS: &[(&str, &str)] = &[
     ("owners", "Who answers for certificates and is told about them."),
     ("audit", "The trail: who did what."),
     ("notifications", "Notifications sent and to be sent."),
+    ("scheduler", "What runs by itself, and how it went."),
     ("stats", "Figures for charts."),
     ("metrics", "Figures as JSON."),
 ];

@@ -9,6 +9,7 @@
 //! | [`key`] | key algorithms and sizes |
 //! | [`certificate`] | the statuses of a managed certificate |
 //! | [`discovery`] | what becomes of certificates found on hosts |
+//! | [`explain`] | why something stands where it stands, and what happens next |
 //! | [`group`] | which agents belong together |
 //! | [`job`] | kinds, states and the edges between them |
 //! | [`policy`] | rules that certificates are held against |
@@ -30,6 +31,7 @@ pub mod bulk;
 pub mod certificate;
 pub mod connector;
 pub mod discovery;
+pub mod explain;
 pub mod group;
 pub mod id;
 pub mod job;

@@ -9,11 +9,32 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, info_span};
+use uuid::Uuid;
 
 use crate::tasks::{Tasks, caught};
 
-type Run = Box<dyn Fn() -> BoxFuture<'static, anyhow::Result<u64>> + Send + Sync>;
+type Work = Box<dyn Fn() -> BoxFuture<'static, anyhow::Result<u64>> + Send + Sync>;
 type Gate = Box<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
+type Heard = Box<dyn Fn(&Run) + Send + Sync>;
+
+/// What became of one run of a loop.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The loop.
+    pub name: &'static str,
+    /// How often it runs when nobody wakes it.
+    pub every: Duration,
+    /// `ok`, `error`, `panic`, `timeout`, or `skipped` by its gate.
+    pub outcome: &'static str,
+    /// What went wrong.
+    pub error: Option<String>,
+    /// How much was done.
+    pub done: u64,
+    /// How long it took.
+    pub took: Duration,
+    /// How long the loop rests now, unless it is woken.
+    pub rests: Duration,
+}
 
 /// One loop: a name, an interval and the work.
 ///
@@ -24,8 +45,9 @@ pub struct Periodic {
     name: &'static str,
     every: Duration,
     timeout: Duration,
-    run: Run,
+    work: Work,
     gate: Option<Gate>,
+    heard: Option<Heard>,
     wakes: Vec<watch::Receiver<u64>>,
 }
 
@@ -37,13 +59,14 @@ impl Periodic {
         R: Future<Output = anyhow::Result<u64>> + Send + 'static,
     {
         const TIMEOUT: Duration = Duration::from_secs(5 * 60);
-        let run: Run = Box::new(move || Box::pin(run()));
+        let work: Work = Box::new(move || Box::pin(run()));
         Self {
             name,
             every,
             timeout: TIMEOUT,
-            run,
+            work,
             gate: None,
+            heard: None,
             wakes: Vec::new(),
         }
     }
@@ -70,6 +93,12 @@ impl Periodic {
         self
     }
 
+    /// Tells somebody what became of each run.
+    pub fn heard_by(mut self, heard: impl Fn(&Run) + Send + Sync + 'static) -> Self {
+        self.heard = Some(Box::new(heard));
+        self
+    }
+
     /// Starts the loop. Stage one ends it after the current run, stage two during it.
     pub fn run_forever(self, tasks: &Tasks) {
         let (stop, kill) = (tasks.token(), tasks.kill_token());
@@ -87,12 +116,19 @@ impl Periodic {
                 // Seen before the run looks, so that whatever comes during the run is a change.
                 wake.mark_unchanged();
             }
-            if self.run_once().await > 0 {
+            let mut run = self.run_once().await;
+            let interval = jittered(self.every, RandomState::new().hash_one(self.name));
+            if run.done == 0 {
+                run.rests = interval;
+            }
+            if let Some(heard) = &self.heard {
+                heard(&run);
+            }
+            if run.done > 0 {
                 // Work that never waits must not keep a thread from others.
                 tokio::task::yield_now().await;
                 continue;
             }
-            let interval = jittered(self.every, RandomState::new().hash_one(self.name));
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = sleep(interval) => {}
@@ -101,42 +137,56 @@ impl Periodic {
         }
     }
 
-    /// Runs once and returns how much was done; nothing, if the run was skipped or failed.
-    async fn run_once(&self) -> u64 {
+    /// Runs once. Nothing is done, if the run was skipped or failed.
+    async fn run_once(&self) -> Run {
         let (name, start) = (self.name, Instant::now());
         let run = caught(self.gated_run()).instrument(info_span!("loop", "loop" = name));
-        let (outcome, done) = match timeout(self.timeout, run).await {
-            Ok(Ok(Ok(Some(done)))) => ("ok", done),
-            Ok(Ok(Ok(None))) => ("skipped", 0),
-            Ok(Ok(Err(failure))) => {
-                error!("loop" = name, "loop {name} failed: {failure:#}");
-                ("error", 0)
-            }
-            Ok(Err(panic)) => {
-                error!("loop" = name, "loop {name} panicked: {panic}");
-                ("panic", 0)
-            }
-            Err(_) => {
-                error!("loop" = name, "loop {name} was ended after {:?}", self.timeout);
-                ("timeout", 0)
-            }
+        let (outcome, done, error) = match timeout(self.timeout, run).await {
+            Ok(Ok(Ok(Some(done)))) => ("ok", done, None),
+            Ok(Ok(Ok(None))) => ("skipped", 0, None),
+            Ok(Ok(Err(failure))) => ("error", 0, Some(format!("{failure:#}"))),
+            Ok(Err(panic)) => ("panic", 0, Some(panic.to_string())),
+            Err(_) => ("timeout", 0, Some(format!("it was ended after {:?}", self.timeout))),
         };
+        if let Some(error) = &error {
+            error!("loop" = name, outcome, "loop {name} failed: {error}");
+        }
+        let took = start.elapsed();
         metrics::counter!("loop_runs_total", "loop" => name, "outcome" => outcome).increment(1);
-        metrics::histogram!("loop_duration_seconds", "loop" => name).record(start.elapsed());
+        metrics::histogram!("loop_duration_seconds", "loop" => name).record(took);
         if outcome == "ok" {
             metrics::gauge!("loop_last_success_timestamp", "loop" => name).set(unix_seconds());
             debug!("loop" = name, done, "loop {name} did {done}");
         }
-        done
+        Run {
+            name,
+            every: self.every,
+            outcome,
+            error,
+            done,
+            took,
+            rests: Duration::ZERO,
+        }
     }
 
     /// `None` when the gate is closed.
     async fn gated_run(&self) -> anyhow::Result<Option<u64>> {
         match &self.gate {
             Some(gate) if !gate().await => Ok(None),
-            _ => (self.run)().await.map(Some),
+            _ => (self.work)().await.map(Some),
         }
     }
+}
+
+/// A name for this process that people can find it by, and that no other has: host, process id, and chance.
+pub fn this_process() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = match host.trim() {
+        "" => "host",
+        host => host,
+    };
+    let chance = Uuid::new_v4().simple().to_string();
+    format!("{host}/{}/{}", std::process::id(), &chance[..8])
 }
 
 /// Waits until one of `wakes` changes; for ever, if nobody can change them any more.

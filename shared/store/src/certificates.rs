@@ -86,6 +86,17 @@ impl Locked {
         must_be_live(&self.id, self.revoked_at, self.archived_at)
     }
 
+    pub(crate) fn issuance(&self, kind: JobKind, agent: AgentId) -> NewJob {
+        NewJob {
+            kind,
+            certificate: self.id.clone(),
+            agent,
+            target: None,
+            version: None,
+            max_attempts: self.max_retries,
+        }
+    }
+
     fn deployment(&self, agent: AgentId, target: TargetId, version: VersionId) -> NewJob {
         NewJob {
             kind: JobKind::Deployment,
@@ -185,14 +196,7 @@ pub(crate) async fn request_from(
     kind: JobKind,
     agents: Vec<AgentId>,
 ) -> Result<Vec<JobId>> {
-    let job = |agent| NewJob {
-        kind,
-        certificate: certificate.id.clone(),
-        agent,
-        target: None,
-        version: None,
-        max_attempts: certificate.max_retries,
-    };
+    let job = |agent| certificate.issuance(kind, agent);
     jobs::insert(tx, &agents.into_iter().map(job).collect::<Vec<_>>()).await
 }
 
@@ -552,6 +556,70 @@ pub async fn note_failure(tx: &mut Tx, job: &JobFacts, reason: &str) -> Result<(
             "{} {} of certificate {} ({common_name}) was given up: {reason}",
             job.kind, job.id, job.certificate
         ),
+    };
+    outbox::announce(tx, &news).await
+}
+
+/// Notes that a version was put on its target, and tells whom it concerns.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn note_deployed(tx: &mut Tx, job: &JobFacts) -> Result<()> {
+    let (name, target): (String, String) = sqlx::query_as(
+        "UPDATE certificates SET last_deployment_at = $2 WHERE id = $1
+         RETURNING common_name, coalesce((SELECT name FROM targets WHERE id = $3), '')",
+    )
+    .bind(&job.certificate)
+    .bind(tx.now())
+    .bind(&job.target)
+    .fetch_one(&mut **tx)
+    .await?;
+    let event = tx
+        .event("deployment_completed", "certificate", &job.certificate)
+        .with("job_id", &job.id)
+        .with("target_id", &job.target)
+        .with("version_id", &job.version);
+    tx.note(event);
+    let subject = format!("{name} is deployed to {target}");
+    announce_deployment(tx, job, NoticeKind::DeploymentSuccess, subject, None).await
+}
+
+/// Notes that a version did not get to its target, and tells whom it concerns.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn note_not_deployed(tx: &mut Tx, job: &JobFacts, reason: &str) -> Result<()> {
+    let (name, target): (String, String) = sqlx::query_as(
+        "SELECT c.common_name, coalesce((SELECT name FROM targets WHERE id = $2), '') FROM certificates c WHERE c.id = $1",
+    )
+    .bind(&job.certificate)
+    .bind(&job.target)
+    .fetch_one(&mut **tx)
+    .await?;
+    let event = tx
+        .event("deployment_failed", "certificate", &job.certificate)
+        .with("job_id", &job.id)
+        .with("target_id", &job.target)
+        .with("reason", reason);
+    tx.note(event);
+    let subject = format!("Deployment of {name} to {target} failed");
+    announce_deployment(tx, job, NoticeKind::DeploymentFailure, subject, Some(reason)).await
+}
+
+async fn announce_deployment(
+    tx: &mut Tx,
+    job: &JobFacts,
+    kind: NoticeKind,
+    subject: String,
+    reason: Option<&str>,
+) -> Result<()> {
+    let end = reason.map_or(".".to_owned(), |reason| format!(": {reason}"));
+    let news = News {
+        kind,
+        certificate: job.certificate.clone(),
+        dedup: format!("{}:{}", job.id, tx.now()),
+        message: format!("{subject} (certificate {}, job {}){end}", job.certificate, job.id),
+        subject,
     };
     outbox::announce(tx, &news).await
 }

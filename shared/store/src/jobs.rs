@@ -1,6 +1,9 @@
 //! Jobs: inserted with their event, claimed under a lease, locked in a state, moved by a transition.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use certctl_model::{
     audit::Actor,
@@ -64,6 +67,11 @@ pub struct NewJob {
 /// # Errors
 /// [`Error::Reference`] when an agent, target or certificate is gone.
 pub async fn insert(tx: &mut Tx, jobs: &[NewJob]) -> Result<Vec<JobId>> {
+    Ok(insert_each(tx, jobs).await?.into_iter().map(|(id, _)| id).collect())
+}
+
+/// What [`insert`] does; returns the new ones beside their ids.
+pub(crate) async fn insert_each<'a>(tx: &mut Tx, jobs: &'a [NewJob]) -> Result<Vec<(JobId, &'a NewJob)>> {
     if jobs.is_empty() {
         return Ok(vec![]);
     }
@@ -106,7 +114,7 @@ pub async fn insert(tx: &mut Tx, jobs: &[NewJob]) -> Result<Vec<JobId>> {
         tx.note(event);
         tx.wake(Channel::Jobs);
     }
-    Ok(new.into_iter().map(|(id, _)| id).collect())
+    Ok(new)
 }
 
 /// Calls off deployments of other versions to the same targets that have not begun; one that has ends by itself, and
@@ -337,22 +345,45 @@ struct ClaimedRow {
     subject: Subject,
 }
 
-/// Claims up to `limit` issuances and renewals that a scheduler has to move, oldest first. Deployments are never
-/// claimed: their agent does them.
+/// Claims about `limit` issuances and renewals that a scheduler has to move. Every issuer that has some has its turn, up to
+/// `of_each` with those of its jobs that are `under_way` already; of one issuer's jobs those go first that have the least
+/// time left. Deployments are never claimed: their agent does them.
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn claim(pool: &PgPool, now: Time, lease: Duration, limit: i64) -> Result<Vec<Claimed>> {
+pub async fn claim(
+    pool: &PgPool,
+    now: Time,
+    lease: Duration,
+    limit: i64,
+    of_each: i64,
+    under_way: &HashMap<IssuerId, i64>,
+) -> Result<Vec<Claimed>> {
+    let under_way: Vec<(&IssuerId, i64)> = under_way.iter().map(|(issuer, jobs)| (issuer, *jobs)).collect();
     let rows: Vec<ClaimedRow> = sqlx::query_as(
-        "UPDATE jobs j
+        "WITH asked AS MATERIALIZED (
+            SELECT i.id, $4 - coalesce(busy.jobs, 0) AS room
+              FROM issuers i
+              LEFT JOIN unnest($5::text[], $6::bigint[]) AS busy (issuer_id, jobs) ON busy.issuer_id = i.id
+             WHERE coalesce(busy.jobs, 0) < $4
+               AND EXISTS (SELECT 1 FROM jobs j
+                            WHERE j.issuer_id = i.id AND j.type IN ('Issuance', 'Renewal')
+                              AND j.status IN ('Pending', 'Running')
+                              AND j.run_at <= $1 AND (j.lease_until IS NULL OR j.lease_until <= $1))),
+         due AS MATERIALIZED (
+            SELECT turn.id
+              FROM asked
+             CROSS JOIN LATERAL (
+                   SELECT j.id FROM jobs j
+                    WHERE j.issuer_id = asked.id AND j.type IN ('Issuance', 'Renewal')
+                      AND j.status IN ('Pending', 'Running')
+                      AND j.run_at <= $1 AND (j.lease_until IS NULL OR j.lease_until <= $1)
+                    ORDER BY j.deadline, j.id
+                    LIMIT least(asked.room, ceil($3::float8 / (SELECT count(*) FROM asked))::bigint)
+                      FOR UPDATE SKIP LOCKED) turn)
+         UPDATE jobs j
             SET lease_until = $2, lease_token = j.lease_token + 1
-           FROM (SELECT id FROM jobs
-                  WHERE type IN ('Issuance', 'Renewal') AND status IN ('Pending', 'Running')
-                    AND run_at <= $1 AND (lease_until IS NULL OR lease_until <= $1)
-                  ORDER BY run_at
-                  LIMIT $3
-                    FOR UPDATE SKIP LOCKED) due,
-                certificates c, issuers i
+           FROM due, certificates c, issuers i
           WHERE j.id = due.id AND c.id = j.certificate_id AND i.id = c.issuer_id
          RETURNING j.id, j.type, j.certificate_id, j.agent_id, j.target_id, j.version_id, j.attempts, j.max_attempts,
                    j.status, j.lease_token, j.csr_der, c.common_name, c.sans, c.issuer_id, i.type AS issuer_type,
@@ -361,6 +392,9 @@ pub async fn claim(pool: &PgPool, now: Time, lease: Duration, limit: i64) -> Res
     .bind(now)
     .bind(now + lease)
     .bind(limit)
+    .bind(of_each)
+    .bind(column(&under_way, |(issuer, _)| *issuer))
+    .bind(column(&under_way, |(_, jobs)| *jobs))
     .fetch_all(pool)
     .await?;
     let claimed = |row: ClaimedRow| {
@@ -412,6 +446,30 @@ pub async fn reap(pool: &PgPool, now: Time) -> Result<u64> {
     .execute(pool)
     .await?;
     Ok(done.rows_affected())
+}
+
+/// Jobs that have been in a state since before an instant, oldest first; of one kind or of all.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn waiting_since(
+    pool: &PgPool,
+    status: JobStatus,
+    kind: Option<JobKind>,
+    before: Time,
+    limit: i64,
+) -> Result<Vec<JobId>> {
+    // A transition sets run_at, and only what a worker claims is put back to another.
+    Ok(sqlx::query_scalar(
+        "SELECT id FROM jobs WHERE status = $1 AND run_at <= $2 AND ($3::text IS NULL OR type = $3)
+          ORDER BY run_at, id LIMIT $4",
+    )
+    .bind(status)
+    .bind(before)
+    .bind(kind)
+    .bind(limit)
+    .fetch_all(pool)
+    .await?)
 }
 
 /// Calls a job off in the name of the unit of work's actor.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use certctl_model::time::Time;
 use sqlx::PgPool;
 
-use crate::error::*;
+use crate::{Tx, error::*};
 
 /// Takes or keeps a lease. Returns its fencing token, or none while somebody else holds it.
 ///
@@ -28,4 +28,18 @@ pub async fn acquire(pool: &PgPool, name: &str, holder: &str, now: Time, ttl: Du
     .fetch_optional(pool)
     .await?;
     Ok(token)
+}
+
+/// Makes a unit of work depend on a lease: it is committed only before another takes the lease, however long its process
+/// slept. To be called first.
+///
+/// # Errors
+/// [`Error::LeaseLost`] when another has it.
+pub async fn fence(tx: &mut Tx, name: &str, token: i64) -> Result<()> {
+    let held: Option<i32> = sqlx::query_scalar("SELECT 1 FROM leases WHERE name = $1 AND token = $2 FOR SHARE")
+        .bind(name)
+        .bind(token)
+        .fetch_optional(&mut **tx)
+        .await?;
+    held.map(|_| ()).ok_or(Error::LeaseLost)
 }

@@ -17,6 +17,7 @@
 //! | [`outbox`] | notifications on their way out |
 //! | [`tallies`] | counts kept as differences; statuses that change by themselves |
 //! | [`lease`] | who runs a periodic loop |
+//! | [`loops`] | how periodic loops went |
 //! | [`wake`] | LISTEN and NOTIFY |
 //! | [`error`] | what can happen to data |
 //!
@@ -34,6 +35,7 @@ pub mod jobs;
 pub mod journal;
 pub mod lease;
 pub mod ledger;
+pub mod loops;
 pub mod outbox;
 pub mod planning;
 pub mod revocations;

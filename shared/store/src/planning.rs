@@ -1,12 +1,15 @@
 //! Keeps a certificate in line with its targets and its policy: its dates, when it is due, the jobs that are open for it.
 
+use std::collections::HashMap;
+
 use certctl_model::{
+    explain::AgentStanding,
     id::{AgentId, CertificateId, JobId, RenewalPolicyId, TargetId, VersionId},
     job::JobKind,
     renewal::{RenewalRule, spread_of},
     time::Time,
 };
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 
 use crate::{
     Tx,
@@ -16,66 +19,132 @@ use crate::{
     jobs::{self, NewJob},
 };
 
-/// Certificates `c` and agents `t.agent_id` that want a new version at `$1`. An agent wants one when what it holds is due
-/// itself, it is not being made already, and the last try did not fail just now. All this is asked of each agent by
-/// itself: one that never answers, or always fails, must not keep the others from renewing. The age is judged as
-/// `RenewalRule::due_at` does, without its spread, which `renew_at` has in it already.
-macro_rules! wanting {
+/// Certificates `c`, by their policies `p`, that may be renewed by themselves at `$1`.
+macro_rules! due {
     () => {
-        "FROM certificates c
-         JOIN renewal_policies p ON p.id = c.renewal_policy_id
-         JOIN certificate_targets m ON m.certificate_id = c.id
-         JOIN targets t ON t.id = m.target_id
-         LEFT JOIN LATERAL (SELECT not_before, not_after FROM certificate_versions
-                             WHERE certificate_id = c.id AND agent_id = t.agent_id
-                             ORDER BY id = m.chosen_version_id DESC NULLS LAST, version DESC LIMIT 1) v ON true
-        WHERE c.renew_at <= $1 AND c.revoked_at IS NULL AND c.archived_at IS NULL AND p.auto_renew AND t.enabled
-          AND NOT EXISTS (SELECT 1 FROM jobs j
-                           WHERE j.certificate_id = c.id AND j.agent_id = t.agent_id
-                             AND j.type IN ('Issuance', 'Renewal')
-                             AND j.status NOT IN ('Completed', 'Failed', 'Cancelled'))
-          AND NOT EXISTS (SELECT 1 FROM jobs j
-                           WHERE j.certificate_id = c.id AND j.agent_id = t.agent_id
-                             AND j.type IN ('Issuance', 'Renewal') AND j.status = 'Failed'
-                             AND j.finished_at > $1 - make_interval(secs => p.retry_interval_seconds))
-          AND (v.not_after IS NULL
-               OR (v.not_before + (v.not_after - v.not_before) * (p.renew_at_permille / 1000.0::float8) <= $1
-                   AND (p.renewal_window_days <= 0
-                        OR v.not_after - make_interval(days => p.renewal_window_days) <= $1)))"
+        "certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
+              AND c.renew_at <= $1 AND c.revoked_at IS NULL AND c.archived_at IS NULL AND p.auto_renew"
     };
 }
 
-/// Certificates of which some agent wants a new version by itself, soonest first.
+/// How certificate `c` stands with each of its agents: the job that is open, when it is asked again after a failure, and
+/// from when what it holds is due. All this is asked of each agent by itself: one that never answers, or always fails,
+/// must not keep the others from renewing. The age is judged as `RenewalRule::due_at` does, without its spread, which
+/// `renew_at` has in it already.
+macro_rules! standing {
+    () => {
+        "(SELECT DISTINCT t.agent_id, o.id AS open_job, f.retry_at,
+                 greatest(v.not_before + (v.not_after - v.not_before) * (p.renew_at_permille / 1000.0::float8),
+                          CASE WHEN p.renewal_window_days > 0
+                               THEN v.not_after - make_interval(days => p.renewal_window_days) END) AS due_at
+            FROM certificate_targets m
+            JOIN targets t ON t.id = m.target_id
+            LEFT JOIN LATERAL (SELECT not_before, not_after FROM certificate_versions
+                                WHERE certificate_id = c.id AND agent_id = t.agent_id
+                                ORDER BY id = m.chosen_version_id DESC NULLS LAST, version DESC LIMIT 1) v ON true
+            LEFT JOIN LATERAL (SELECT j.id FROM jobs j
+                                WHERE j.certificate_id = c.id AND j.agent_id = t.agent_id
+                                  AND j.type IN ('Issuance', 'Renewal')
+                                  AND j.status NOT IN ('Completed', 'Failed', 'Cancelled')
+                                LIMIT 1) o ON true
+            LEFT JOIN LATERAL (SELECT max(j.finished_at) + make_interval(secs => p.retry_interval_seconds) AS retry_at
+                                 FROM jobs j
+                                WHERE j.certificate_id = c.id AND j.agent_id = t.agent_id
+                                  AND j.type IN ('Issuance', 'Renewal') AND j.status = 'Failed') f ON true
+           WHERE m.certificate_id = c.id AND t.enabled)"
+    };
+}
+
+/// The agents that want a new version of certificate `c` at `$1`: what they hold is due, or they hold nothing; it is not
+/// being made already; and the last try did not fail just now.
+macro_rules! wanting {
+    () => {
+        concat!(
+            "(SELECT agent_id FROM ",
+            standing!(),
+            " s WHERE s.open_job IS NULL AND (s.retry_at IS NULL OR s.retry_at <= $1)
+                AND (s.due_at IS NULL OR s.due_at <= $1))"
+        )
+    };
+}
+
+/// How a certificate stands with its agents.
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn due(pool: &PgPool, now: Time, limit: i64) -> Result<Vec<CertificateId>> {
-    Ok(sqlx::query_scalar(concat!(
-        "SELECT c.id ",
+pub async fn standing(db: &mut PgConnection, certificate: &CertificateId) -> Result<Vec<AgentStanding>> {
+    let rows: Vec<(AgentId, Option<JobId>, Option<Time>, Option<Time>)> = sqlx::query_as(concat!(
+        "SELECT s.agent_id, s.open_job, s.retry_at, s.due_at
+           FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
+          CROSS JOIN LATERAL ",
+        standing!(),
+        " s WHERE c.id = $1 ORDER BY s.agent_id"
+    ))
+    .bind(certificate)
+    .fetch_all(db)
+    .await?;
+    let standing = |(agent, open_job, retry_at, due_at)| AgentStanding {
+        agent,
+        open_job,
+        retry_at,
+        due_at,
+    };
+    Ok(rows.into_iter().map(standing).collect())
+}
+
+/// A certificate that is due, and since when.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct Due {
+    /// Which.
+    pub id: CertificateId,
+    /// Since when; not in the future.
+    pub renew_at: Time,
+}
+
+/// Certificates of which some agent wants a new version by itself, soonest first, `limit` of those `behind` one of them.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn due(pool: &PgPool, now: Time, behind: Option<&Due>, limit: i64) -> Result<Vec<Due>> {
+    Ok(sqlx::query_as(concat!(
+        "SELECT c.id, c.renew_at FROM ",
+        due!(),
+        " WHERE (c.renew_at, c.id) > (coalesce($2, '-infinity'), coalesce($3, '')) AND EXISTS ",
         wanting!(),
-        " GROUP BY c.id ORDER BY c.renew_at, c.id LIMIT $2"
+        " ORDER BY c.renew_at, c.id LIMIT $4"
     ))
     .bind(now)
+    .bind(behind.map(|due| due.renew_at))
+    .bind(behind.map(|due| &due.id))
     .bind(limit)
     .fetch_all(pool)
     .await?)
 }
 
-/// Creates the jobs of those agents that want a new version now. None when the certificate is not due, or not any more.
+/// Creates the jobs of those agents that want a new version of these certificates now. One that is not due, or not any
+/// more, gets none. Returns the new ones, each with its certificate.
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn request_due(tx: &mut Tx, certificate: &Locked) -> Result<Vec<JobId>> {
-    let agents: Vec<AgentId> = sqlx::query_scalar(concat!(
-        "SELECT DISTINCT t.agent_id ",
+pub async fn request_due(tx: &mut Tx, certificates: &[&CertificateId]) -> Result<Vec<(CertificateId, JobId)>> {
+    let locked = certificates::lock_all(tx, certificates).await?;
+    let ids: Vec<&CertificateId> = locked.iter().map(|one| &one.id).collect();
+    let wanting: Vec<(CertificateId, AgentId)> = sqlx::query_as(concat!(
+        "SELECT c.id, w.agent_id FROM ",
+        due!(),
+        " CROSS JOIN LATERAL ",
         wanting!(),
-        " AND c.id = $2 ORDER BY t.agent_id"
+        " w WHERE c.id = ANY ($2) ORDER BY c.id, w.agent_id"
     ))
     .bind(tx.now())
-    .bind(&certificate.id)
+    .bind(&ids)
     .fetch_all(&mut **tx)
     .await?;
-    certificates::request_from(tx, certificate, certificate.next_kind(), agents).await
+    let locked: HashMap<&CertificateId, &Locked> = locked.iter().map(|one| (&one.id, one)).collect();
+    let job = |(id, agent): (CertificateId, AgentId)| locked[&id].issuance(locked[&id].next_kind(), agent);
+    let wanted: Vec<NewJob> = wanting.into_iter().map(job).collect();
+    let new = jobs::insert_each(tx, &wanted).await?;
+    Ok(new.into_iter().map(|(id, job)| (job.certificate.clone(), id)).collect())
 }
 
 /// Takes the dates of what is served, and plans the renewals by them.

@@ -1,6 +1,6 @@
 //! The verbs on a real Postgres: what is lost in a race, and what is refused.
 
-use std::{slice, time::Duration};
+use std::{collections::HashMap, slice, time::Duration};
 
 use certctl_model::{
     audit::Actor,
@@ -90,6 +90,10 @@ fn version(serial: &str) -> NewVersion {
     }
 }
 
+async fn claimed(db: &PgPool, at: Time) -> Vec<Claimed> {
+    jobs::claim(db, at, LEASE, 10, 10, &HashMap::new()).await.unwrap()
+}
+
 /// Records what was issued in a unit of work of its own.
 async fn record(db: &PgPool, issued: &[(Claimed, NewVersion)]) -> Result<Vec<JobId>, Error> {
     let mut tx = tx(db).await;
@@ -118,14 +122,13 @@ async fn a_change_without_an_event_is_not_committed(db: PgPool) {
 #[sqlx::test(migrations = "../../migrations")]
 async fn of_two_workers_one_claims_a_job_until_its_lease_ends(db: PgPool) {
     let (_, id) = world(&db).await;
-    let (a, b) = tokio::join!(jobs::claim(&db, now(), LEASE, 10), jobs::claim(&db, now(), LEASE, 10));
-    let (a, b) = (a.unwrap(), b.unwrap());
+    let (a, b) = tokio::join!(claimed(&db, now()), claimed(&db, now()));
     assert_eq!(a.len() + b.len(), 1);
     let first = a.into_iter().chain(b).next().unwrap();
     assert_eq!(first.facts.id, id);
-    assert!(jobs::claim(&db, now() + LEASE / 2, LEASE, 10).await.unwrap().is_empty());
+    assert!(claimed(&db, now() + LEASE / 2).await.is_empty());
 
-    let second = jobs::claim(&db, now() + LEASE, LEASE, 10).await.unwrap().remove(0);
+    let second = claimed(&db, now() + LEASE).await.remove(0);
     assert!(second.token > first.token);
     let mut tx = tx(&db).await;
     let late = jobs::hold::<Pending>(&mut tx, slice::from_ref(&first)).await.unwrap();
@@ -136,6 +139,49 @@ async fn of_two_workers_one_claims_a_job_until_its_lease_ends(db: PgPool) {
         jobs::put_back(&db, &first, now(), "late", true).await,
         Err(Error::LeaseLost)
     ));
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn every_issuer_has_its_turn_and_of_its_jobs_those_with_the_least_time_left(db: PgPool) {
+    for sql in [
+        "INSERT INTO issuers (id, name, type, created_at, updated_at) VALUES ('iss-2', 'two', 'local', now(), now())",
+        // Of the first issuer thirty, the last of which ends first; of the second two, of which one has no certificate yet.
+        "INSERT INTO certificates (id, name, common_name, owner_id, team_id, issuer_id, renewal_policy_id, created_at,
+                                   updated_at)
+         SELECT 'mc-' || n, 'c' || n, 'c.example.com', 'o-unassigned', 't-unassigned',
+                CASE WHEN n > 30 THEN 'iss-2' ELSE 'iss-local' END, 'rp-default', '2027-01-01Z', '2027-01-01Z'
+           FROM generate_series(1, 32) n",
+        "INSERT INTO certificate_versions (id, certificate_id, job_id, issuer_id, version, serial_number, not_before,
+                                           not_after, fingerprint_sha256, spki_sha256, cert_pem, chain_pem, csr_der,
+                                           key_algorithm, key_size, created_at)
+         SELECT 'cv-' || n, 'mc-' || n, 'j-old-' || n, 'iss-local', 1, to_hex(n), '2027-01-01Z',
+                timestamptz '2027-02-01Z' - n * interval '1 hour', n, '', '', '', '', 'ECDSA', 256, '2027-01-01Z'
+           FROM generate_series(1, 31) n",
+        "UPDATE certificates c SET current_version_id = v.id, not_before = v.not_before, not_after = v.not_after
+           FROM certificate_versions v WHERE v.certificate_id = c.id",
+        "INSERT INTO jobs (id, type, certificate_id, status, csr_der, run_at, created_at)
+         SELECT 'j-' || n, 'Renewal', 'mc-' || n, 'Running', '', '2027-01-14Z', '2027-01-14Z'
+           FROM generate_series(1, 32) n",
+    ] {
+        sqlx::query(sql).execute(&db).await.unwrap();
+    }
+    let claim = async |busy: &[(&str, i64)]| {
+        let busy = busy.iter().map(|(issuer, jobs)| (issuer.parse().unwrap(), *jobs));
+        let claimed = jobs::claim(&db, now(), LEASE, 10, 12, &busy.collect()).await.unwrap();
+        let mut ids: Vec<String> = claimed.iter().map(|one| one.facts.id.to_string()).collect();
+        ids.sort();
+        ids.join(" ")
+    };
+    assert_eq!(claim(&[]).await, "j-26 j-27 j-28 j-29 j-30 j-31 j-32");
+    // Alone it has the whole turn, as far as it has room.
+    assert_eq!(claim(&[("iss-local", 9)]).await, "j-23 j-24 j-25");
+    assert_eq!(claim(&[("iss-local", 12)]).await, "");
+    // Who issues from now on has the turn.
+    sqlx::query("UPDATE certificates SET issuer_id = 'iss-2' WHERE id = 'mc-1'")
+        .execute(&db)
+        .await
+        .unwrap();
+    assert_eq!(claim(&[("iss-local", 12)]).await, "j-1");
 }
 
 #[sqlx::test(migrations = "../../migrations")]
@@ -154,7 +200,7 @@ async fn a_job_moves_along_its_edges_only(db: PgPool) {
 async fn a_recorded_version_plans_the_renewal_and_the_deployment_and_is_recorded_once(db: PgPool) {
     let (id, job) = world(&db).await;
     to_running(&db, &job).await;
-    let claim = jobs::claim(&db, now(), LEASE, 10).await.unwrap().remove(0);
+    let claim = claimed(&db, now()).await.remove(0);
     assert_eq!(
         (claim.status, claim.csr_der.as_deref()),
         (JobStatus::Running, Some(&b"request"[..]))
@@ -183,20 +229,18 @@ async fn a_recorded_version_plans_the_renewal_and_the_deployment_and_is_recorded
         text(&db, "SELECT certificate_status(c, '2027-01-20Z') FROM certificates c").await,
         "Active"
     );
-    assert!(planning::due(&db, now(), 10).await.unwrap().is_empty());
-    assert_eq!(
-        planning::due(&db, now() + Duration::from_secs(64 * 86_400), 10)
-            .await
-            .unwrap(),
-        [id]
-    );
+    assert!(planning::due(&db, now(), None, 10).await.unwrap().is_empty());
+    let later = now() + Duration::from_secs(64 * 86_400);
+    let due = planning::due(&db, later, None, 10).await.unwrap();
+    assert_eq!(due.iter().map(|one| &one.id).collect::<Vec<_>>(), [&id]);
+    assert!(planning::due(&db, later, due.last(), 10).await.unwrap().is_empty());
 }
 
 #[sqlx::test(migrations = "../../migrations")]
 async fn what_was_revoked_while_it_was_signed_is_recorded_as_revoked(db: PgPool) {
     let (id, job) = world(&db).await;
     to_running(&db, &job).await;
-    let claim = jobs::claim(&db, now(), LEASE, 10).await.unwrap().remove(0);
+    let claim = claimed(&db, now()).await.remove(0);
     assert_eq!(record(&db, &[(claim, version("a1"))]).await.unwrap(), [job]);
 
     let mut renewal = tx(&db).await;
@@ -207,7 +251,7 @@ async fn what_was_revoked_while_it_was_signed_is_recorded_as_revoked(db: PgPool)
         .remove(0);
     renewal.commit().await.unwrap();
     to_running(&db, &next).await;
-    let claim = jobs::claim(&db, now(), LEASE, 10).await.unwrap().remove(0);
+    let claim = claimed(&db, now()).await.remove(0);
 
     let mut revocation = tx(&db).await;
     let serials = revocations::revoke(&mut revocation, &id, RevocationReason::KeyCompromise.into())
@@ -285,6 +329,28 @@ async fn a_lease_has_one_holder_and_its_token_grows_with_each(db: PgPool) {
     let later = now() + LEASE + Duration::from_secs(1);
     let (b, c) = tokio::join!(take("b", later), take("c", later));
     assert_eq!([b.unwrap(), c.unwrap()].into_iter().flatten().collect::<Vec<_>>(), [2]);
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn who_slept_while_another_took_the_lease_commits_nothing(db: PgPool) {
+    let take = |holder: &'static str, at| lease::acquire(&db, "scheduler", holder, at, LEASE);
+    let token = take("a", now()).await.unwrap().unwrap();
+    let mut slow = tx(&db).await;
+    lease::fence(&mut slow, "scheduler", token).await.unwrap();
+    // Another waits for what is under way, and what begins later is refused.
+    let later = now() + LEASE + Duration::from_secs(1);
+    let taken = take("b", later);
+    let commit = async {
+        let event = slow.event("test", "team", "t-1");
+        slow.note(event);
+        slow.commit().await
+    };
+    let (taken, committed) = tokio::join!(taken, commit);
+    committed.unwrap();
+    assert_eq!(taken.unwrap(), Some(token + 1));
+    let mut late = tx(&db).await;
+    let refused = lease::fence(&mut late, "scheduler", token).await;
+    assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
 }
 
 #[sqlx::test(migrations = "../../migrations")]

@@ -14,17 +14,10 @@ use certctl_model::{
     id::{AgentId, CertificateId, JobId, TargetId, VersionId},
     job::{AwaitingCsr, Job, JobFacts, JobKind, JobStatus, Pending, Running},
     name::{San, all_names},
-    notice::NoticeKind,
     time::Time,
 };
 use certctl_runtime::failpoint::hold;
-use certctl_store::{
-    Tx,
-    agents::SignOfLife,
-    certificates, jobs,
-    outbox::{self, News},
-    wake::Channel,
-};
+use certctl_store::{Tx, agents::SignOfLife, certificates, jobs, wake::Channel};
 use certctl_x509::csr::{self, CertificationRequest};
 use serde_json::Value;
 use sqlx::{Row, postgres::PgRow, types::Json};
@@ -532,22 +525,22 @@ async fn report(cx: Cx, rq: Request<AgentReportJobStatus>) -> Result<Outcome, Ap
         }
         // The report that it began was lost.
         (JobStatus::Completed, JobStatus::Pending) if deploys => {
-            deployed(&mut tx, &facts).await?;
+            certificates::note_deployed(&mut tx, &facts).await?;
             outdo(&mut tx, &by, &facts).await?;
             let started = jobs::apply(&mut tx, Job::<Pending>::known(facts).start(&by)).await?;
             jobs::apply(&mut tx, started.complete(&by)).await?;
         }
         (JobStatus::Completed, JobStatus::Running) if deploys => {
-            deployed(&mut tx, &facts).await?;
+            certificates::note_deployed(&mut tx, &facts).await?;
             outdo(&mut tx, &by, &facts).await?;
             jobs::apply(&mut tx, Job::<Running>::known(facts).complete(&by)).await?;
         }
         (JobStatus::Failed, JobStatus::Running) if deploys => {
-            not_deployed(&mut tx, &facts, &reason()).await?;
+            certificates::note_not_deployed(&mut tx, &facts, &reason()).await?;
             jobs::apply(&mut tx, Job::<Running>::known(facts).fail(&by, reason())).await?;
         }
         (JobStatus::Failed, JobStatus::Pending) if deploys => {
-            not_deployed(&mut tx, &facts, &reason()).await?;
+            certificates::note_not_deployed(&mut tx, &facts, &reason()).await?;
             jobs::apply(&mut tx, Job::<Pending>::known(facts).fail(&by, reason())).await?;
         }
         (JobStatus::Failed, JobStatus::AwaitingCsr) => {
@@ -565,32 +558,6 @@ async fn report(cx: Cx, rq: Request<AgentReportJobStatus>) -> Result<Outcome, Ap
         _ => hold("api.deployment_reported").await,
     }
     Ok(Outcome::of("updated"))
-}
-
-async fn deployed(tx: &mut Tx, job: &JobFacts) -> Result<(), ApiError> {
-    let (name, target): (String, String) = sqlx::query_as(
-        "UPDATE certificates SET last_deployment_at = $2 WHERE id = $1
-         RETURNING common_name, coalesce((SELECT name FROM targets WHERE id = $3), '')",
-    )
-    .bind(&job.certificate)
-    .bind(tx.now())
-    .bind(&job.target)
-    .fetch_one(&mut **tx)
-    .await?;
-    let event = tx
-        .event("deployment_completed", "certificate", &job.certificate)
-        .with("job_id", &job.id)
-        .with("target_id", &job.target)
-        .with("version_id", &job.version);
-    tx.note(event);
-    announce(
-        tx,
-        job,
-        NoticeKind::DeploymentSuccess,
-        format!("{name} is deployed to {target}"),
-        String::new(),
-    )
-    .await
 }
 
 /// Deployments to the same target of versions that are older, or were not the chosen one, and that were begun and left,
@@ -636,53 +603,4 @@ fn plain_capabilities(names: Vec<String>) -> Vec<String> {
         .filter(|name| !name.is_empty() && plain(name, 64))
         .take(32)
         .collect()
-}
-
-async fn not_deployed(tx: &mut Tx, job: &JobFacts, reason: &str) -> Result<(), ApiError> {
-    let (name, target): (String, String) = sqlx::query_as(
-        "SELECT c.common_name, coalesce((SELECT name FROM targets WHERE id = $2), '') FROM certificates c WHERE c.id = $1",
-    )
-    .bind(&job.certificate)
-    .bind(&job.target)
-    .fetch_one(&mut **tx)
-    .await?;
-    let event = tx
-        .event("deployment_failed", "certificate", &job.certificate)
-        .with("job_id", &job.id)
-        .with("target_id", &job.target)
-        .with("reason", reason);
-    tx.note(event);
-    announce(
-        tx,
-        job,
-        NoticeKind::DeploymentFailure,
-        format!("Deployment of {name} to {target} failed"),
-        reason.to_owned(),
-    )
-    .await
-}
-
-async fn announce(
-    tx: &mut Tx,
-    job: &JobFacts,
-    kind: NoticeKind,
-    subject: String,
-    reason: String,
-) -> Result<(), ApiError> {
-    let message = match reason.is_empty() {
-        true => format!("{subject} (certificate {}, job {}).", job.certificate, job.id),
-        false => format!("{subject} (certificate {}, job {}): {reason}", job.certificate, job.id),
-    };
-    let dedup = format!("{}:{}", job.id, tx.now());
-    Ok(outbox::announce(
-        tx,
-        &News {
-            kind,
-            certificate: job.certificate.clone(),
-            dedup,
-            subject,
-            message,
-        },
-    )
-    .await?)
 }

@@ -8,6 +8,7 @@ mod blocked_keys;
 mod bulk;
 mod certificates;
 mod discovery;
+mod explain;
 mod health;
 mod issuers;
 mod jobs;
@@ -20,6 +21,7 @@ mod profiles;
 mod recovery;
 mod renewal_policies;
 mod revocation;
+mod scheduler;
 mod sessions;
 mod stats;
 mod targets;
@@ -47,6 +49,7 @@ pub fn mount(routes: Routes) -> Routes {
         agent_groups::routes,
         discovery::routes,
         jobs::routes,
+        explain::routes,
         policies::routes,
         profiles::routes,
         renewal_policies::routes,
@@ -54,6 +57,7 @@ pub fn mount(routes: Routes) -> Routes {
         owners::routes,
         audit::routes,
         notifications::routes,
+        scheduler::routes,
         stats::routes,
         metrics::routes,
     ]
