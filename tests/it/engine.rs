@@ -57,6 +57,7 @@ async fn a_deployment_waits_for_its_agent_as_long_as_it_takes_but_not_for_its_re
     w.certificate("mc-1", &["tgt-1"], json!({})).await;
     w.settle().await;
     host.set_away(true);
+    w.clock.advance(HOUR);
     w.post("/api/v1/certificates/mc-1/deploy", json!({})).await.expect(202);
     w.clock.advance(HOUR * 48);
     w.settle().await;

@@ -152,7 +152,7 @@ async fn an_agent_that_is_away_finds_its_job_when_it_is_back(db: PgPool) {
     host.set_away(true);
     w.clock.advance(DAY * 64);
     w.settle().await;
-    w.clock.advance(DAY);
+    w.clock.advance(DAY / 2);
     w.settle().await;
     assert_eq!(w.status("mc-1").await, "RenewalInProgress");
     let agent = w.get(&format!("/api/v1/agents/{}", host.id())).await.expect(200);

@@ -128,6 +128,9 @@ const ADDED: &str = "
     GET /api/v1/recovery 200
     POST /api/v1/recovery/revocations 200
     POST /api/v1/recovery/finish 200
+    GET /api/v1/certificates/{id}/explain 200
+    GET /api/v1/jobs/{id}/explain 200
+    GET /api/v1/scheduler 200
     POST /api/v1/bulk/renew 202
     POST /api/v1/bulk/revoke 202
     POST /api/v1/bulk/reassign 202
