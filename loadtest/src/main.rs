@@ -77,7 +77,7 @@ async fn main() -> ExitCode {
 
 async fn run(what: What) -> anyhow::Result<()> {
     // The last line is one JSON object, for programs.
-    let json = match what {
+    let mut json = match what {
         What::MainJob(args) => {
             let demo = loopback(&args.demo_tls).await?;
             let report = main_job::measure(&args.server.client().await?, demo, &args).await?;
@@ -115,6 +115,7 @@ async fn run(what: What) -> anyhow::Result<()> {
         }
         What::Bare(args) => return ceilings::stand_alone(&args).await,
     };
+    json["machine"] = page::machine().into();
     println!("{json}");
     Ok(())
 }

@@ -134,10 +134,10 @@ const SHOWN: [Shown; 13] = [
 /// When a line is no JSON object with a name.
 pub(crate) fn write(args: &Page) -> anyhow::Result<String> {
     let text = fs::read_to_string(&args.lines).with_context(|| format!("cannot read {}", args.lines.display()))?;
-    page(&text, &machine())
+    page(&text)
 }
 
-fn page(lines: &str, machine: &str) -> anyhow::Result<String> {
+fn page(lines: &str) -> anyhow::Result<String> {
     let mut table = String::new();
     for line in lines.lines() {
         let figures: Value = serde_json::from_str(line).context("a line is no JSON")?;
@@ -148,32 +148,28 @@ fn page(lines: &str, machine: &str) -> anyhow::Result<String> {
             .with_context(|| format!("{name} is not on the page"))?;
         let cells: Vec<String> = keys.iter().map(|key| format!("`{key}` {}", figures[*key])).collect();
         let ratio = figures.pointer(ratio).unwrap_or(&Value::Null);
-        table += &format!("| `script/bench {name}` | {about} | {} | {ratio} |\n", cells.join(", "));
+        let machine = figures["machine"].as_str().context("a line has no machine")?;
+        table += &format!(
+            "| `script/bench {name}` | {about} | {} | {ratio} | {machine} |\n",
+            cells.join(", ")
+        );
     }
     Ok(format!(
         "# Benchmarks\n\nWritten by `script/bench`. A figure is of the machine it was measured on; the ratio to a \
-         ceiling, which the same run\nmeasured on the same machine, says more.\n\n{machine}\n\n\
-         | command | what | figures | ratio |\n|---|---|---|---|\n{table}\n\
+         ceiling, which the same run\nmeasured on the same machine, says more. The machine has clients, API and \
+         Postgres.\n\n\
+         | command | what | figures | ratio | machine |\n|---|---|---|---|---|\n{table}\n\
          What each run printed, with its ceilings:\n\n```json\n{lines}```\n"
     ))
 }
 
 /// What this machine is, as the kernel tells.
-fn machine() -> String {
-    let first = |file: &str, key: &str| -> String {
-        let text = fs::read_to_string(file).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix(key));
-        line.map_or("unknown", |rest| rest.trim_start_matches([' ', '\t', ':']))
-            .to_owned()
-    };
+pub(crate) fn machine() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|line| line.strip_prefix("model name"));
+    let model = model.map_or("unknown", |rest| rest.trim_start_matches([' ', '\t', ':']));
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    format!(
-        "Machine: {}, {cores} cores for everything (clients, API, Postgres), memory {}, Linux {}.",
-        first("/proc/cpuinfo", "model name"),
-        first("/proc/meminfo", "MemTotal"),
-        kernel.trim()
-    )
+    format!("{model}, {cores} cores")
 }
 
 #[cfg(test)]
@@ -182,13 +178,13 @@ mod tests {
 
     #[test]
     fn a_line_becomes_a_row_and_stays_as_it_is() {
-        let line = r#"{"name":"audit-25","per_second":900.5,"changes":5,"events":5,"failed":0,"over_bare_sql":0.25}"#;
-        let page = page(&format!("{line}\n"), "A machine.").unwrap();
+        let line = r#"{"name":"audit-25","per_second":900.5,"changes":5,"events":5,"failed":0,"over_bare_sql":0.25,"machine":"m"}"#;
+        let page = page(&format!("{line}\n")).unwrap();
         assert!(
-            page.contains("| `per_second` 900.5, `changes` 5, `events` 5, `failed` 0 | 0.25 |\n"),
+            page.contains("| `per_second` 900.5, `changes` 5, `events` 5, `failed` 0 | 0.25 | m |\n"),
             "{page}"
         );
         assert!(page.contains(&format!("```json\n{line}\n```\n")), "{page}");
-        assert!(super::page("{}\n", "").is_err());
+        assert!(super::page("{}\n").is_err());
     }
 }

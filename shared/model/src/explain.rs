@@ -120,8 +120,10 @@ impl Explanation {
 
 /// How a certificate stands with one of its agents.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "sqlx", derive(sqlx::FromRow))]
 pub struct AgentStanding {
     /// The agent.
+    #[cfg_attr(feature = "sqlx", sqlx(rename = "agent_id"))]
     pub agent: AgentId,
     /// The job that is open for it.
     pub open_job: Option<JobId>,

@@ -73,7 +73,7 @@ macro_rules! wanting {
 /// # Errors
 /// When the database cannot be asked.
 pub async fn standing(db: &mut PgConnection, certificate: &CertificateId) -> Result<Vec<AgentStanding>> {
-    let rows: Vec<(AgentId, Option<JobId>, Option<Time>, Option<Time>)> = sqlx::query_as(concat!(
+    Ok(sqlx::query_as(concat!(
         "SELECT s.agent_id, s.open_job, s.retry_at, s.due_at
            FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
           CROSS JOIN LATERAL ",
@@ -82,14 +82,7 @@ pub async fn standing(db: &mut PgConnection, certificate: &CertificateId) -> Res
     ))
     .bind(certificate)
     .fetch_all(db)
-    .await?;
-    let standing = |(agent, open_job, retry_at, due_at)| AgentStanding {
-        agent,
-        open_job,
-        retry_at,
-        due_at,
-    };
-    Ok(rows.into_iter().map(standing).collect())
+    .await?)
 }
 
 /// A certificate that is due, and since when.
