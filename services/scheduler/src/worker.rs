@@ -65,7 +65,7 @@ pub async fn drain(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
     let (mut working, until) = (FuturesUnordered::new(), Instant::now() + ROUND);
     let (mut claimed, mut under_way) = (0, UnderWay::default());
     loop {
-        if under_way.count + BATCH <= UNDER_WAY && Instant::now() < until {
+        if under_way.count() + BATCH as i64 <= UNDER_WAY as i64 && Instant::now() < until {
             let before = under_way.of_each.clone();
             let mut claim = pin!(jobs::claim(
                 &scheduler.db,
@@ -105,21 +105,22 @@ pub async fn drain(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
     }
 }
 
-/// How many jobs are being worked on.
+/// How many jobs of each issuer are being worked on.
 #[derive(Default)]
 struct UnderWay {
-    count: usize,
     of_each: HashMap<IssuerId, i64>,
 }
 
 impl UnderWay {
+    fn count(&self) -> i64 {
+        self.of_each.values().sum()
+    }
+
     fn more(&mut self, issuer: &IssuerId, jobs: usize) {
-        self.count += jobs;
         *self.of_each.entry(issuer.clone()).or_default() += jobs as i64;
     }
 
     fn less(&mut self, issuer: &IssuerId, jobs: usize) {
-        self.count -= jobs;
         *self.of_each.entry(issuer.clone()).or_default() -= jobs as i64;
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    mem,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -36,7 +35,7 @@ pub struct Run {
     pub rests: Duration,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Row {
     last: Run,
     runs: i64,
@@ -50,13 +49,6 @@ pub struct Board {
     service: &'static str,
     holder: String,
     rows: Mutex<BTreeMap<&'static str, Row>>,
-    changed: Mutex<BTreeMap<&'static str, Row>>,
-}
-
-impl std::fmt::Debug for Row {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.last.fmt(f)
-    }
 }
 
 impl Board {
@@ -66,7 +58,6 @@ impl Board {
             service,
             holder,
             rows: Mutex::default(),
-            changed: Mutex::default(),
         }
     }
 
@@ -91,28 +82,19 @@ impl Board {
             }
         }
         row.last = run;
-        let row = row.clone();
-        let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
-        changed.insert(row.last.name, row);
     }
 
-    /// Writes what was noted since, in one statement, and forgets processes that are gone.
+    /// Writes how all loops stand, in one statement, and forgets processes that do not write any more. A loop that rests
+    /// for long is written again meanwhile: its process is there.
     ///
     /// # Errors
-    /// When the database cannot be asked; what was noted is written the next time.
+    /// When the database cannot be asked.
     pub async fn write(&self, pool: &PgPool, now: Time) -> Result<()> {
-        let rows = mem::take(&mut *self.changed.lock().unwrap_or_else(PoisonError::into_inner));
-        if rows.is_empty() {
-            return Ok(());
+        let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match rows.is_empty() {
+            true => Ok(()),
+            false => self.insert(pool, now, &rows.values().collect::<Vec<_>>()).await,
         }
-        let written = self.insert(pool, now, &rows.values().collect::<Vec<_>>()).await;
-        if written.is_err() {
-            let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
-            for (name, row) in rows {
-                changed.entry(name).or_insert(row);
-            }
-        }
-        written
     }
 
     async fn insert(&self, pool: &PgPool, now: Time, rows: &[&Row]) -> Result<()> {

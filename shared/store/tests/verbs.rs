@@ -17,6 +17,7 @@ use certctl_store::{
     jobs::{self, Claimed},
     lease,
     ledger::{self, Entry},
+    loops::{Board, Run},
     outbox::{self, Settlement},
     planning, revocations,
 };
@@ -351,6 +352,36 @@ async fn who_slept_while_another_took_the_lease_commits_nothing(db: PgPool) {
     let mut late = tx(&db).await;
     let refused = lease::fence(&mut late, "scheduler", token).await;
     assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_loop_that_rests_for_long_stays_on_the_board_of_a_process_that_is_there(db: PgPool) {
+    let run = |ended| Run {
+        name: "slow",
+        every: Duration::from_secs(7_200),
+        outcome: "ok",
+        error: None,
+        done: 0,
+        took: Duration::from_millis(5),
+        ended,
+        rests: Duration::from_secs(7_200),
+    };
+    let (there, gone) = (
+        Board::new("scheduler", "there".to_owned()),
+        Board::new("scheduler", "gone".to_owned()),
+    );
+    for board in [&there, &gone] {
+        board.note(run(now()));
+        board.write(&db, now()).await.unwrap();
+    }
+    for minutes in [40, 80] {
+        there
+            .write(&db, now() + Duration::from_secs(minutes * 60))
+            .await
+            .unwrap();
+    }
+    let left = "SELECT string_agg(holder || ' ' || runs, ',') FROM loop_runs";
+    assert_eq!(text(&db, left).await, "there 1");
 }
 
 #[sqlx::test(migrations = "../../migrations")]
