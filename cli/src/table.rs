@@ -40,7 +40,7 @@ pub(crate) const NOUNS: &[Noun] = &[
         "jobs",
         "jobs",
         &["job"],
-        "Jobs: list, watch, cancel, retry, approve, reject",
+        "Jobs: list, watch, cancel, retry, what waits for approval, approve, reject",
     ),
     noun(
         "agents",
@@ -69,7 +69,13 @@ pub(crate) const NOUNS: &[Noun] = &[
         &[],
         "Renewal policies: when certificates are renewed",
     ),
-    noun("policies", "policies", &["policy"], "Policy rules and their violations"),
+    noun("renewals", "renewals", &[], "Renewals to come: forecast"),
+    noun(
+        "policies",
+        "policies",
+        &["policy"],
+        "Policy rules: preview one, violations",
+    ),
     noun("teams", "teams", &["team"], "Teams"),
     noun("owners", "owners", &["owner"], "Owners: who is told"),
     noun(
@@ -145,6 +151,9 @@ const VERBS: &[(&str, &str)] = &[
     ("report_key_compromise", "report"),
     ("explain_certificate", "certificate"),
     ("explain_job", "job"),
+    ("forecast_renewals", "forecast"),
+    ("get_job_approval", "approval"),
+    ("preview_policy", "preview"),
     ("get_scheduler", "status"),
     ("get_recovery", "get"),
     ("finish_recovery", "finish"),

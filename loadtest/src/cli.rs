@@ -43,6 +43,10 @@ pub(crate) enum What {
     RevokeMany(RevokeMany),
     /// Renewals that fall due at once, until each is planned; prints one line of JSON.
     Planner(Planner),
+    /// Jobs from claim to end, with an issuer that does nothing; prints one line of JSON.
+    Throughput(Throughput),
+    /// Months of a fleet on virtual time; prints one line of JSON.
+    Sim(Sim),
     /// CRLs: time and memory for a large one, or how soon one of many shards tells.
     Crl(Crl),
     /// Read the plans that auto_explain wrote into the log of Postgres.
@@ -478,6 +482,39 @@ pub(crate) struct Planner {
     /// Process ids of the schedulers, separated by commas.
     #[arg(long, value_name = "PIDS", value_delimiter = ',', required = true)]
     pub(crate) scheduler_pids: Vec<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sim {
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+
+    /// How many seeds.
+    #[arg(long, default_value_t = 20, value_parser = value_parser!(u64).range(1..=100_000))]
+    pub(crate) seeds: u64,
+
+    /// Certificates of a fleet.
+    #[arg(long, default_value_t = 100_000)]
+    pub(crate) certificates: usize,
+
+    /// For how many days.
+    #[arg(long, default_value_t = 90, value_parser = value_parser!(i64).range(1..=3650))]
+    pub(crate) days: i64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Throughput {
+    #[command(flatten)]
+    pub(crate) database: Database,
+
+    /// Jobs.
+    #[arg(long, default_value_t = 50_000, value_parser = value_parser!(i64).range(1..=1_000_000))]
+    pub(crate) jobs: i64,
+
+    /// Workers, each with a connection.
+    #[arg(long, default_value_t = 4, value_parser = value_parser!(u32).range(1..=64))]
+    pub(crate) workers: u32,
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,8 @@
 //! | [`changes`] | writers, and the events that tell of what they did |
 //! | [`issuances`] | jobs that wait with their requests, until they are stored |
 //! | [`limits`] | what passes a rate limit |
+//! | [`sim`] | months of a fleet on virtual time |
+//! | [`throughput`] | jobs from claim to end, with an issuer that does nothing |
 //! | [`planner`] | renewals that fall due at once, until each is planned |
 //! | [`revoke_many`] | one bulk operation over many certificates |
 //! | [`visible`] | from a revocation to where relying parties see it |
@@ -51,6 +53,8 @@ mod report;
 mod revoke_many;
 mod seed;
 mod served;
+mod sim;
+mod throughput;
 mod visible;
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
@@ -106,6 +110,8 @@ async fn run(what: What) -> anyhow::Result<()> {
         What::Ocsp(args) => ocsp::run(&args).await?,
         What::Visible(args) => visible::run(&args).await?,
         What::Planner(args) => planner::run(&args).await?,
+        What::Throughput(args) => throughput::run(&args).await?,
+        What::Sim(args) => sim::run(&args)?,
         What::RevokeMany(args) => revoke_many::run(&args).await?,
         What::Crl(args) => crl::run(&args).await?,
         What::Plans(args) => plans::read(&args)?,

@@ -10,7 +10,7 @@ use crate::cli::Page;
 /// A row of the page: the bench, what it shows, which figures, and which of them stands beside a ceiling.
 type Shown = (&'static str, &'static str, &'static [&'static str], &'static str);
 
-const SHOWN: [Shown; 13] = [
+const SHOWN: [Shown; 15] = [
     (
         "main-job",
         "from the request of a certificate to nginx serving it; beside a bare TLS handshake",
@@ -69,6 +69,25 @@ const SHOWN: [Shown; 13] = [
             "cpu_us_per_certificate",
         ],
         "/ceiling_ratio",
+    ),
+    (
+        "jobs-50k",
+        "jobs from claim to completion with an issuer that does nothing, each with its event; beside a bare \
+         UPDATE … SKIP LOCKED RETURNING of as many rows",
+        &["per_second", "jobs", "workers", "batch"],
+        "/ceiling_ratio",
+    ),
+    (
+        "sim",
+        "90 days of 100,000 certificates on virtual time; beside the decisions alone when each of them is due",
+        &[
+            "simulated_days_per_second",
+            "seeds",
+            "certificates",
+            "renewals",
+            "worst_peak_over_mean",
+        ],
+        "/seconds_over_decisions",
     ),
     (
         "planner-1m",

@@ -51,7 +51,12 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
     // It signs with a key of its user, to show that it is known.
     ("cli", &["contract", "client", "x509"], &["sqlx", "axum", "reqwest"]),
     ("mcp", &["contract", "client"], &["sqlx", "axum", "reqwest"]),
-    ("loadtest", &["contract", "client"], &["axum", "reqwest"]),
+    (
+        "loadtest",
+        &["contract", "client", "model", "store", "sim"],
+        &["axum", "reqwest"],
+    ),
+    ("sim", &["model"], &["sqlx", "tokio"]),
     ("local", &["client", "runtime"], &["sqlx", "axum"]),
 ];
 

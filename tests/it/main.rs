@@ -1,5 +1,6 @@
 //! Stories through the public surface, and checks of what we publish.
 
+mod approval_matrix;
 mod approvals;
 mod arrows;
 mod audit;
@@ -32,12 +33,14 @@ mod notifications;
 mod notifications_api;
 mod ocsp;
 mod policies;
+mod policy_matrix;
 mod renewal;
 mod revocation;
 mod revoking;
 mod rollback;
 mod schema;
 mod schemathesis;
+mod simulation;
 mod stats;
 mod surface;
 mod targets;

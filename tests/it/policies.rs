@@ -62,7 +62,8 @@ async fn a_rule_of_every_type_is_kept_in_its_one_form(db: PgPool) {
         assert_eq!(
             rule,
             json!({ "id": format!("rule-{n}"), "name": format!("Rule {n}"), "type": canonical[n], "severity": "Warning",
-                    "config": kept, "enabled": true, "created_at": begin, "updated_at": begin })
+                    "config": kept, "enabled": true, "agent_group_ids": [], "renewal_policy_ids": [],
+                    "created_at": begin, "updated_at": begin })
         );
         assert_eq!(w.get(&format!("/api/v1/policies/rule-{n}")).await.expect(200), rule);
     }

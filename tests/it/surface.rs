@@ -130,6 +130,9 @@ const ADDED: &str = "
     POST /api/v1/recovery/finish 200
     GET /api/v1/certificates/{id}/explain 200
     GET /api/v1/jobs/{id}/explain 200
+    GET /api/v1/jobs/{id}/approval 200
+    POST /api/v1/policies/preview 200
+    GET /api/v1/renewals/forecast 200
     GET /api/v1/scheduler 200
     POST /api/v1/bulk/renew 202
     POST /api/v1/bulk/revoke 202

@@ -29,7 +29,7 @@ use certctl_model::{
     time::{Clock, Time},
 };
 use certctl_runtime::{serve, tasks::Tasks};
-use certctl_scheduler::{Scheduler, agents, blocked_keys, bulk, crls, overdue, prober, renewals, worker};
+use certctl_scheduler::{Scheduler, agents, blocked_keys, bulk, crls, overdue, policies, prober, renewals, worker};
 use certctl_signer::Signer;
 use certctl_store::wake::{Channel, Revoked};
 use certctl_x509::{facts::CertificateFacts, keys::KeyPair};
@@ -67,7 +67,8 @@ pub struct World {
     pub news: Arc<Mutex<Vec<Value>>>,
     /// What the handlers of the API share.
     pub app: Arc<App>,
-    scheduler: Arc<Scheduler>,
+    /// The scheduler; its loops are run by [`World::settle`].
+    pub scheduler: Arc<Scheduler>,
     notifier: Arc<certctl_notifier::Notifier>,
     hosts: Mutex<Vec<Arc<Host>>>,
     beside: Option<Service>,
@@ -409,7 +410,8 @@ impl World {
 
     async fn round(&self) -> bool {
         let s = &self.scheduler;
-        let mut moved = renewals::sweep(s.clone()).await.unwrap();
+        let mut moved = policies::sweep(s.clone()).await.unwrap();
+        moved += renewals::sweep(s.clone()).await.unwrap();
         moved += worker::drain(s.clone()).await.unwrap();
         moved += bulk::round(s.clone()).await.unwrap();
         moved += blocked_keys::sweep(s.clone()).await.unwrap();

@@ -139,7 +139,7 @@ impl From<ClientError> for ApiError {
 
 /// The field a constraint speaks of: `teams_name_key` of `name`, `certificates_owner_id_fkey` of `owner_id`.
 fn field_of(constraint: &str) -> &str {
-    const TABLES: [&str; 12] = [
+    const TABLES: [&str; 13] = [
         "api_keys_",
         "certificate_targets_",
         "renewal_policies_",
@@ -151,6 +151,7 @@ fn field_of(constraint: &str) -> &str {
         "agents_",
         "agent_groups_",
         "policy_rules_",
+        "policy_rule_scopes_",
         "targets_",
     ];
     let rest = TABLES

@@ -61,6 +61,10 @@ pub struct Config {
     #[arg(long, env = "CERTCTL_SCHEDULER_CRL_INTERVAL", default_value = "5m", value_parser = interval)]
     pub crl_interval: Duration,
 
+    /// How often all certificates are held against the policy rules when no rule changes.
+    #[arg(long, env = "CERTCTL_SCHEDULER_POLICY_INTERVAL", default_value = "1h", value_parser = interval)]
+    pub policy_interval: Duration,
+
     #[command(flatten)]
     pub patience: Patience,
 

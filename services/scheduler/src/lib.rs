@@ -11,6 +11,7 @@
 //! | [`bulk`] | does one thing to many certificates |
 //! | [`overdue`] | ends jobs that wait for somebody who does not come |
 //! | [`notices`] | warns of what ends |
+//! | [`policies`] | holds certificates against the policy rules |
 //! | [`crls`] | has revocation lists made before they are stale |
 //! | [`agents`] | notices silence |
 //! | [`journal`] | keeps revocations outside the database |
@@ -38,6 +39,7 @@ pub mod leader;
 pub mod loops;
 pub mod notices;
 pub mod overdue;
+pub mod policies;
 pub mod prober;
 pub mod renewals;
 pub mod tallies;

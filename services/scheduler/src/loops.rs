@@ -6,8 +6,8 @@ use certctl_runtime::periodic::Periodic;
 use certctl_store::wake::Channel;
 
 use crate::{
-    Scheduler, agents, blocked_keys, bulk, config::Config, crls, journal, leader, notices, overdue, prober, renewals,
-    tallies, worker,
+    Scheduler, agents, blocked_keys, bulk, config::Config, crls, journal, leader, notices, overdue, policies, prober,
+    renewals, tallies, worker,
 };
 
 /// Every loop of the scheduler. Those behind the leader's gate are run by one scheduler of several: not because two
@@ -38,6 +38,11 @@ pub fn loops(config: &Config, scheduler: &Arc<Scheduler>) -> Vec<Periodic> {
                 on(scheduler, notices::warn_of_ends),
             ),
         ),
+        led(
+            scheduler,
+            Periodic::new("policies", config.policy_interval, on(scheduler, policies::sweep)),
+        )
+        .woken_by(wake(Channel::Policies)),
         led(
             scheduler,
             Periodic::new("crls", config.crl_interval, on(scheduler, crls::refresh)),

@@ -12,6 +12,7 @@ use certctl_model::{
     audit::Actor,
     id::{CertificateId, IssuerId, JobId},
     job::{Fallible, Job, JobStatus, Pending, Running},
+    policy::Moment,
     renewal::spread_of,
     time::Time,
 };
@@ -19,6 +20,7 @@ use certctl_runtime::failpoint;
 use certctl_store::{
     Error, certificates,
     jobs::{self, Claimed},
+    policies,
 };
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, timeout};
@@ -267,7 +269,7 @@ pub(crate) async fn together<T>(
     claims.filter_map(give_up).collect()
 }
 
-/// The agents' requests are needed next; or nothing is, if a certificate ended meanwhile.
+/// The agents' requests are needed next; or nothing is, if a certificate ended meanwhile or a policy rule forbids it.
 fn request_csrs<'a>(scheduler: &'a Scheduler, claims: &'a [Claimed]) -> BoxFuture<'a, Result<Vec<JobId>, Error>> {
     Box::pin(async move {
         let by = Actor::system();
@@ -278,17 +280,39 @@ fn request_csrs<'a>(scheduler: &'a Scheduler, claims: &'a [Claimed]) -> BoxFutur
             .iter()
             .filter_map(|one| Some((&one.id, one.must_be_live().err()?.to_string())));
         let ended: HashMap<&CertificateId, String> = ended.collect();
-        let (mut to_request, mut to_cancel) = (Vec::new(), Vec::new());
+        // Rules may have changed since the jobs were created.
+        let live: Vec<&CertificateId> = certificates
+            .iter()
+            .map(|one| &one.id)
+            .filter(|id| !ended.contains_key(id))
+            .collect();
+        let blocked = policies::judge(&mut tx, &live, Moment::Issuance).await?;
+        let (mut to_request, mut to_cancel, mut to_fail) = (Vec::new(), Vec::new(), Vec::new());
         for job in jobs::hold::<Pending>(&mut tx, claims).await? {
-            match ended.get(&job.facts.certificate) {
-                None => to_request.push(job.await_csr(&by)),
-                Some(why) => to_cancel.push(job.cancel(&by, why.clone())),
+            let certificate = &job.facts.certificate;
+            match (ended.get(certificate), blocked.get(certificate)) {
+                (Some(why), _) => to_cancel.push(job.cancel(&by, why.clone())),
+                (None, Some(broken)) => {
+                    let why = policies::because(broken);
+                    certificates::note_failure(&mut tx, &job.facts, &why).await?;
+                    to_fail.push(job.fail(&by, why));
+                }
+                (None, None) => to_request.push(job.await_csr(&by)),
             }
         }
-        let requested = jobs::apply_all(&mut tx, to_request).await?;
-        let cancelled = jobs::apply_all(&mut tx, to_cancel).await?;
-        let ids = requested.into_iter().map(|job| job.facts.id);
-        let ids: Vec<JobId> = ids.chain(cancelled.into_iter().map(|job| job.facts.id)).collect();
+        let requested = jobs::apply_all(&mut tx, to_request)
+            .await?
+            .into_iter()
+            .map(|job| job.facts.id);
+        let cancelled = jobs::apply_all(&mut tx, to_cancel)
+            .await?
+            .into_iter()
+            .map(|job| job.facts.id);
+        let failed = jobs::apply_all(&mut tx, to_fail)
+            .await?
+            .into_iter()
+            .map(|job| job.facts.id);
+        let ids: Vec<JobId> = requested.chain(cancelled).chain(failed).collect();
         if !ids.is_empty() {
             tx.commit().await?;
         }

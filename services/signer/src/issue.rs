@@ -301,6 +301,7 @@ struct CaseRow {
     issuer_enabled: bool,
     validity_days: Option<i32>,
     crl_shards: Option<i32>,
+    approved: bool,
 }
 
 #[derive(sqlx::FromRow)]
@@ -328,7 +329,7 @@ impl Case {
                     c.profile_id, c.revoked_at IS NOT NULL AS revoked, c.archived_at IS NOT NULL AS archived,
                     i.id AS issuer, i.type AS issuer_type, i.enabled AS issuer_enabled,
                     (i.config->>'validity_days')::int AS validity_days,
-                    (i.config->>'crl_shards')::int AS crl_shards
+                    (i.config->>'crl_shards')::int AS crl_shards, job_approved(j, c) AS approved
                FROM jobs j
                JOIN certificates c ON c.id = j.certificate_id
                JOIN issuers i ON i.id = c.issuer_id
@@ -540,6 +541,11 @@ impl Case {
         }
         if !self.row.issuer_enabled {
             return wrong(format!("issuer {issuer} is disabled"));
+        }
+        if !self.row.approved {
+            return wrong(format!(
+                "what job {job} would have signed is not what was approved, or not enough people approved it"
+            ));
         }
         Ok(())
     }

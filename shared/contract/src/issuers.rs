@@ -80,7 +80,8 @@ pub struct NewIssuer {
     /// What kind of issuer it is.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Settings of its type: an object; for `local`, `ca_common_name`, `validity_days`, `crl_shards` and `crl_delta`.
+    /// Settings of its type: an object; for `local`, `ca_common_name`, `validity_days`, `crl_shards`, `crl_delta`, and as
+    /// its budget `max_under_way` requests at a time and `max_per_hour`.
     #[serde(default)]
     pub config: Value,
     /// Whether it signs; true when absent.

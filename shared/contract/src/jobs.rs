@@ -1,7 +1,7 @@
 //! Jobs: the steps of issuing and deploying.
 
 use certctl_model::{
-    id::{AgentId, CertificateId, JobId, TargetId, VersionId},
+    id::{AgentId, CertificateId, IssuerId, JobId, ProfileId, TargetId, VersionId},
     job::{JobKind, JobStatus},
     time::Time,
 };
@@ -25,8 +25,10 @@ crate::resource! {
     POST "/{id}/cancel" CancelJob(path: Id<JobId>,) [Needs(Operate)] -> 200 Outcome;
     /// Try a failed job again.
     POST "/{id}/retry" RetryJob(path: Id<JobId>,) [Needs(Operate)] -> 200 Outcome;
-    /// Let a job go on that waits for approval.
-    POST "/{id}/approve" ApproveJob(path: Id<JobId>, body: Decision,) [Needs(Approve)] -> 200 Outcome;
+    /// Show in full what waits for approval, and who has agreed to it.
+    GET "/{id}/approval" GetJobApproval(path: Id<JobId>,) [Needs(View)] -> 200 JobApproval;
+    /// Agree to what a job has signed. It goes on when enough people have: until then the answer is `approval_given`.
+    POST "/{id}/approve" ApproveJob(path: Id<JobId>, body: Agreement,) [Needs(Approve)] -> 200 Outcome;
     /// Call a job off that waits for approval.
     POST "/{id}/reject" RejectJob(path: Id<JobId>, body: Decision,) [Needs(Approve)] -> 200 Outcome;
 }
@@ -86,7 +88,10 @@ pub struct Job {
     /// What went wrong last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
-    /// The same.
+    /// The person who asked for it; absent when it was planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_by: Option<String>,
+    /// The same as `last_error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_message: Option<String>,
     /// Not tried before.
@@ -101,7 +106,76 @@ pub struct Job {
     pub created_at: Time,
 }
 
-/// Why a job goes on, or does not.
+/// What waits for approval, or was approved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct JobApproval {
+    /// The job.
+    pub job_id: JobId,
+    /// Where it stands.
+    pub status: JobStatus,
+    /// How many people have to agree; 0 when none does.
+    pub needed: i32,
+    /// Who has agreed, oldest first.
+    pub approvals: Vec<GivenApproval>,
+    /// The person who asked for the certificate, who cannot agree to it; absent when it was planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_by: Option<String>,
+    /// What is agreed to: SHA-256 over all of the following and the rules of the profile, lower-case hexadecimal.
+    pub digest: String,
+    /// The certificate.
+    pub certificate_id: CertificateId,
+    /// Its common name.
+    pub common_name: String,
+    /// Its other names.
+    pub sans: Vec<String>,
+    /// Who signs it.
+    pub issuer_id: IssuerId,
+    /// Its profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_profile_id: Option<ProfileId>,
+    /// Where it goes.
+    pub target_ids: Vec<TargetId>,
+    /// The agent that holds the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<AgentId>,
+    /// The certification request; absent while the agent has sent none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub csr_pem: Option<String>,
+}
+
+/// Somebody's agreement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "sqlx", derive(sqlx::FromRow))]
+pub struct GivenApproval {
+    /// Who agreed.
+    pub approver: String,
+    /// To what.
+    pub digest: String,
+    /// Whether that is what would be signed now. Otherwise the agreement counts for nothing.
+    pub valid: bool,
+    /// Whether it stands for all that are needed.
+    pub overrides: bool,
+    /// Why.
+    pub reason: String,
+    /// When.
+    pub created_at: Time,
+}
+
+/// Somebody agrees to what a job has signed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Agreement {
+    /// The reason, up to 4096 characters; kept in the trail. Needed to override.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What is agreed to, as it was shown; refused when that has changed.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// In an emergency: go on without the others. Administrators only; the owner is told.
+    #[serde(rename = "override", default, skip_serializing_if = "Option::is_none")]
+    pub overrides: Option<bool>,
+}
+
+/// Why a job does not go on.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Decision {
     /// The reason, up to 4096 characters; kept in the trail.

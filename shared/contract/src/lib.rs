@@ -42,6 +42,7 @@ pub mod profiles;
 pub mod query;
 pub mod recovery;
 pub mod renewal_policies;
+pub mod renewals;
 pub mod revocation;
 pub mod scheduler;
 pub mod sessions;
@@ -77,6 +78,7 @@ pub fn catalogue() -> Vec<Operation> {
         policies::operations(),
         profiles::operations(),
         renewal_policies::operations(),
+        renewals::operations(),
         teams::operations(),
         owners::operations(),
         audit::operations(),

@@ -53,6 +53,7 @@ const TAGS: &[(&str, &str)] = &[
         "renewal_policies",
         "When certificates are renewed and how often it is tried.",
     ),
+    ("renewals", "Renewals to come."),
     ("teams", "Groups of owners."),
     ("owners", "Who answers for certificates and is told about them."),
     ("audit", "The trail: who did what."),

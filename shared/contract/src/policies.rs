@@ -1,7 +1,7 @@
 //! Policy rules and their violations.
 
 use certctl_model::{
-    id::{CertificateId, PolicyId, ViolationId},
+    id::{AgentGroupId, CertificateId, PolicyId, RenewalPolicyId, ViolationId},
     policy::{PolicyType, Severity},
     time::Time,
 };
@@ -22,6 +22,8 @@ crate::resource! {
     GET "/policies" ListPolicies(query: List<PolicyFilter, PolicySort>,) [Needs(View)] -> 200 Page<PolicyRule>;
     /// Create a policy rule.
     POST "/policies" CreatePolicy(body: NewPolicyRule,) [Needs(Configure)] -> 201 PolicyRule;
+    /// Show what a policy rule would do to the certificates there are, before it is kept.
+    POST "/policies/preview" PreviewPolicy(body: ProposedRule,) [Needs(View)] -> 200 PolicyPreview;
     /// Fetch one policy rule.
     GET "/policies/{id}" GetPolicy(path: Id<PolicyId>,) [Needs(View)] -> 200 PolicyRule;
     /// Change a policy rule. Keys that are absent keep their value.
@@ -96,6 +98,10 @@ pub struct PolicyRule {
     pub config: Value,
     /// Whether it holds.
     pub enabled: bool,
+    /// It holds only for certificates with an agent in one of these groups; everywhere when there is none.
+    pub agent_group_ids: Vec<AgentGroupId>,
+    /// It holds only for certificates under one of these; everywhere when there is none.
+    pub renewal_policy_ids: Vec<RenewalPolicyId>,
     /// When it was created.
     pub created_at: Time,
     /// When it was last changed.
@@ -124,6 +130,12 @@ pub struct NewPolicyRule {
     /// Whether it holds; true when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
+    /// It holds only for certificates with an agent in one of these groups; everywhere when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_group_ids: Option<Vec<AgentGroupId>>,
+    /// It holds only for certificates under one of these; everywhere when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal_policy_ids: Option<Vec<RenewalPolicyId>>,
 }
 
 /// What to change of a policy rule.
@@ -145,6 +157,72 @@ pub struct PolicyRuleChanges {
     /// Whether it holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
+    /// It holds only for certificates with an agent in one of these groups; everywhere when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_group_ids: Option<Vec<AgentGroupId>>,
+    /// It holds only for certificates under one of these; everywhere when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal_policy_ids: Option<Vec<RenewalPolicyId>>,
+}
+
+/// A policy rule that is not kept yet.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ProposedRule {
+    /// The rule that it would replace.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub rule_id: Option<PolicyId>,
+    /// What it is about: `AllowedIssuers`, `AllowedDomains`, `RequiredMetadata`, `AllowedEnvironments`, `RenewalLeadTime`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// How bad it is to break it: `Warning` (when absent), `Error`, `Critical`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub severity: Option<String>,
+    /// Settings of its type.
+    #[serde(default)]
+    pub config: Value,
+    /// It holds only for certificates with an agent in one of these groups; everywhere when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_group_ids: Option<Vec<AgentGroupId>>,
+    /// It holds only for certificates under one of these; everywhere when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal_policy_ids: Option<Vec<RenewalPolicyId>>,
+    /// How many certificates each list has at most, up to 1000; 100 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub limit: Option<u16>,
+}
+
+/// What a rule would do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PolicyPreview {
+    /// Certificates that were looked at: all that are neither archived nor revoked.
+    pub certificates: i64,
+    /// Those that would break it.
+    pub breaking: i64,
+    /// Those that would break it, and do not break the rule it replaces.
+    pub starts: FoundCertificates,
+    /// Those that break the rule it replaces, and would not break it.
+    pub stops: FoundCertificates,
+    /// Those that would not be renewed any more.
+    pub blocks_renewal: FoundCertificates,
+}
+
+/// Certificates, the first of them by id.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FoundCertificates {
+    /// How many.
+    pub count: i64,
+    /// The first of them.
+    pub first: Vec<FoundCertificate>,
+}
+
+/// A certificate, and what is to be said of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FoundCertificate {
+    /// The certificate.
+    pub certificate_id: CertificateId,
+    /// How it would break the rule; empty where it would not.
+    pub message: String,
 }
 
 /// A certificate that breaks a rule, or broke it.

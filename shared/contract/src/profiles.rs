@@ -1,6 +1,7 @@
 //! Profiles: what may be issued.
 
 use certctl_model::{
+    approval::Approval,
     id::ProfileId,
     profile::{ExtendedKeyUsage, KeyRule},
     time::Time,
@@ -65,6 +66,10 @@ pub struct Profile {
     pub allow_short_lived: bool,
     /// Whether it may be used.
     pub enabled: bool,
+    /// When people have to agree before a request is signed.
+    pub approval: Approval,
+    /// How many.
+    pub approvers: i32,
     /// When it was created.
     pub created_at: Time,
     /// When it was last changed.
@@ -105,6 +110,14 @@ pub struct NewProfile {
     /// Whether it may be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
+    /// When people have to agree before a request is signed; `none` when absent on creation. Where the renewal policy asks
+    /// for more, that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Approval>,
+    /// How many; 1 when absent on creation. Whoever asked for the certificate is none of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3))]
+    pub approvers: Option<i32>,
 }
 
 /// What to set of a profile.
@@ -139,4 +152,12 @@ pub struct ProfileChanges {
     /// Whether it may be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
+    /// When people have to agree before a request is signed; `none` when absent on creation. Where the renewal policy asks
+    /// for more, that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Approval>,
+    /// How many; 1 when absent on creation. Whoever asked for the certificate is none of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3))]
+    pub approvers: Option<i32>,
 }

@@ -1,6 +1,7 @@
 //! Renewal policies: when certificates are renewed and how often it is tried.
 
 use certctl_model::{
+    approval::Approval,
     id::{ProfileId, RenewalPolicyId},
     time::Time,
 };
@@ -57,6 +58,9 @@ pub struct RenewalPolicy {
     pub renew_at_permille: i32,
     /// Not earlier than so many days before the end; matters for certificates of many months only. 0: no such limit.
     pub renewal_window_days: i32,
+    /// How much earlier certificates may be renewed, in hundredths of the time until then, so that what was issued at once
+    /// is not renewed at once. With 100 and no `renewal_window_days` the load is even after one cycle.
+    pub spread_percent: i32,
     /// How often a failing job is tried before it is given up.
     pub max_retries: i32,
     /// How long after a job was given up renewal is planned again.
@@ -66,6 +70,10 @@ pub struct RenewalPolicy {
     /// Profile given to certificates that are created under this policy without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_profile_id: Option<ProfileId>,
+    /// When people have to agree before a request is signed.
+    pub approval: Approval,
+    /// How many.
+    pub approvers: i32,
     /// When it was created.
     pub created_at: Time,
     /// When it was last changed.
@@ -92,6 +100,10 @@ pub struct NewRenewalPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 3650))]
     pub renewal_window_days: Option<i32>,
+    /// How much earlier certificates may be renewed, in hundredths of the time until then; 0 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub spread_percent: Option<i32>,
     /// How often a failing job is tried; 3 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
@@ -106,6 +118,13 @@ pub struct NewRenewalPolicy {
     /// Profile for certificates created under this policy without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_profile_id: Option<Clearable<ProfileId>>,
+    /// When people have to agree before a request is signed; `none` when absent. Where the profile asks for more, that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Approval>,
+    /// How many; 1 when absent. Whoever asked for the certificate is none of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3))]
+    pub approvers: Option<i32>,
 }
 
 /// What to change of a renewal policy.
@@ -126,6 +145,10 @@ pub struct RenewalPolicyChanges {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 3650))]
     pub renewal_window_days: Option<i32>,
+    /// How much earlier certificates may be renewed, in hundredths of the time until then; 0 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub spread_percent: Option<i32>,
     /// How often a failing job is tried; 3 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
@@ -140,4 +163,11 @@ pub struct RenewalPolicyChanges {
     /// Profile for certificates created under this policy without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_profile_id: Option<Clearable<ProfileId>>,
+    /// When people have to agree before a request is signed; `none` when absent. Where the profile asks for more, that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Approval>,
+    /// How many; 1 when absent. Whoever asked for the certificate is none of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3))]
+    pub approvers: Option<i32>,
 }

@@ -24,6 +24,8 @@ crate::words! {
         NoTarget = "NoTarget",
         /// Jobs are under way.
         InProgress = "InProgress",
+        /// A policy rule forbids it.
+        PolicyForbids = "PolicyForbids",
         /// The policy does not renew by itself.
         NoAutoRenewal = "NoAutoRenewal",
         /// It is too early.
@@ -38,6 +40,8 @@ crate::words! {
         Queued = "Queued",
         /// A scheduler is at it.
         InWork = "InWork",
+        /// Its issuer is given no more for now.
+        BudgetUsedUp = "BudgetUsedUp",
         /// Its issuer may not be asked.
         IssuerDisabled = "IssuerDisabled",
         /// The database was restored, and nothing is issued until the recovery is finished.
@@ -158,6 +162,10 @@ pub struct CertificateStanding {
     pub renew_at_permille: i32,
     /// Not earlier than so many days before the end; 0 for no such rule.
     pub renewal_window_days: i32,
+    /// How much earlier it may be, in hundredths of the time until then.
+    pub spread_percent: i32,
+    /// The policy rules that forbid a new version: their names, and how they are broken.
+    pub forbidden: Vec<String>,
     /// Its agents.
     pub agents: Vec<AgentStanding>,
 }
@@ -193,6 +201,12 @@ impl CertificateStanding {
         if !jobs.is_empty() {
             let jobs = jobs.iter().map(|job| job.as_str()).collect::<Vec<_>>().join(", ");
             return self.dates(so(Cause::InProgress, format!("a new version is under way: {jobs}")));
+        }
+        if !self.forbidden.is_empty() {
+            let rules = self.forbidden.join("; ");
+            return self
+                .dates(so(Cause::PolicyForbids, format!("nothing is issued for it: {rules}")))
+                .unless("mend what breaks the rule, or change, disable or narrow the rule");
         }
         if !self.auto_renew {
             let policy = &self.policy;
@@ -254,8 +268,13 @@ impl CertificateStanding {
             0 => String::new(),
             days => format!(", not earlier than {days} days before the end"),
         };
+        let earlier = match self.spread_percent {
+            0 => String::new(),
+            percent => format!(", or up to {percent} % earlier"),
+        };
         format!(
-            "renewal policy {policy} renews after {share} % of the lifetime{window}, spread over a tenth of what is left then"
+            "renewal policy {policy} renews after {share} % of the lifetime{earlier}{window}, spread over a tenth of what is left \
+             then"
         )
     }
 }
@@ -277,6 +296,8 @@ pub struct JobStanding {
     pub issuer: IssuerId,
     /// Whether that may be asked.
     pub issuer_enabled: bool,
+    /// How many more requests that may be given now; none when nothing limits it.
+    pub issuer_room: Option<i64>,
     /// Whether nothing is issued until a recovery is finished.
     pub fenced: bool,
     /// Whether a scheduler leads.
@@ -396,6 +417,17 @@ impl JobStanding {
             return self
                 .so(Cause::SchedulerAway, "no scheduler runs".to_owned())
                 .unless("start certctl-scheduler");
+        }
+        if self.status == JobStatus::Running && self.issuer_room.is_some_and(|room| room <= 0) {
+            return self
+                .so(
+                    Cause::BudgetUsedUp,
+                    format!(
+                        "issuer {issuer} has as many requests as its budget allows; those with less time left go first"
+                    ),
+                )
+                .next("it is handed on as soon as there is room", None)
+                .unless(format!("raise max_under_way or max_per_hour of issuer {issuer}"));
         }
         match self.run_at > now {
             true => self

@@ -18,6 +18,7 @@
 //! | [`revocation`] | reason codes |
 //! | [`connector`] | issuer and target types and their configurations |
 //! | [`notice`] | kinds and channels of notifications |
+//! | [`approval`] | which issuances people have to agree to |
 //! | [`audit`] | who did what to which |
 //! | [`bulk`] | one thing done to many certificates |
 //! | [`secret`] | a text that is never shown |
@@ -26,6 +27,7 @@
 //! `contract`), SQL (it is in `store`).
 #![warn(missing_docs)]
 
+pub mod approval;
 pub mod audit;
 pub mod bulk;
 pub mod certificate;

@@ -15,6 +15,10 @@ crate::words! {
         DeploymentFailure = "DeploymentFailure" | "deployment_failure",
         /// A rule is violated.
         PolicyViolation = "PolicyViolation" | "policy_violation",
+        /// A request waits for people to agree to it.
+        ApprovalRequested = "ApprovalRequested" | "approval_requested",
+        /// A request is signed although those who should have agreed to it did not.
+        ApprovalOverridden = "ApprovalOverridden" | "approval_overridden",
         /// A certificate was revoked.
         Revocation = "Revocation",
         /// A CRL was not made in time.

@@ -42,6 +42,43 @@ crate::words! {
     }
 }
 
+/// When rules are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// A certificate is requested.
+    Creation,
+    /// What is known of it changed.
+    Change,
+    /// A new version is about to be asked for.
+    Issuance,
+    /// A version is about to be put on a target.
+    Deployment,
+    /// Certificates are looked at.
+    Sweep,
+}
+
+impl Moment {
+    /// Every moment.
+    pub const ALL: [Self; 5] = [
+        Self::Creation,
+        Self::Change,
+        Self::Issuance,
+        Self::Deployment,
+        Self::Sweep,
+    ];
+
+    /// Whether a rule of this type and severity that is broken keeps it from happening. Dates keep nothing from being
+    /// issued: a new version mends them.
+    pub fn is_blocked_by(self, kind: PolicyType, severity: Severity) -> bool {
+        severity != Severity::Warning
+            && match self {
+                Self::Creation | Self::Change | Self::Deployment => true,
+                Self::Issuance => kind != PolicyType::RenewalLeadTime,
+                Self::Sweep => false,
+            }
+    }
+}
+
 crate::words! {
     /// A field that a rule can ask for.
     pub enum Field {
@@ -176,6 +213,17 @@ impl Rule {
             _ => {}
         }
         Ok(rule)
+    }
+
+    /// What it is about.
+    pub const fn kind(&self) -> PolicyType {
+        match self {
+            Rule::AllowedIssuers { .. } => PolicyType::AllowedIssuers,
+            Rule::AllowedDomains { .. } => PolicyType::AllowedDomains,
+            Rule::RequiredMetadata { .. } => PolicyType::RequiredMetadata,
+            Rule::AllowedEnvironments { .. } => PolicyType::AllowedEnvironments,
+            Rule::RenewalLeadTime { .. } => PolicyType::RenewalLeadTime,
+        }
     }
 
     /// What settings of this type look like.

@@ -10,6 +10,7 @@ use certctl_model::{
     job::{Job, JobFacts, JobKind, Running},
     key::KeyFacts,
     notice::NoticeKind,
+    policy::Moment,
     serial::Serial,
     time::Time,
 };
@@ -20,6 +21,7 @@ use crate::{
     jobs::{self, Claimed, NewJob},
     outbox::{self, News},
     planning::{self, Planned},
+    policies,
     wake::Channel,
 };
 
@@ -138,10 +140,12 @@ pub async fn request_issuance(tx: &mut Tx, certificate: &Locked, kind: JobKind) 
 /// Renews a certificate now, or issues its first version: jobs for each agent with an enabled target. Returns them.
 ///
 /// # Errors
-/// [`Error::Missing`]; [`Error::Conflict`] when it is revoked, archived or being renewed, or nobody could make a key.
+/// [`Error::Missing`]; [`Error::Conflict`] when it is revoked, archived or being renewed, nobody could make a key, or
+/// a policy rule forbids it.
 pub async fn renew(tx: &mut Tx, id: &CertificateId) -> Result<Vec<JobId>> {
     let certificate = lock(tx, id).await?;
     certificate.must_be_live()?;
+    policies::must_not_block(tx, id, Moment::Issuance).await?;
     let jobs = request_issuance(tx, &certificate, certificate.next_kind()).await?;
     if jobs.is_empty() {
         let open: Vec<String> = sqlx::query_scalar(
@@ -206,13 +210,14 @@ pub(crate) async fn request_from(
 /// version is sent.
 ///
 /// # Errors
-/// When the database cannot be asked.
+/// [`Error::Conflict`] when a policy rule forbids it.
 pub async fn request_deployment(
     tx: &mut Tx,
     certificate: &Locked,
     only: Option<&TargetId>,
     chosen: Option<&VersionId>,
 ) -> Result<Vec<JobId>> {
+    policies::must_not_block(tx, &certificate.id, Moment::Deployment).await?;
     let mut rows: Vec<(TargetId, AgentId, VersionId)> = sqlx::query_as(
         "UPDATE certificate_targets m SET chosen_version_id = $4
            FROM targets t

@@ -9,11 +9,12 @@ use certctl_model::{
     audit::Actor,
     id::{AgentId, CertificateId, IssuerId, JobId, TargetId, VersionId},
     job::{AwaitingApproval, AwaitingCsr, Cancelled, Job, JobFacts, JobKind, JobStatus, Pending, State, Transition},
+    policy::Moment,
     time::Time,
 };
 use sqlx::{PgConnection, PgPool};
 
-use crate::{Tx, column, error::*, planning, wake::Channel};
+use crate::{Tx, column, error::*, planning, policies, tx, wake::Channel};
 
 #[derive(sqlx::FromRow)]
 struct Row {
@@ -75,25 +76,28 @@ pub(crate) async fn insert_each<'a>(tx: &mut Tx, jobs: &'a [NewJob]) -> Result<V
     if jobs.is_empty() {
         return Ok(vec![]);
     }
+    let jobs = permitted(tx, jobs).await?;
     let now = tx.now();
-    let ids = column(jobs, |_| JobId::generate(now));
+    let ids = column(&jobs, |_| JobId::generate(now));
     let inserted: Vec<JobId> = sqlx::query_scalar(
         "INSERT INTO jobs (id, type, certificate_id, agent_id, target_id, version_id, status, max_attempts, run_at,
-                           created_at)
-         SELECT n.id, n.type, n.certificate_id, n.agent_id, n.target_id, n.version_id, 'Pending', n.max_attempts, $8, $8
+                           created_at, requested_by)
+         SELECT n.id, n.type, n.certificate_id, n.agent_id, n.target_id, n.version_id, 'Pending', n.max_attempts, $8, $8,
+                $9
            FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[])
                 AS n (id, type, certificate_id, agent_id, target_id, version_id, max_attempts)
          ON CONFLICT DO NOTHING
          RETURNING id",
     )
     .bind(&ids)
-    .bind(column(jobs, |job| job.kind))
-    .bind(column(jobs, |job| &job.certificate))
-    .bind(column(jobs, |job| &job.agent))
-    .bind(column(jobs, |job| job.target.as_ref()))
-    .bind(column(jobs, |job| job.version.as_ref()))
-    .bind(column(jobs, |job| job.max_attempts))
+    .bind(column(&jobs, |job| job.kind))
+    .bind(column(&jobs, |job| &job.certificate))
+    .bind(column(&jobs, |job| &job.agent))
+    .bind(column(&jobs, |job| job.target.as_ref()))
+    .bind(column(&jobs, |job| job.version.as_ref()))
+    .bind(column(&jobs, |job| job.max_attempts))
     .bind(now)
+    .bind(tx.person())
     .fetch_all(&mut **tx)
     .await?;
     let inserted: HashSet<JobId> = inserted.into_iter().collect();
@@ -115,6 +119,32 @@ pub(crate) async fn insert_each<'a>(tx: &mut Tx, jobs: &'a [NewJob]) -> Result<V
         tx.wake(Channel::Jobs);
     }
     Ok(new)
+}
+
+/// Leaves out the jobs that policy rules keep from happening.
+async fn permitted<'a>(tx: &mut Tx, jobs: &'a [NewJob]) -> Result<Vec<&'a NewJob>> {
+    let mut permitted: Vec<&NewJob> = jobs.iter().collect();
+    for (moment, what) in [(Moment::Issuance, "issuance"), (Moment::Deployment, "deployment")] {
+        let asked = |job: &&NewJob| job.kind.issues() == (moment == Moment::Issuance);
+        let certificates: Vec<&CertificateId> = permitted
+            .iter()
+            .filter(|job| asked(job))
+            .map(|job| &job.certificate)
+            .collect();
+        if certificates.is_empty() {
+            continue;
+        }
+        let blocked = policies::judge(tx, &certificates, moment).await?;
+        permitted.retain(|job| !asked(job) || !blocked.contains_key(&job.certificate));
+        for (certificate, broken) in blocked {
+            let event = tx
+                .event("job_blocked", "certificate", &certificate)
+                .with("what", what)
+                .with("reason", policies::because(&broken));
+            tx.note(event);
+        }
+    }
+    Ok(permitted)
 }
 
 /// Calls off deployments of other versions to the same targets that have not begun; one that has ends by itself, and
@@ -238,6 +268,7 @@ pub async fn apply_all<To: State>(tx: &mut Tx, transitions: Vec<Transition<To>>)
         "UPDATE jobs j
             SET status = $5, reason = t.reason, lease_until = NULL, run_at = $6, version_id = t.version_id,
                 last_error  = CASE WHEN $5 = 'Completed' THEN NULL ELSE coalesce(t.reason, j.last_error) END,
+                requested_by = CASE WHEN $5 = 'Pending' THEN coalesce($8, j.requested_by) ELSE j.requested_by END,
                 started_at  = CASE WHEN $5 = 'Pending' THEN NULL
                                    WHEN $5 = 'Running' THEN coalesce(j.started_at, $6) ELSE j.started_at END,
                 -- A try is counted when an agent begins to deploy, and when a worker ends an issuance.
@@ -257,6 +288,7 @@ pub async fn apply_all<To: State>(tx: &mut Tx, transitions: Vec<Transition<To>>)
     .bind(to)
     .bind(tx.now())
     .bind(to.is_terminal())
+    .bind(tx.person())
     .fetch_all(&mut **tx)
     .await?;
     let moved: HashSet<JobId> = moved.into_iter().collect();
@@ -347,7 +379,8 @@ struct ClaimedRow {
 
 /// Claims about `limit` issuances and renewals that a scheduler has to move. Every issuer that has some has its turn, up to
 /// `of_each` with those of its jobs that are `under_way` already; of one issuer's jobs those go first that have the least
-/// time left. Deployments are never claimed: their agent does them.
+/// time left. An issuer with a budget is given no more requests than that leaves room for. Deployments are never claimed:
+/// their agent does them.
 ///
 /// # Errors
 /// When the database cannot be asked.
@@ -359,28 +392,90 @@ pub async fn claim(
     of_each: i64,
     under_way: &HashMap<IssuerId, i64>,
 ) -> Result<Vec<Claimed>> {
-    let under_way: Vec<(&IssuerId, i64)> = under_way.iter().map(|(issuer, jobs)| (issuer, *jobs)).collect();
+    let turn = Turn {
+        now,
+        until: now + lease,
+        limit,
+        of_each,
+        under_way: under_way.iter().map(|(issuer, jobs)| (issuer, *jobs)).collect(),
+    };
+    let budgets = "SELECT EXISTS (SELECT 1 FROM issuers i WHERE issuer_has_budget(i))";
+    if !sqlx::query_scalar::<_, bool>(budgets).fetch_one(pool).await? {
+        return take(&mut *pool.acquire().await?, &turn, &[]).await;
+    }
+    // One claims at a time, so that two do not fill the same room.
+    let mut tx = tx::begin(pool, None).await?;
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtext('certctl.budgets'))")
+        .execute(&mut *tx)
+        .await?;
+    let rooms: Vec<(IssuerId, i64)> =
+        sqlx::query_as("SELECT i.id, greatest(issuer_room(i, $1), 0) FROM issuers i WHERE issuer_has_budget(i)")
+            .bind(now)
+            .fetch_all(&mut *tx)
+            .await?;
+    let claimed = take(&mut tx, &turn, &rooms).await?;
+    let limited = |claim: &&Claimed| rooms.iter().any(|(issuer, _)| *issuer == claim.subject.issuer_id);
+    let orders: Vec<&Claimed> = claimed
+        .iter()
+        .filter(|claim| claim.status == JobStatus::Running)
+        .filter(limited)
+        .collect();
+    sqlx::query(
+        "WITH old AS (DELETE FROM orders WHERE issuer_id = ANY ($4) AND started_at <= $5 - interval '1 hour')
+         INSERT INTO orders (job_id, issuer_id, token, started_at)
+         SELECT o.job_id, o.issuer_id, o.token, $5
+           FROM unnest($1::text[], $2::text[], $3::bigint[]) AS o (job_id, issuer_id, token)",
+    )
+    .bind(column(&orders, |claim| &claim.facts.id))
+    .bind(column(&orders, |claim| &claim.subject.issuer_id))
+    .bind(column(&orders, |claim| claim.token))
+    .bind(column(&rooms, |(issuer, _)| issuer))
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(claimed)
+}
+
+/// What a claim goes by.
+struct Turn<'a> {
+    now: Time,
+    until: Time,
+    limit: i64,
+    of_each: i64,
+    under_way: Vec<(&'a IssuerId, i64)>,
+}
+
+async fn take(db: &mut PgConnection, turn: &Turn<'_>, rooms: &[(IssuerId, i64)]) -> Result<Vec<Claimed>> {
     let rows: Vec<ClaimedRow> = sqlx::query_as(
         "WITH asked AS MATERIALIZED (
-            SELECT i.id, $4 - coalesce(busy.jobs, 0) AS room
+            SELECT i.id, $4 - coalesce(busy.jobs, 0) AS room, budget.room AS budget
               FROM issuers i
               LEFT JOIN unnest($5::text[], $6::bigint[]) AS busy (issuer_id, jobs) ON busy.issuer_id = i.id
+              LEFT JOIN unnest($7::text[], $8::bigint[]) AS budget (issuer_id, room) ON budget.issuer_id = i.id
              WHERE coalesce(busy.jobs, 0) < $4
                AND EXISTS (SELECT 1 FROM jobs j
                             WHERE j.issuer_id = i.id AND j.type IN ('Issuance', 'Renewal')
                               AND j.status IN ('Pending', 'Running')
                               AND j.run_at <= $1 AND (j.lease_until IS NULL OR j.lease_until <= $1))),
+         turn AS MATERIALIZED (
+            SELECT id, budget, least(room, ceil($3::float8 / (SELECT count(*) FROM asked))::bigint) AS most FROM asked),
          due AS MATERIALIZED (
-            SELECT turn.id
-              FROM asked
+            SELECT requested.id
+              FROM turn
              CROSS JOIN LATERAL (
                    SELECT j.id FROM jobs j
-                    WHERE j.issuer_id = asked.id AND j.type IN ('Issuance', 'Renewal')
-                      AND j.status IN ('Pending', 'Running')
+                    WHERE j.issuer_id = turn.id AND j.type IN ('Issuance', 'Renewal') AND j.status = 'Running'
                       AND j.run_at <= $1 AND (j.lease_until IS NULL OR j.lease_until <= $1)
-                    ORDER BY j.deadline, j.id
-                    LIMIT least(asked.room, ceil($3::float8 / (SELECT count(*) FROM asked))::bigint)
-                      FOR UPDATE SKIP LOCKED) turn)
+                    ORDER BY j.deadline, j.id LIMIT least(turn.most, turn.budget) FOR UPDATE SKIP LOCKED) requested
+             UNION ALL
+            SELECT waiting.id
+              FROM turn
+             CROSS JOIN LATERAL (
+                   SELECT j.id FROM jobs j
+                    WHERE j.issuer_id = turn.id AND j.type IN ('Issuance', 'Renewal') AND j.status = 'Pending'
+                      AND j.run_at <= $1 AND (j.lease_until IS NULL OR j.lease_until <= $1)
+                    ORDER BY j.deadline, j.id LIMIT turn.most FOR UPDATE SKIP LOCKED) waiting)
          UPDATE jobs j
             SET lease_until = $2, lease_token = j.lease_token + 1
            FROM due, certificates c, issuers i
@@ -389,13 +484,15 @@ pub async fn claim(
                    j.status, j.lease_token, j.csr_der, c.common_name, c.sans, c.issuer_id, i.type AS issuer_type,
                    i.enabled AS issuer_enabled",
     )
-    .bind(now)
-    .bind(now + lease)
-    .bind(limit)
-    .bind(of_each)
-    .bind(column(&under_way, |(issuer, _)| *issuer))
-    .bind(column(&under_way, |(_, jobs)| *jobs))
-    .fetch_all(pool)
+    .bind(turn.now)
+    .bind(turn.until)
+    .bind(turn.limit)
+    .bind(turn.of_each)
+    .bind(column(&turn.under_way, |(issuer, _)| *issuer))
+    .bind(column(&turn.under_way, |(_, jobs)| *jobs))
+    .bind(column(rooms, |(issuer, _)| issuer))
+    .bind(column(rooms, |(_, room)| *room))
+    .fetch_all(db)
     .await?;
     let claimed = |row: ClaimedRow| {
         let (facts, status) = row.row.split();

@@ -5,9 +5,11 @@
 //! | [`tx`] | the unit of work: changes and the audit events that tell of them |
 //! | [`jobs`] | insert, claim under a lease, lock in a state, apply a transition |
 //! | [`certificates`] | ask for issuance and deployment, record a version, note a failure |
+//! | [`approvals`] | who has to agree before a request is signed, and who did |
 //! | [`bulk`] | one thing done to many certificates, each in a transaction of its own |
 //! | [`imports`] | take in what others issued |
 //! | [`discovery`] | certificates found on hosts: reports, claims, dismissals |
+//! | [`policies`] | certificates held against rules |
 //! | [`planning`] | dates, what is due, and jobs in line with targets and policy |
 //! | [`journal`] | what has to be kept outside the database, and is not yet |
 //! | [`revocations`] | revoke, release; the status of a serial number |
@@ -25,6 +27,7 @@
 #![warn(missing_docs)]
 
 pub mod agents;
+pub mod approvals;
 pub mod bulk;
 pub mod certificates;
 pub mod crls;
@@ -38,6 +41,7 @@ pub mod ledger;
 pub mod loops;
 pub mod outbox;
 pub mod planning;
+pub mod policies;
 pub mod revocations;
 pub mod tallies;
 pub mod tx;

@@ -23,18 +23,20 @@ use crate::{
 macro_rules! due {
     () => {
         "certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
-              AND c.renew_at <= $1 AND c.revoked_at IS NULL AND c.archived_at IS NULL AND p.auto_renew"
+              AND c.renew_at <= $1 AND c.revoked_at IS NULL AND c.archived_at IS NULL AND p.auto_renew
+              AND NOT EXISTS (SELECT 1 FROM blocking_violations b WHERE b.certificate_id = c.id)"
     };
 }
 
 /// How certificate `c` stands with each of its agents: the job that is open, when it is asked again after a failure, and
-/// from when what it holds is due. All this is asked of each agent by itself: one that never answers, or always fails,
-/// must not keep the others from renewing. The age is judged as `RenewalRule::due_at` does, without its spread, which
-/// `renew_at` has in it already.
+/// from when what it holds may be renewed. All this is asked of each agent by itself: one that never answers, or always fails,
+/// must not keep the others from renewing. The age is judged by the earliest instant of `RenewalRule::due_at`: which one it is,
+/// `renew_at` says.
 macro_rules! standing {
     () => {
         "(SELECT DISTINCT t.agent_id, o.id AS open_job, f.retry_at,
-                 greatest(v.not_before + (v.not_after - v.not_before) * (p.renew_at_permille / 1000.0::float8),
+                 greatest(v.not_before + (v.not_after - v.not_before) * (p.renew_at_permille / 1000.0::float8)
+                                         * (1 - p.spread_percent / 100.0::float8),
                           CASE WHEN p.renewal_window_days > 0
                                THEN v.not_after - make_interval(days => p.renewal_window_days) END) AS due_at
             FROM certificate_targets m
@@ -184,6 +186,7 @@ pub(crate) struct Plan {
     auto_renew: bool,
     renew_at_permille: i32,
     renewal_window_days: i32,
+    spread_percent: i32,
     /// Whether it has a target: without one no agent can make a key for the next version.
     placed: bool,
     /// Whether one of its agents still holds nothing.
@@ -206,6 +209,7 @@ impl Plan {
             auto_renew: self.auto_renew,
             renew_at_permille: self.renew_at_permille,
             renewal_window_days: self.renewal_window_days,
+            spread_percent: self.spread_percent,
         };
         let by_age = self.dates(newest);
         let by_age = by_age.and_then(|(from, to)| rule.due_at(from, to, spread_of(self.id.as_str())));
@@ -221,7 +225,7 @@ pub(crate) async fn plans(tx: &mut Tx, which: Planned<'_>) -> Result<Vec<Plan>> 
     };
     Ok(sqlx::query_as(
         "SELECT c.id, c.not_before, c.not_after, p.auto_renew, p.renew_at_permille, p.renewal_window_days,
-                served.not_before AS served_from, served.not_after AS served_to,
+                p.spread_percent, served.not_before AS served_from, served.not_after AS served_to,
                 served.placed, served.waiting,
                 c.failed_at + make_interval(secs => p.retry_interval_seconds) AS again_at
            FROM certificates c

@@ -6,7 +6,7 @@ use std::{
 };
 
 use certctl_model::{
-    audit::{Actor, Event},
+    audit::{Actor, ActorType, Event},
     id::AuditEventId,
     time::Time,
 };
@@ -67,6 +67,11 @@ impl Tx {
         self.actor.clone()
     }
 
+    /// The name of the person who acts, if one does.
+    pub fn person(&self) -> Option<String> {
+        (self.actor.kind == ActorType::User).then(|| self.actor.name.clone())
+    }
+
     /// From here on, acts for somebody else: a worker for the one who asked.
     pub fn act_for(&mut self, actor: Actor) {
         self.actor = actor;
@@ -85,6 +90,11 @@ impl Tx {
     /// Remembers what was done.
     pub fn note(&mut self, event: Event) {
         self.events.push(event);
+    }
+
+    /// How many things were noted so far.
+    pub fn events(&self) -> usize {
+        self.events.len()
     }
 
     /// Remembers whom to wake once it is visible.

@@ -16,11 +16,19 @@ pub enum Channel {
     Revocations,
     /// A bulk operation was asked for.
     Bulk,
+    /// A policy rule changed.
+    Policies,
 }
 
 impl Channel {
     /// Every channel.
-    pub const ALL: [Channel; 4] = [Channel::Jobs, Channel::Outbox, Channel::Revocations, Channel::Bulk];
+    pub const ALL: [Channel; 5] = [
+        Channel::Jobs,
+        Channel::Outbox,
+        Channel::Revocations,
+        Channel::Bulk,
+        Channel::Policies,
+    ];
 
     /// Its name in Postgres.
     pub const fn as_str(self) -> &'static str {
@@ -29,6 +37,7 @@ impl Channel {
             Channel::Outbox => "certctl_outbox",
             Channel::Revocations => "certctl_revocations",
             Channel::Bulk => "certctl_bulk",
+            Channel::Policies => "certctl_policies",
         }
     }
 }

@@ -14,10 +14,19 @@ use certctl_model::{
     id::{AgentId, CertificateId, JobId, TargetId, VersionId},
     job::{AwaitingCsr, Job, JobFacts, JobKind, JobStatus, Pending, Running},
     name::{San, all_names},
+    notice::NoticeKind,
     time::Time,
 };
 use certctl_runtime::failpoint::hold;
-use certctl_store::{Tx, agents::SignOfLife, certificates, jobs, wake::Channel};
+use certctl_store::{
+    Tx,
+    agents::SignOfLife,
+    approvals,
+    certificates::{self, Locked},
+    jobs,
+    outbox::{self, News},
+    wake::Channel,
+};
 use certctl_x509::csr::{self, CertificationRequest};
 use serde_json::Value;
 use sqlx::{Row, postgres::PgRow, types::Json};
@@ -427,6 +436,20 @@ fn taken(rq: &CsrSubmission) -> Outcome {
     }
 }
 
+fn approval_requested(certificate: &Locked, job: &JobId, needed: i32) -> News {
+    let (id, name) = (&certificate.id, &certificate.common_name);
+    News {
+        kind: NoticeKind::ApprovalRequested,
+        certificate: id.clone(),
+        dedup: job.to_string(),
+        subject: format!("{name} waits for approval"),
+        message: format!(
+            "The request of job {job} for certificate {id} ({name}) is signed when {needed} of those who may have approved \
+             it. Look at it with: jobs approval {job}"
+        ),
+    }
+}
+
 async fn submit_csr(cx: Cx, rq: Request<AgentSubmitCsr>) -> Result<Outcome, ApiError> {
     let agent = rq.path.agent_id;
     let unacceptable = |e: csr::CsrError| ApiError::invalid("csr_pem", e.to_string());
@@ -469,7 +492,17 @@ async fn submit_csr(cx: Cx, rq: Request<AgentSubmitCsr>) -> Result<Outcome, ApiE
         .map_err(|e| ApiError::invalid("csr_pem", e))?;
     jobs::keep_request(&mut tx, &id, request.der()).await?;
     let by = tx.actor();
-    jobs::apply(&mut tx, Job::<AwaitingCsr>::known(facts).csr_accepted(&by)).await?;
+    let needed = approvals::standing(&mut tx, &id).await?.needed;
+    let job = Job::<AwaitingCsr>::known(facts);
+    match needed {
+        0 => {
+            jobs::apply(&mut tx, job.csr_accepted(&by)).await?;
+        }
+        needed => {
+            outbox::announce(&mut tx, &approval_requested(&certificate, &id, needed)).await?;
+            jobs::apply(&mut tx, job.csr_needs_approval(&by)).await?;
+        }
+    }
     tx.commit().await?;
     hold("api.csr_accepted").await;
     Ok(taken(&rq.body))

@@ -11,15 +11,17 @@ use certctl_contract::{
     targets::Target,
 };
 use certctl_model::{
-    id::{CertificateId, IssuerId, JobId, OwnerId, ProfileId, RenewalPolicyId, TargetId, TeamId, VersionId},
+    id::{CertificateId, IssuerId, JobId, OwnerId, PolicyId, ProfileId, RenewalPolicyId, TargetId, TeamId, VersionId},
     job::JobKind,
     name::{San, all_names},
+    policy::Moment,
     revocation::RevocationReason,
     time::Time,
 };
 use certctl_store::{
     Tx, certificates as store, jobs,
     planning::{self, Planned},
+    policies::{self, Broken},
     revocations::{self, Grounds},
     tallies::Subject,
 };
@@ -340,6 +342,9 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
         .with("issuer_id", &issuer);
     tx.note(event);
     map_targets(&mut tx, &id, &new.target_ids.unwrap_or_default()).await?;
+    if let Some(broken) = policies::judge(&mut tx, &[&id], Moment::Creation).await?.remove(&id) {
+        return Err(super::policies::refusal(&broken));
+    }
     let certificate = store::lock(&mut tx, &id).await?;
     store::request_issuance(&mut tx, &certificate, JobKind::Issuance).await?;
     let created = listing::get(&mut tx, now, id.as_str()).await?;
@@ -379,6 +384,11 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
     let now = tx.now();
     let locked = store::lock(&mut tx, &id).await?;
     let before: Certificate = listing::get(&mut tx, now, id.as_str()).await?;
+    let broken_before =
+        sqlx::query_scalar("SELECT rule_id FROM policy_violations WHERE certificate_id = $1 AND closed_at IS NULL")
+            .bind(&id)
+            .fetch_all(&mut *tx)
+            .await?;
     if let Some(name) = &change.name {
         check_name("name", name, 255)?;
     }
@@ -444,9 +454,21 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
         map_targets(&mut tx, &id, targets).await?;
         planning::retarget(&mut tx, &locked, None).await?;
     }
+    must_break_nothing_new(&mut tx, &id, &broken_before).await?;
     let updated = listing::get(&mut tx, now, id.as_str()).await?;
     tx.commit().await?;
     Ok(updated)
+}
+
+/// Refuses a change by which a certificate comes to break a rule. What it broke before stands against nothing else.
+async fn must_break_nothing_new(tx: &mut Tx, id: &CertificateId, before: &[PolicyId]) -> Result<(), ApiError> {
+    let broken = policies::judge(tx, &[id], Moment::Change).await?.remove(id);
+    let new = broken.unwrap_or_default().into_iter();
+    let new: Vec<Broken> = new.filter(|one| !before.contains(&one.rule)).collect();
+    match new.is_empty() {
+        true => Ok(()),
+        false => Err(super::policies::refusal(&new)),
+    }
 }
 
 /// What is being signed is judged by the record: neither names nor issuer nor profile change until it is recorded.

@@ -54,7 +54,7 @@ async fn certificate_standing(
     let row = sqlx::query(
         "SELECT c.id, certificate_status(c, $2) AS status, c.archived_at, c.revoked_at, c.revocation_reason, c.not_before,
                 c.not_after, c.renew_at, c.failure, p.id AS policy, p.auto_renew, p.renew_at_permille,
-                p.renewal_window_days
+                p.renewal_window_days, p.spread_percent
            FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
           WHERE c.id = $1",
     )
@@ -63,6 +63,13 @@ async fn certificate_standing(
     .fetch_optional(&mut *db)
     .await?
     .ok_or_else(|| ApiError::missing("certificate", id))?;
+    let forbidden = sqlx::query_scalar(
+        "SELECT format('policy rule %s (%s): %s', name, severity, message) FROM blocking_violations
+          WHERE certificate_id = $1 ORDER BY name",
+    )
+    .bind(id)
+    .fetch_all(&mut *db)
+    .await?;
     let agents = planning::standing(db, id).await?;
     let revoked: (Option<Time>, Option<RevocationReason>) =
         (row.try_get("revoked_at")?, row.try_get("revocation_reason")?);
@@ -79,6 +86,8 @@ async fn certificate_standing(
         auto_renew: row.try_get("auto_renew")?,
         renew_at_permille: row.try_get("renew_at_permille")?,
         renewal_window_days: row.try_get("renewal_window_days")?,
+        spread_percent: row.try_get("spread_percent")?,
+        forbidden,
         agents,
     })
 }
@@ -91,7 +100,7 @@ async fn job_standings(
     now: Time,
 ) -> Result<Vec<JobStanding>, ApiError> {
     let sql = format!(
-        "SELECT j.id, j.type, j.status, j.agent_id, a.offline_since, j.issuer_id, i.enabled AS issuer_enabled,
+        "SELECT j.id, j.type, j.status, j.agent_id, a.offline_since, j.issuer_id, i.enabled AS issuer_enabled, issuer_room(i, $1) AS issuer_room,
                 EXISTS (SELECT 1 FROM fences WHERE lifted_at IS NULL) AS fenced,
                 EXISTS (SELECT 1 FROM leases WHERE name = 'scheduler' AND until > $1) AS scheduler_runs,
                 j.run_at, j.lease_until, j.attempts, j.max_attempts, coalesce(j.reason, j.last_error) AS last_error,
@@ -119,6 +128,7 @@ fn read(row: &PgRow) -> Result<JobStanding, sqlx::Error> {
         agent_offline_since: row.try_get("offline_since")?,
         issuer: row.try_get("issuer_id")?,
         issuer_enabled: row.try_get("issuer_enabled")?,
+        issuer_room: row.try_get("issuer_room")?,
         fenced: row.try_get("fenced")?,
         scheduler_runs: row.try_get("scheduler_runs")?,
         run_at: row.try_get("run_at")?,

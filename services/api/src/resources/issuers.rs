@@ -79,6 +79,9 @@ fn settings(kind: IssuerType, config: &Value) -> Result<Value, ApiError> {
 /// want to fetch in each, more than anybody has.
 const MOST_SHARDS: i64 = 1024;
 
+/// Requests that an issuer may be given, of those with a budget.
+const MOST_ORDERS: i64 = 1_000_000;
+
 fn local_settings(config: &Map<String, Value>) -> Result<Value, ApiError> {
     for (key, value) in config {
         let (fits, wanted) = match key.as_str() {
@@ -97,9 +100,14 @@ fn local_settings(config: &Map<String, Value>) -> Result<Value, ApiError> {
                 "is a number of shards from 1 to 1024",
             ),
             "crl_delta" => (value.is_boolean(), "is true or false"),
+            "max_under_way" | "max_per_hour" => (
+                value.as_i64().is_some_and(|most| (1..=MOST_ORDERS).contains(&most)),
+                "is a number of requests from 1 to 1000000",
+            ),
             _ => (
                 false,
-                "is not a setting of a local issuer; known are ca_common_name, validity_days, crl_shards and crl_delta",
+                "is not a setting of a local issuer; known are ca_common_name, validity_days, crl_shards, \
+                 crl_delta, max_under_way and max_per_hour",
             ),
         };
         if !fits {
@@ -269,6 +277,9 @@ mod tests {
             (json!({ "validity_days": 3651 }), false),
             (json!({ "validity_days": "90" }), false),
             (json!({ "crl_shards": 128, "crl_delta": true }), true),
+            (json!({ "max_under_way": 10, "max_per_hour": 300 }), true),
+            (json!({ "max_under_way": 0 }), false),
+            (json!({ "max_per_hour": "300" }), false),
             (json!({ "crl_shards": 0 }), false),
             (json!({ "crl_shards": 1025 }), false),
             (json!({ "crl_shards": 1.5 }), false),

@@ -1,17 +1,26 @@
 //! Jobs.
 
 use certctl_contract::{
+    endpoint::Role,
     health::Outcome,
-    jobs::{ApproveJob, CancelJob, Decision, GetJob, Job, JobFilter, JobSort, ListJobs, RejectJob, RetryJob},
+    jobs::*,
     list::{Page, Sort},
     problem::Kind,
 };
 use certctl_model::{
     id::{AgentId, CertificateId, JobId},
     job::{AwaitingApproval, Failed, JobFacts},
+    notice::NoticeKind,
 };
-use certctl_store::{Error as StoreError, Tx, certificates, jobs, tallies::Subject};
-use sqlx::{FromRow, postgres::PgRow};
+use certctl_store::{
+    Error as StoreError, Tx, approvals,
+    certificates::{self, Locked},
+    jobs,
+    outbox::{self, News},
+    tallies::Subject,
+};
+use certctl_x509::pem;
+use sqlx::{FromRow, Row, postgres::PgRow};
 
 use super::teams::check_text;
 use crate::{
@@ -21,7 +30,13 @@ use crate::{
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
-    r.on(list).on(get).on(cancel).on(retry).on(approve).on(reject)
+    r.on(list)
+        .on(get)
+        .on(cancel)
+        .on(retry)
+        .on(approval)
+        .on(approve)
+        .on(reject)
 }
 
 impl Listed for Job {
@@ -32,7 +47,7 @@ impl Listed for Job {
     const COLUMNS: &'static str = "j.id, j.type, j.certificate_id, j.target_id, j.agent_id, j.version_id, j.status,
         j.attempts, j.max_attempts, coalesce(j.reason, j.last_error) AS last_error,
         coalesce(j.reason, j.last_error) AS error_message, j.run_at AS scheduled_at, j.started_at,
-        j.finished_at AS completed_at, j.created_at";
+        j.finished_at AS completed_at, j.created_at, j.requested_by";
     const FROM: &'static str = "jobs j";
     const ID: &'static str = "j.id";
     const TALLY: Option<Subject> = Some(Subject::Job);
@@ -105,25 +120,61 @@ async fn retry(cx: Cx, rq: Request<RetryJob>) -> Result<Outcome, ApiError> {
     Ok(Outcome::of("job_retried"))
 }
 
+/// The words of a job for which an agreement is noted, but more are needed.
+const GIVEN: &str = "approval_given";
+
 async fn approve(cx: Cx, rq: Request<ApproveJob>) -> Result<Outcome, ApiError> {
-    let reason = reason(rq.body)?;
-    let mut tx = cx.begin().await?;
-    let waiting = jobs::lock::<AwaitingApproval>(&mut tx, &rq.path.id).await?;
-    certificates::lock(&mut tx, &waiting.facts.certificate)
-        .await?
-        .must_be_live()?;
-    let ready: bool = sqlx::query_scalar("SELECT csr_der IS NOT NULL FROM jobs WHERE id = $1")
-        .bind(&rq.path.id)
-        .fetch_one(&mut *tx)
-        .await?;
-    if !ready {
-        let detail = format!(
-            "job {} has no certification request yet that could be approved",
-            rq.path.id
-        );
-        return Err(ApiError::new(Kind::WrongState, detail));
+    let (id, reason) = (rq.path.id, reason(rq.body.reason)?);
+    let overrides = rq.body.overrides.unwrap_or(false);
+    if overrides {
+        may_override(&cx, reason.as_deref())?;
     }
-    let mut approved = waiting.approve(&tx.actor());
+    let mut tx = cx.begin().await?;
+    let waiting = jobs::lock::<AwaitingApproval>(&mut tx, &id).await?;
+    let certificate = certificates::lock(&mut tx, &waiting.facts.certificate).await?;
+    certificate.must_be_live()?;
+    let standing = approvals::standing(&mut tx, &id).await?;
+    let wrong = |detail: String| Err(ApiError::new(Kind::WrongState, detail));
+    if !standing.has_request {
+        return wrong(format!(
+            "job {id} has no certification request yet that could be approved"
+        ));
+    }
+    if rq.body.digest.is_some_and(|digest| digest != standing.digest) {
+        return wrong(format!(
+            "what job {id} would have signed has changed since it was shown; look at GET /api/v1/jobs/{id}/approval again"
+        ));
+    }
+    let by = tx.actor();
+    if standing.needed > 0 && !overrides && standing.requested_by.as_ref() == Some(&by.name) {
+        let detail = format!("{} asked for job {id}; somebody else has to approve it", by.name);
+        return Err(ApiError::new(Kind::Forbidden, detail));
+    }
+    let said = reason.as_deref().unwrap_or_default();
+    approvals::give(&mut tx, &id, &standing.digest, said, overrides).await?;
+    if !approvals::standing(&mut tx, &id).await?.approved {
+        let event = tx
+            .event("job_approval_given", "job", &id)
+            .with("digest", &standing.digest)
+            .with("needed", standing.needed)
+            .with("reason", said);
+        tx.note(event);
+        tx.commit().await?;
+        return Ok(Outcome::of(GIVEN));
+    }
+    if overrides {
+        let event = tx
+            .event("job_approval_overridden", "job", &id)
+            .with("digest", &standing.digest)
+            .with("needed", standing.needed)
+            .with("reason", said);
+        tx.note(event);
+        outbox::announce(&mut tx, &overridden(&certificate, &id, &by.name, said)).await?;
+    }
+    let mut approved = waiting.approve(&by);
+    if standing.needed > 0 {
+        approved.event = approved.event.with("digest", &standing.digest);
+    }
     if let Some(reason) = &reason {
         approved.event = approved.event.with("reason", reason);
     }
@@ -132,8 +183,71 @@ async fn approve(cx: Cx, rq: Request<ApproveJob>) -> Result<Outcome, ApiError> {
     Ok(Outcome::of("job_approved"))
 }
 
+/// Only administrators go on without the others, and they say why.
+fn may_override(cx: &Cx, reason: Option<&str>) -> Result<(), ApiError> {
+    match (cx.principal.role, reason) {
+        (Some(Role::Admin), Some(_)) => Ok(()),
+        (Some(Role::Admin), None) => Err(ApiError::invalid("reason", "is needed to override an approval")),
+        _ => Err(ApiError::new(
+            Kind::Forbidden,
+            "only administrators may override an approval",
+        )),
+    }
+}
+
+fn overridden(certificate: &Locked, job: &JobId, by: &str, reason: &str) -> News {
+    let (id, name) = (&certificate.id, &certificate.common_name);
+    News {
+        kind: NoticeKind::ApprovalOverridden,
+        certificate: id.clone(),
+        dedup: job.to_string(),
+        subject: format!("{name} is signed without the approvals it needs"),
+        message: format!("{by} overrode the approval of job {job} for certificate {id} ({name}): {reason}"),
+    }
+}
+
+async fn approval(cx: Cx, rq: Request<GetJobApproval>) -> Result<JobApproval, ApiError> {
+    let id = rq.path.id;
+    let mut db = cx.pool().acquire().await?;
+    let standing = approvals::standing(&mut db, &id).await?;
+    let row = sqlx::query(
+        "SELECT j.status, j.csr_der, j.agent_id, c.id AS certificate_id, c.common_name, c.sans, c.issuer_id, c.profile_id,
+                ARRAY(SELECT t.id FROM certificate_targets m JOIN targets t ON t.id = m.target_id
+                       WHERE m.certificate_id = c.id AND t.agent_id = j.agent_id ORDER BY t.id) AS targets
+           FROM jobs j JOIN certificates c ON c.id = j.certificate_id WHERE j.id = $1",
+    )
+    .bind(&id)
+    .fetch_one(&mut *db)
+    .await?;
+    let given = sqlx::query_as(
+        "SELECT approver, digest, digest = $2 AS valid, overrides, reason, created_at
+           FROM approvals WHERE job_id = $1 ORDER BY created_at, approver",
+    )
+    .bind(&id)
+    .bind(&standing.digest)
+    .fetch_all(&mut *db)
+    .await?;
+    let csr_der: Option<Vec<u8>> = row.try_get("csr_der")?;
+    Ok(JobApproval {
+        job_id: id,
+        status: row.try_get("status")?,
+        needed: standing.needed,
+        approvals: given,
+        requested_by: standing.requested_by,
+        digest: standing.digest,
+        certificate_id: row.try_get("certificate_id")?,
+        common_name: row.try_get("common_name")?,
+        sans: row.try_get("sans")?,
+        issuer_id: row.try_get("issuer_id")?,
+        certificate_profile_id: row.try_get("profile_id")?,
+        target_ids: row.try_get("targets")?,
+        agent_id: row.try_get("agent_id")?,
+        csr_pem: csr_der.map(|der| pem::encode("CERTIFICATE REQUEST", &der)),
+    })
+}
+
 async fn reject(cx: Cx, rq: Request<RejectJob>) -> Result<Outcome, ApiError> {
-    let reason = reason(rq.body)?;
+    let reason = reason(rq.body.reason)?;
     let mut tx = cx.begin().await?;
     let waiting = jobs::lock::<AwaitingApproval>(&mut tx, &rq.path.id).await?;
     let by = tx.actor();
@@ -143,8 +257,8 @@ async fn reject(cx: Cx, rq: Request<RejectJob>) -> Result<Outcome, ApiError> {
     Ok(Outcome::of("job_rejected"))
 }
 
-fn reason(decision: Decision) -> Result<Option<String>, ApiError> {
-    match decision.reason {
+fn reason(given: Option<String>) -> Result<Option<String>, ApiError> {
+    match given {
         Some(reason) => check_text("reason", &reason).map(|()| Some(reason)),
         None => Ok(None),
     }

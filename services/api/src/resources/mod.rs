@@ -20,6 +20,7 @@ mod policies;
 mod profiles;
 mod recovery;
 mod renewal_policies;
+mod renewals;
 mod revocation;
 mod scheduler;
 mod sessions;
@@ -53,6 +54,7 @@ pub fn mount(routes: Routes) -> Routes {
         policies::routes,
         profiles::routes,
         renewal_policies::routes,
+        renewals::routes,
         teams::routes,
         owners::routes,
         audit::routes,

@@ -6,8 +6,13 @@ use certctl_contract::{
     policies::*,
 };
 use certctl_model::{
-    id::PolicyId,
+    id::{AgentGroupId, PolicyId, RenewalPolicyId},
     policy::{PolicyType, Rule, Severity},
+};
+use certctl_store::{
+    Tx,
+    policies::{self, Broken, Found, InForce},
+    wake::Channel,
 };
 use serde_json::Value;
 use sqlx::{FromRow, postgres::PgRow};
@@ -24,6 +29,7 @@ pub(super) fn routes(r: Routes) -> Routes {
         .on(get)
         .on(update)
         .on(delete)
+        .on(preview)
         .on(violations_of_one)
         .on(violations)
 }
@@ -33,7 +39,11 @@ impl Listed for PolicyRule {
     type Sort = PolicySort;
 
     const KIND: &'static str = "policy rule";
-    const COLUMNS: &'static str = "p.id, p.name, p.type, p.severity, p.config, p.enabled, p.created_at, p.updated_at";
+    const COLUMNS: &'static str = "p.id, p.name, p.type, p.severity, p.config, p.enabled, p.created_at, p.updated_at,
+        ARRAY(SELECT s.agent_group_id FROM policy_rule_scopes s WHERE s.rule_id = p.id AND s.agent_group_id IS NOT NULL
+               ORDER BY 1) AS agent_group_ids,
+        ARRAY(SELECT s.renewal_policy_id FROM policy_rule_scopes s
+               WHERE s.rule_id = p.id AND s.renewal_policy_id IS NOT NULL ORDER BY 1) AS renewal_policy_ids";
     const FROM: &'static str = "policy_rules p";
     const ID: &'static str = "p.id";
     const DEFAULT: Sort<PolicySort> = Sort {
@@ -105,6 +115,56 @@ fn severity(text: &str) -> Result<Severity, ApiError> {
     text.parse().map_err(|why: String| ApiError::invalid("severity", why))
 }
 
+/// Most entries of a list of scopes.
+const MOST_SCOPES: usize = 100;
+
+/// Keeps where a rule holds; what is absent stays as it is.
+async fn keep_scopes(
+    tx: &mut Tx,
+    rule: &PolicyId,
+    groups: Option<&[AgentGroupId]>,
+    policies: Option<&[RenewalPolicyId]>,
+) -> Result<(), ApiError> {
+    for (field, count) in [
+        ("agent_group_ids", groups.map_or(0, <[_]>::len)),
+        ("renewal_policy_ids", policies.map_or(0, <[_]>::len)),
+    ] {
+        if count > MOST_SCOPES {
+            return Err(ApiError::invalid(field, format!("has at most {MOST_SCOPES} entries")));
+        }
+    }
+    sqlx::query(
+        "DELETE FROM policy_rule_scopes
+          WHERE rule_id = $1 AND ($2 AND agent_group_id IS NOT NULL OR $3 AND renewal_policy_id IS NOT NULL)",
+    )
+    .bind(rule)
+    .bind(groups.is_some())
+    .bind(policies.is_some())
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query(
+        "INSERT INTO policy_rule_scopes (rule_id, agent_group_id, renewal_policy_id)
+         SELECT $1, g, NULL FROM unnest($2::text[]) AS g UNION SELECT $1, NULL, p FROM unnest($3::text[]) AS p",
+    )
+    .bind(rule)
+    .bind(groups.unwrap_or_default())
+    .bind(policies.unwrap_or_default())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Refuses what rules keep from happening: each by the field it is about.
+pub(super) fn refusal(broken: &[Broken]) -> ApiError {
+    let field = match broken.first().map(|one| one.kind) {
+        Some(PolicyType::AllowedIssuers) => "issuer_id",
+        Some(PolicyType::AllowedDomains) => "sans",
+        Some(PolicyType::AllowedEnvironments) => "environment",
+        Some(PolicyType::RequiredMetadata | PolicyType::RenewalLeadTime) | None => "tags",
+    };
+    ApiError::invalid(field, policies::because(broken))
+}
+
 /// The settings in their one form.
 fn settings(kind: PolicyType, config: &Value) -> Result<Value, ApiError> {
     match Rule::read(kind, config) {
@@ -143,6 +203,14 @@ async fn create(cx: Cx, rq: Request<CreatePolicy>) -> Result<PolicyRule, ApiErro
     .bind(now)
     .execute(&mut *tx)
     .await?;
+    keep_scopes(
+        &mut tx,
+        &id,
+        new.agent_group_ids.as_deref(),
+        new.renewal_policy_ids.as_deref(),
+    )
+    .await?;
+    tx.wake(Channel::Policies);
     let created = listing::get(&mut tx, now, id.as_str()).await?;
     listing::commit(tx, "policy_rule_created", "policy", id.as_str()).await?;
     Ok(created)
@@ -180,6 +248,9 @@ async fn update(cx: Cx, rq: Request<UpdatePolicy>) -> Result<PolicyRule, ApiErro
     .bind(now)
     .execute(&mut *tx)
     .await?;
+    let (groups, policies) = (change.agent_group_ids.as_deref(), change.renewal_policy_ids.as_deref());
+    keep_scopes(&mut tx, &id, groups, policies).await?;
+    tx.wake(Channel::Policies);
     let updated = listing::get(&mut tx, now, id.as_str()).await?;
     listing::commit(tx, "policy_rule_updated", "policy", id.as_str()).await?;
     Ok(updated)
@@ -195,6 +266,50 @@ async fn delete(cx: Cx, rq: Request<DeletePolicy>) -> Result<NoContent, ApiError
     listing::deleted(done, PolicyRule::KIND, id.as_str())?;
     listing::commit(tx, "policy_rule_deleted", "policy", id.as_str()).await?;
     Ok(NoContent)
+}
+
+async fn preview(cx: Cx, rq: Request<PreviewPolicy>) -> Result<PolicyPreview, ApiError> {
+    const MOST: u16 = 1_000;
+    let proposed = rq.body;
+    let kind = kind(&proposed.kind)?;
+    let severity = proposed.severity.as_deref().map_or(Ok(Severity::Warning), severity)?;
+    let rule = Rule::read(kind, &proposed.config).map_err(|why| ApiError::invalid("config", why))?;
+    let limit = proposed.limit.unwrap_or(100);
+    if !(1..=MOST).contains(&limit) {
+        return Err(ApiError::invalid("limit", format!("is a number from 1 to {MOST}")));
+    }
+    if let Some(id) = &proposed.rule_id {
+        listing::fetch::<PolicyRule>(&cx, id.as_str()).await?;
+    }
+    let now = cx.now();
+    let proposed = InForce {
+        id: proposed.rule_id.unwrap_or_else(|| PolicyId::generate(now)),
+        name: "proposed".to_owned(),
+        severity,
+        rule,
+        groups: proposed.agent_group_ids.unwrap_or_default(),
+        policies: proposed.renewal_policy_ids.unwrap_or_default(),
+    };
+    let mut db = cx.pool().acquire().await?;
+    let preview = policies::preview(&mut db, proposed, now, usize::from(limit)).await?;
+    let found = |found: Found| FoundCertificates {
+        count: found.count,
+        first: found
+            .first
+            .into_iter()
+            .map(|(certificate_id, message)| FoundCertificate {
+                certificate_id,
+                message,
+            })
+            .collect(),
+    };
+    Ok(PolicyPreview {
+        certificates: preview.looked_at,
+        breaking: preview.breaking,
+        starts: found(preview.starts),
+        stops: found(preview.stops),
+        blocks_renewal: found(preview.blocked),
+    })
 }
 
 async fn violations_of_one(cx: Cx, rq: Request<ListPolicyViolations>) -> Result<Page<PolicyViolation>, ApiError> {

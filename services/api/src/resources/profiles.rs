@@ -8,6 +8,7 @@ use certctl_contract::{
     profiles::*,
 };
 use certctl_model::{
+    approval::{Approval, MOST_APPROVERS},
     id::ProfileId,
     key::KeyAlgorithm,
     profile::{ExtendedKeyUsage, KeyRule, ProfileRules},
@@ -36,8 +37,8 @@ impl Listed for Profile {
 
     const KIND: &'static str = "profile";
     const COLUMNS: &'static str = "p.id, p.name, p.description, p.allowed_key_algorithms, p.max_ttl_seconds,
-        p.allowed_ekus, p.required_san_patterns, p.spiffe_uri_pattern, p.allow_short_lived, p.enabled, p.created_at,
-        p.updated_at";
+        p.allowed_ekus, p.required_san_patterns, p.spiffe_uri_pattern, p.allow_short_lived, p.enabled, p.approval,
+        p.approvers, p.created_at, p.updated_at";
     const FROM: &'static str = "profiles p";
     const ID: &'static str = "p.id";
     const DEFAULT: Sort<ProfileSort> = Sort {
@@ -69,6 +70,8 @@ impl Listed for Profile {
             spiffe_uri_pattern: row.try_get("spiffe_uri_pattern")?,
             allow_short_lived: row.try_get("allow_short_lived")?,
             enabled: row.try_get("enabled")?,
+            approval: row.try_get("approval")?,
+            approvers: row.try_get("approvers")?,
             created_at: row.try_get("created_at")?,
             updated_at: row.try_get("updated_at")?,
         })
@@ -79,7 +82,7 @@ impl Listed for Profile {
 pub(super) async fn rules(db: &mut PgConnection, id: &ProfileId) -> Result<Option<ProfileRules>, ApiError> {
     let row = sqlx::query(
         "SELECT id, name, description, allowed_key_algorithms, max_ttl_seconds, allowed_ekus, required_san_patterns,
-                spiffe_uri_pattern, allow_short_lived, enabled, created_at, updated_at
+                spiffe_uri_pattern, allow_short_lived, enabled, approval, approvers, created_at, updated_at
            FROM profiles WHERE id = $1",
     )
     .bind(id)
@@ -113,6 +116,10 @@ fn check(profile: &Profile) -> Result<(), ApiError> {
             "max_ttl_seconds",
             "is a number of seconds, or 0 for no limit",
         ));
+    }
+    if !(1..=MOST_APPROVERS).contains(&profile.approvers) {
+        let range = format!("is a number from 1 to {MOST_APPROVERS}");
+        return Err(ApiError::invalid("approvers", range));
     }
     let most = |field, count| match count > MOST_RULES {
         true => Err(ApiError::invalid(field, format!("has at most {MOST_RULES} entries"))),
@@ -155,9 +162,9 @@ async fn create(cx: Cx, rq: Request<CreateProfile>) -> Result<Profile, ApiError>
     check(&profile)?;
     sqlx::query(
         "INSERT INTO profiles (id, name, description, allowed_key_algorithms, max_ttl_seconds, allowed_ekus,
-                               required_san_patterns, spiffe_uri_pattern, allow_short_lived, enabled, created_at,
-                               updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11)",
+                               required_san_patterns, spiffe_uri_pattern, allow_short_lived, enabled, approval,
+                               approvers, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $13)",
     )
     .bind(&profile.id)
     .bind(&profile.name)
@@ -169,6 +176,8 @@ async fn create(cx: Cx, rq: Request<CreateProfile>) -> Result<Profile, ApiError>
     .bind(&profile.spiffe_uri_pattern)
     .bind(profile.allow_short_lived)
     .bind(profile.enabled)
+    .bind(profile.approval)
+    .bind(profile.approvers)
     .bind(profile.created_at)
     .execute(&mut *tx)
     .await?;
@@ -193,6 +202,8 @@ fn with_defaults(new: NewProfile, now: Time) -> Profile {
         spiffe_uri_pattern: new.spiffe_uri_pattern.unwrap_or_default(),
         allow_short_lived: new.allow_short_lived.unwrap_or(false),
         enabled: new.enabled.unwrap_or(true),
+        approval: new.approval.unwrap_or(Approval::Never),
+        approvers: new.approvers.unwrap_or(1),
         created_at: now,
         updated_at: now,
     }
@@ -219,6 +230,8 @@ async fn update(cx: Cx, rq: Request<UpdateProfile>) -> Result<Profile, ApiError>
         spiffe_uri_pattern: change.spiffe_uri_pattern.unwrap_or(before.spiffe_uri_pattern),
         allow_short_lived: change.allow_short_lived.unwrap_or(before.allow_short_lived),
         enabled: change.enabled.unwrap_or(before.enabled),
+        approval: change.approval.unwrap_or(before.approval),
+        approvers: change.approvers.unwrap_or(before.approvers),
         created_at: before.created_at,
         updated_at: now,
     };
@@ -227,7 +240,7 @@ async fn update(cx: Cx, rq: Request<UpdateProfile>) -> Result<Profile, ApiError>
         "UPDATE profiles
             SET name = $2, description = $3, allowed_key_algorithms = $4, max_ttl_seconds = $5, allowed_ekus = $6,
                 required_san_patterns = $7, spiffe_uri_pattern = $8, allow_short_lived = $9, enabled = $10,
-                updated_at = $11
+                approval = $11, approvers = $12, updated_at = $13
           WHERE id = $1",
     )
     .bind(&profile.id)
@@ -240,6 +253,8 @@ async fn update(cx: Cx, rq: Request<UpdateProfile>) -> Result<Profile, ApiError>
     .bind(&profile.spiffe_uri_pattern)
     .bind(profile.allow_short_lived)
     .bind(profile.enabled)
+    .bind(profile.approval)
+    .bind(profile.approvers)
     .bind(profile.updated_at)
     .execute(&mut *tx)
     .await?;

@@ -5,7 +5,10 @@ use certctl_contract::{
     list::{Page, Sort},
     renewal_policies::*,
 };
-use certctl_model::id::RenewalPolicyId;
+use certctl_model::{
+    approval::{Approval, MOST_APPROVERS},
+    id::RenewalPolicyId,
+};
 use certctl_store::planning::{self, Planned};
 use sqlx::{FromRow, postgres::PgRow};
 
@@ -29,8 +32,8 @@ impl Listed for RenewalPolicy {
 
     const KIND: &'static str = "renewal policy";
     const COLUMNS: &'static str = "p.id, p.name, p.auto_renew, p.renew_at_permille, p.renewal_window_days,
-        p.max_retries, p.retry_interval_seconds, p.alert_thresholds_days, p.certificate_profile_id, p.created_at,
-        p.updated_at";
+        p.spread_percent, p.max_retries, p.retry_interval_seconds, p.alert_thresholds_days, p.certificate_profile_id, p.approval,
+        p.approvers, p.created_at, p.updated_at";
     const FROM: &'static str = "renewal_policies p";
     const ID: &'static str = "p.id";
     const DEFAULT: Sort<RenewalPolicySort> = Sort {
@@ -62,8 +65,10 @@ fn check(policy: &RenewalPolicyChanges) -> Result<(), ApiError> {
     for (field, value, least, most) in [
         ("renew_at_permille", policy.renew_at_permille, 1, 999),
         ("renewal_window_days", policy.renewal_window_days, 0, 3650),
+        ("spread_percent", policy.spread_percent, 0, 100),
         ("max_retries", policy.max_retries, 1, 100),
         ("retry_interval_seconds", policy.retry_interval_seconds, 1, 2_592_000),
+        ("approvers", policy.approvers, 1, MOST_APPROVERS),
     ] {
         if value.is_some_and(|value| !(least..=most).contains(&value)) {
             return Err(ApiError::invalid(field, format!("is a number from {least} to {most}")));
@@ -94,10 +99,13 @@ async fn create(cx: Cx, rq: Request<CreateRenewalPolicy>) -> Result<RenewalPolic
         auto_renew: new.auto_renew,
         renew_at_permille: new.renew_at_permille,
         renewal_window_days: new.renewal_window_days,
+        spread_percent: new.spread_percent,
         max_retries: new.max_retries,
         retry_interval_seconds: new.retry_interval_seconds,
         alert_thresholds_days: new.alert_thresholds_days,
         certificate_profile_id: new.certificate_profile_id,
+        approval: new.approval,
+        approvers: new.approvers,
     };
     check(&given)?;
     let mut tx = cx.begin().await?;
@@ -106,8 +114,8 @@ async fn create(cx: Cx, rq: Request<CreateRenewalPolicy>) -> Result<RenewalPolic
     sqlx::query(
         "INSERT INTO renewal_policies (id, name, auto_renew, renew_at_permille, renewal_window_days, max_retries,
                                        retry_interval_seconds, alert_thresholds_days, certificate_profile_id,
-                                       created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10)",
+                                       approval, approvers, created_at, updated_at, spread_percent)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13)",
     )
     .bind(&id)
     .bind(&given.name)
@@ -118,7 +126,10 @@ async fn create(cx: Cx, rq: Request<CreateRenewalPolicy>) -> Result<RenewalPolic
     .bind(given.retry_interval_seconds.unwrap_or(3600))
     .bind(given.alert_thresholds_days.unwrap_or_else(|| vec![30, 14, 7, 0]))
     .bind(given.certificate_profile_id.and_then(|profile| profile.0))
+    .bind(given.approval.unwrap_or(Approval::Never))
+    .bind(given.approvers.unwrap_or(1))
     .bind(now)
+    .bind(given.spread_percent.unwrap_or(0))
     .execute(&mut *tx)
     .await?;
     let created = listing::get(&mut tx, now, id.as_str()).await?;
@@ -139,7 +150,9 @@ async fn update(cx: Cx, rq: Request<UpdateRenewalPolicy>) -> Result<RenewalPolic
                 renewal_window_days = coalesce($5, renewal_window_days), max_retries = coalesce($6, max_retries),
                 retry_interval_seconds = coalesce($7, retry_interval_seconds),
                 alert_thresholds_days = coalesce($8, alert_thresholds_days),
-                certificate_profile_id = CASE WHEN $9 THEN $10 ELSE certificate_profile_id END, updated_at = $11
+                certificate_profile_id = CASE WHEN $9 THEN $10 ELSE certificate_profile_id END,
+                approval = coalesce($11, approval), approvers = coalesce($12, approvers),
+                updated_at = $13, spread_percent = coalesce($14, spread_percent)
           WHERE id = $1",
     )
     .bind(&id)
@@ -152,7 +165,10 @@ async fn update(cx: Cx, rq: Request<UpdateRenewalPolicy>) -> Result<RenewalPolic
     .bind(&change.alert_thresholds_days)
     .bind(change.certificate_profile_id.is_some())
     .bind(change.certificate_profile_id.and_then(|profile| profile.0))
+    .bind(change.approval)
+    .bind(change.approvers)
     .bind(now)
+    .bind(change.spread_percent)
     .execute(&mut *tx)
     .await?;
     let updated: RenewalPolicy = listing::get(&mut tx, now, id.as_str()).await?;
@@ -161,6 +177,7 @@ async fn update(cx: Cx, rq: Request<UpdateRenewalPolicy>) -> Result<RenewalPolic
             p.auto_renew,
             p.renew_at_permille,
             p.renewal_window_days,
+            p.spread_percent,
             p.retry_interval_seconds,
         )
     };
