@@ -94,3 +94,89 @@ async fn a_deployment_waits_for_its_agent_as_long_as_it_takes_but_not_for_its_re
     let told = "SELECT count(*)::text FROM notifications WHERE type = 'DeploymentFailure' AND channel = 'Webhook'";
     assert_eq!(w.text(told).await, "1");
 }
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn an_issuer_is_given_no_more_than_its_budget_and_those_with_the_least_time_left_go_first(db: PgPool) {
+    let w = World::new(db).await;
+    let host = w.host("web-1").await;
+    w.target("tgt-1", &host).await;
+    let budget = json!({ "config": { "max_per_hour": 3, "max_under_way": 2 } });
+    w.put("/api/v1/issuers/iss-local", budget).await.expect(200);
+    for n in 1..=8 {
+        w.certificate(&format!("mc-{n}"), &["tgt-1"], Value::Null).await;
+    }
+    for (hour, issued) in [(0, 3), (1, 6), (2, 8)] {
+        w.settle().await;
+        let count = w.text("SELECT count(*)::text FROM certificate_versions").await;
+        assert_eq!(count, issued.to_string(), "after {hour} hours");
+        if hour == 0 {
+            let waiting = w.text("SELECT min(id) FROM jobs WHERE status = 'Running'").await;
+            w.sql("INSERT INTO leases (name, holder, token, until) VALUES ('scheduler', 'x', 1, 'infinity')")
+                .await;
+            let why = w.get(&format!("/api/v1/jobs/{waiting}/explain")).await.expect(200);
+            assert_eq!(why["cause"], "BudgetUsedUp", "{why}");
+        }
+        w.clock.advance(Duration::from_secs(3600));
+    }
+    assert_eq!(
+        w.text("SELECT count(*)::text FROM jobs WHERE status = 'Failed'").await,
+        "0"
+    );
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_forecast_counts_each_renewal_on_its_day_and_says_where_it_is_more_than_the_budget(db: PgPool) {
+    let w = World::new(db).await;
+    let host = w.host("web-1").await;
+    w.target("tgt-1", &host).await;
+    w.certificate("mc-1", &["tgt-1"], Value::Null).await;
+    w.settle().await;
+    let due = w.get("/api/v1/certificates/mc-1").await.expect(200)["renew_at"].clone();
+    let due = due.as_str().unwrap()[..10].to_owned();
+    let told = w.get("/api/v1/renewals/forecast?days=90").await.expect(200);
+    let days = told["days"].as_array().unwrap();
+    assert_eq!((days.len(), &told["total"]), (90, &json!(1)));
+    let on: Vec<_> = days.iter().filter(|day| day["renewals"] != 0).collect();
+    assert_eq!((on.len(), &on[0]["day"]), (1, &json!(due)));
+    assert_eq!(on[0]["issuers"], json!([{ "issuer_id": "iss-local", "renewals": 1 }]));
+    // With certificates of a day, it comes again after two thirds of one; with a budget of one an hour, thirty are too many.
+    let again = w
+        .get("/api/v1/renewals/forecast?days=90&lifetime_days=47")
+        .await
+        .expect(200);
+    assert_eq!(
+        again["total"], 1,
+        "sixty days and thirty-one more are not within ninety"
+    );
+    w.sql(
+        "INSERT INTO certificates (id, name, common_name, owner_id, team_id, issuer_id, renewal_policy_id, renew_at, created_at,
+                                   updated_at)
+         SELECT 'mc-many-' || n, 'many-' || n, 'many.example.net', 'o-unassigned', 't-unassigned', 'iss-local', 'rp-default',
+                '2027-01-20T00:00:00Z', '2027-01-01', '2027-01-01' FROM generate_series(1, 30) n",
+    )
+    .await;
+    let many = w
+        .get("/api/v1/renewals/forecast?days=90&lifetime_days=47")
+        .await
+        .expect(200);
+    assert_eq!((&many["total"], &many["peak"]), (&json!(30 * 3 + 1), &json!(30)));
+    assert_eq!(many["breaks"], json!([]));
+    w.put("/api/v1/issuers/iss-local", json!({ "config": { "max_per_hour": 1 } }))
+        .await
+        .expect(200);
+    let broken = w
+        .get("/api/v1/renewals/forecast?days=40&lifetime_days=47")
+        .await
+        .expect(200);
+    let first = json!({ "issuer_id": "iss-local", "day": "2027-01-20", "renewals": 30, "budget": 24 });
+    assert_eq!(broken["breaks"][0], first, "{broken}");
+    for (query, status) in [
+        ("days=0", 422),
+        ("days=367", 422),
+        ("lifetime_days=0", 422),
+        ("days=x", 400),
+    ] {
+        let path = format!("/api/v1/renewals/forecast?{query}");
+        assert_eq!(w.get(&path).await.problem().status, status, "{query}");
+    }
+}

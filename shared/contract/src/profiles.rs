@@ -110,10 +110,10 @@ pub struct NewProfile {
     /// Whether it may be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// When people have to agree before a request is signed; `none` when absent on creation. Where the renewal policy asks
+    /// When people have to agree before a request is signed: `none`, `manual` or `always`; `none` when absent on creation. Where the renewal policy asks
     /// for more, that counts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub approval: Option<Approval>,
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub approval: Option<String>,
     /// How many; 1 when absent on creation. Whoever asked for the certificate is none of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3))]
@@ -152,10 +152,10 @@ pub struct ProfileChanges {
     /// Whether it may be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// When people have to agree before a request is signed; `none` when absent on creation. Where the renewal policy asks
+    /// When people have to agree before a request is signed: `none`, `manual` or `always`; `none` when absent on creation. Where the renewal policy asks
     /// for more, that counts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub approval: Option<Approval>,
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub approval: Option<String>,
     /// How many; 1 when absent on creation. Whoever asked for the certificate is none of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3))]

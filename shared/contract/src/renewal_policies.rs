@@ -118,9 +118,9 @@ pub struct NewRenewalPolicy {
     /// Profile for certificates created under this policy without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_profile_id: Option<Clearable<ProfileId>>,
-    /// When people have to agree before a request is signed; `none` when absent. Where the profile asks for more, that counts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub approval: Option<Approval>,
+    /// When people have to agree before a request is signed: `none`, `manual` or `always`; `none` when absent. Where the profile asks for more, that counts.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub approval: Option<String>,
     /// How many; 1 when absent. Whoever asked for the certificate is none of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3))]
@@ -163,9 +163,9 @@ pub struct RenewalPolicyChanges {
     /// Profile for certificates created under this policy without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_profile_id: Option<Clearable<ProfileId>>,
-    /// When people have to agree before a request is signed; `none` when absent. Where the profile asks for more, that counts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub approval: Option<Approval>,
+    /// When people have to agree before a request is signed: `none`, `manual` or `always`; `none` when absent. Where the profile asks for more, that counts.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub approval: Option<String>,
     /// How many; 1 when absent. Whoever asked for the certificate is none of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3))]

@@ -158,7 +158,7 @@ async fn get(cx: Cx, rq: Request<GetProfile>) -> Result<Profile, ApiError> {
 
 async fn create(cx: Cx, rq: Request<CreateProfile>) -> Result<Profile, ApiError> {
     let mut tx = cx.begin().await?;
-    let profile = with_defaults(rq.body, tx.now());
+    let profile = with_defaults(rq.body, tx.now())?;
     check(&profile)?;
     sqlx::query(
         "INSERT INTO profiles (id, name, description, allowed_key_algorithms, max_ttl_seconds, allowed_ekus,
@@ -186,11 +186,12 @@ async fn create(cx: Cx, rq: Request<CreateProfile>) -> Result<Profile, ApiError>
 }
 
 /// What is absent, or an empty list, gets the default of a new profile.
-fn with_defaults(new: NewProfile, now: Time) -> Profile {
+fn with_defaults(new: NewProfile, now: Time) -> Result<Profile, ApiError> {
     let rule = |algorithm, min_size| KeyRule { algorithm, min_size };
     let keys = new.allowed_key_algorithms.filter(|rules| !rules.is_empty());
     let ekus = new.allowed_ekus.filter(|ekus| !ekus.is_empty());
-    Profile {
+    let approval = new.approval.as_deref().map(approval).transpose()?;
+    Ok(Profile {
         id: new.id.unwrap_or_else(|| ProfileId::generate(now)),
         name: new.name,
         description: new.description.unwrap_or_default(),
@@ -202,11 +203,16 @@ fn with_defaults(new: NewProfile, now: Time) -> Profile {
         spiffe_uri_pattern: new.spiffe_uri_pattern.unwrap_or_default(),
         allow_short_lived: new.allow_short_lived.unwrap_or(false),
         enabled: new.enabled.unwrap_or(true),
-        approval: new.approval.unwrap_or(Approval::Never),
+        approval: approval.unwrap_or(Approval::Never),
         approvers: new.approvers.unwrap_or(1),
         created_at: now,
         updated_at: now,
-    }
+    })
+}
+
+/// When people have to agree.
+pub(super) fn approval(text: &str) -> Result<Approval, ApiError> {
+    text.parse().map_err(|why: String| ApiError::invalid("approval", why))
 }
 
 async fn update(cx: Cx, rq: Request<UpdateProfile>) -> Result<Profile, ApiError> {
@@ -230,7 +236,7 @@ async fn update(cx: Cx, rq: Request<UpdateProfile>) -> Result<Profile, ApiError>
         spiffe_uri_pattern: change.spiffe_uri_pattern.unwrap_or(before.spiffe_uri_pattern),
         allow_short_lived: change.allow_short_lived.unwrap_or(before.allow_short_lived),
         enabled: change.enabled.unwrap_or(before.enabled),
-        approval: change.approval.unwrap_or(before.approval),
+        approval: change.approval.as_deref().map_or(Ok(before.approval), approval)?,
         approvers: change.approvers.unwrap_or(before.approvers),
         created_at: before.created_at,
         updated_at: now,

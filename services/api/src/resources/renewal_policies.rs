@@ -12,7 +12,7 @@ use certctl_model::{
 use certctl_store::planning::{self, Planned};
 use sqlx::{FromRow, postgres::PgRow};
 
-use super::teams::keep_default;
+use super::{profiles::approval, teams::keep_default};
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
@@ -108,6 +108,7 @@ async fn create(cx: Cx, rq: Request<CreateRenewalPolicy>) -> Result<RenewalPolic
         approvers: new.approvers,
     };
     check(&given)?;
+    let approval = given.approval.as_deref().map(approval).transpose()?;
     let mut tx = cx.begin().await?;
     let now = tx.now();
     let id = new.id.unwrap_or_else(|| RenewalPolicyId::generate(now));
@@ -126,7 +127,7 @@ async fn create(cx: Cx, rq: Request<CreateRenewalPolicy>) -> Result<RenewalPolic
     .bind(given.retry_interval_seconds.unwrap_or(3600))
     .bind(given.alert_thresholds_days.unwrap_or_else(|| vec![30, 14, 7, 0]))
     .bind(given.certificate_profile_id.and_then(|profile| profile.0))
-    .bind(given.approval.unwrap_or(Approval::Never))
+    .bind(approval.unwrap_or(Approval::Never))
     .bind(given.approvers.unwrap_or(1))
     .bind(now)
     .bind(given.spread_percent.unwrap_or(0))
@@ -140,6 +141,7 @@ async fn create(cx: Cx, rq: Request<CreateRenewalPolicy>) -> Result<RenewalPolic
 async fn update(cx: Cx, rq: Request<UpdateRenewalPolicy>) -> Result<RenewalPolicy, ApiError> {
     let (id, change) = (rq.path.id, rq.body);
     check(&change)?;
+    let approval = change.approval.as_deref().map(approval).transpose()?;
     let mut tx = cx.begin().await?;
     let now = tx.now();
     let before: RenewalPolicy = listing::get(&mut tx, now, id.as_str()).await?;
@@ -165,7 +167,7 @@ async fn update(cx: Cx, rq: Request<UpdateRenewalPolicy>) -> Result<RenewalPolic
     .bind(&change.alert_thresholds_days)
     .bind(change.certificate_profile_id.is_some())
     .bind(change.certificate_profile_id.and_then(|profile| profile.0))
-    .bind(change.approval)
+    .bind(approval)
     .bind(change.approvers)
     .bind(now)
     .bind(change.spread_percent)

@@ -102,9 +102,9 @@ async fn forecast(cx: Cx, rq: Request<ForecastRenewals>) -> Result<Forecast, Api
 fn within(field: &'static str, days: u16, most: u16) -> Result<u16, ApiError> {
     match (1..=most).contains(&days) {
         true => Ok(days),
-        false => Err(ApiError::malformed(
-            format!("{field} is a number of days from 1 to {most}"),
-            vec![],
+        false => Err(ApiError::invalid(
+            field,
+            format!("is a number of days from 1 to {most}"),
         )),
     }
 }
