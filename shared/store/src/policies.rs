@@ -146,7 +146,7 @@ const UNASSIGNED: &str = "unassigned";
 impl From<SeenRow> for Seen {
     fn from(row: SeenRow) -> Self {
         let claimed = |id: &str| id.rsplit('-').next() != Some(UNASSIGNED);
-        // A name that cannot be read was let in by an older version; it is judged as the text it is.
+        // Every name was read once before it was stored.
         let names = std::iter::once(&row.common_name).chain(&row.sans);
         Self {
             facts: CertificateFacts {
@@ -193,8 +193,8 @@ pub async fn page(db: &mut PgConnection, behind: &str, limit: i64) -> Result<Vec
     Ok(rows.into_iter().map(Seen::from).collect())
 }
 
-/// Up to `limit` certificates, `behind` one of them in the order of their ids: those that live, and those that did when
-/// they were found to break a rule.
+/// Up to `limit` certificates, `behind` one of them in the order of their ids: all of them, because violations of those that
+/// were revoked or archived are closed.
 ///
 /// # Errors
 /// When the database cannot be asked.
