@@ -329,10 +329,15 @@ impl Case {
                     c.profile_id, c.revoked_at IS NOT NULL AS revoked, c.archived_at IS NOT NULL AS archived,
                     i.id AS issuer, i.type AS issuer_type, i.enabled AS issuer_enabled,
                     (i.config->>'validity_days')::int AS validity_days,
-                    (i.config->>'crl_shards')::int AS crl_shards, job_approved(j, c) AS approved
+                    (i.config->>'crl_shards')::int AS crl_shards,
+                    -- Asked of the few that may need it: it costs as much as all the rest.
+                    CASE WHEN p.approval = 'none' AND coalesce(f.approval, 'none') = 'none' THEN true
+                         ELSE job_approved(j, c) END AS approved
                FROM jobs j
                JOIN certificates c ON c.id = j.certificate_id
                JOIN issuers i ON i.id = c.issuer_id
+               JOIN renewal_policies p ON p.id = c.renewal_policy_id
+               LEFT JOIN profiles f ON f.id = c.profile_id
               WHERE j.id = ANY ($1)",
         )
         .bind(&jobs)
