@@ -102,7 +102,8 @@ impl Builder {
         self
     }
 
-    /// Adds a variable for every process of a service (`api`, `signer`, `scheduler`, `notifier`, `agent`).
+    /// Adds a variable for every process of a service (`api`, `signer`, `scheduler`, `notifier`, `agent`), or for one of
+    /// several (`api-2`).
     pub fn env(mut self, service: &str, name: &str, value: impl ToString) -> Self {
         self.env.push((service.to_owned(), name.to_owned(), value.to_string()));
         self
@@ -267,7 +268,11 @@ impl Settings<'_> {
                 .env("CERTCTL_STATE_DIR", self.dir.join("agent/state").display()),
             _ => self.server(kind, name),
         };
-        let ours = self.builder.env.iter().filter(|(service, ..)| service == kind);
+        let ours = self
+            .builder
+            .env
+            .iter()
+            .filter(|(service, ..)| service == kind || service == name);
         ours.fold(spec, |spec, (_, name, value)| spec.env(name, value))
     }
 

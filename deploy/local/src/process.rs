@@ -221,6 +221,23 @@ impl Service {
         }
     }
 
+    /// Stops it where it is, as a machine does that hangs, until it is [resumed](Self::resume).
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(child) = &self.child {
+            // An error says that it has ended by itself.
+            let _ = kill_process_group(Pid::from_child(child), signal);
+        }
+    }
+
     /// Asks it to end, and kills it if it has not within `grace`. Returns whether it ended by itself.
     pub async fn terminate(&mut self, grace: Duration) -> bool {
         if let Some(child) = &self.child {

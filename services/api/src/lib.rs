@@ -78,7 +78,12 @@ const KEEP_HOUSE_EVERY: Duration = Duration::from_secs(60);
 
 /// Opens what the service needs; connects to nothing yet.
 pub fn build(config: &Config, clock: Clock, stop: &Tasks) -> anyhow::Result<Arc<App>> {
-    let pool = certctl_store::connect(config.database.url.expose(), "certctl_api", config.database.max_conns)?;
+    let pool = certctl_store::connect(
+        config.database.url.expose(),
+        "certctl_api",
+        config.database.max_conns,
+        &clock,
+    )?;
     let signer = Client::builder("http://localhost")
         .unix_socket(&config.signer_socket)
         .timeout(SIGNER_TIMEOUT)

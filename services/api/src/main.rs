@@ -20,7 +20,7 @@ async fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     let tasks = Tasks::new();
-    let app = certctl_api::build(&config, Clock::system(), &tasks)?;
+    let app = certctl_api::build(&config, Clock::told(), &tasks)?;
     certctl_api::run(&config, app, &tasks).await?;
     tasks::signal().await;
     tasks.drain(Duration::from_secs(30)).await;

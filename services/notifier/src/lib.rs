@@ -56,7 +56,7 @@ impl Notifier {
     /// When an address, a secret or a certificate of the configuration cannot be read.
     pub fn build(config: &Config, clock: Clock) -> anyhow::Result<Arc<Self>> {
         let url = config.database_url.expose();
-        let db = certctl_store::connect(url, "certctl_notifier", config.database_max_conns)?;
+        let db = certctl_store::connect(url, "certctl_notifier", config.database_max_conns, &clock)?;
         Self::over(db, config, clock)
     }
 

@@ -19,7 +19,7 @@ const GRACE: Duration = Duration::from_secs(25);
 async fn main() -> anyhow::Result<()> {
     let config: Config = config::parse();
     telemetry::init(&config.settings, "notifier")?;
-    let notifier = Notifier::build(&config, Clock::system())?;
+    let notifier = Notifier::build(&config, Clock::told())?;
 
     let tasks = Tasks::new();
     let db = notifier.db().clone();

@@ -95,7 +95,7 @@ impl Scheduler {
     /// When the address of the database cannot be read, or the journal not opened.
     pub fn build(config: &Config, clock: Clock, signer: Client) -> anyhow::Result<Arc<Self>> {
         let url = config.database_url.expose();
-        let db = certctl_store::connect(url, "certctl_scheduler", config.database_max_conns)?;
+        let db = certctl_store::connect(url, "certctl_scheduler", config.database_max_conns, &clock)?;
         Self::over(db, config, clock, signer)
     }
 

@@ -27,7 +27,7 @@ async fn main() -> anyhow::Result<()> {
         .timeout(config.issuer_timeout())
         .user_agent("certctl-scheduler")
         .build()?;
-    let scheduler = Scheduler::build(&config, Clock::system(), signer)?;
+    let scheduler = Scheduler::build(&config, Clock::told(), signer)?;
 
     let tasks = Tasks::new();
     let listener = serve::listen(config.ops_listen).await?;

@@ -7,13 +7,14 @@ use certctl_runtime::failpoint;
 use certctl_store::{
     Error,
     planning::{self, Due},
+    wake::{self, Channel},
 };
 use tracing::{info, warn};
 
 use crate::Scheduler;
 
 /// Certificates that are planned together, in one unit of work.
-const BATCH: usize = 500;
+const BATCH: usize = 1_000;
 
 /// Creates the jobs of all certificates that are due. Returns how many certificates got some.
 ///
@@ -23,10 +24,19 @@ const BATCH: usize = 500;
 /// # Errors
 /// When the database cannot be asked.
 pub async fn sweep(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
+    let planned = plan_all(&scheduler).await?;
+    // Workers begin behind the pass: both want the same rows, and the last to be planned is no less due than the first.
+    if planned > 0 {
+        wake::wake(&scheduler.db, Channel::Jobs).await?;
+    }
+    Ok(planned)
+}
+
+async fn plan_all(scheduler: &Scheduler) -> anyhow::Result<u64> {
     let (mut planned, mut behind) = (0, None);
     loop {
         let due = planning::due(&scheduler.db, scheduler.now(), behind.as_ref(), BATCH as i64).await?;
-        planned += match plan(&scheduler, &due).await {
+        planned += match plan(scheduler, &due).await {
             Err(error) if error.is_transient() => return Err(error.into()),
             // Another plans them.
             Err(Error::LeaseLost) => return Ok(planned),
@@ -36,7 +46,7 @@ pub async fn sweep(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
                     "{} renewals are not planned together but one by one: {error}",
                     due.len()
                 );
-                one_by_one(&scheduler, &due).await?
+                one_by_one(scheduler, &due).await?
             }
             Ok(certificates) => certificates,
         };
@@ -69,11 +79,11 @@ async fn plan(scheduler: &Scheduler, due: &[Due]) -> Result<u64, Error> {
         return Ok(0);
     }
     let mut tx = scheduler.begin_as_leader().await?;
-    let ids: Vec<&CertificateId> = due.iter().map(|one| &one.id).collect();
-    let jobs = planning::request_due(&mut tx, &ids).await?;
+    let jobs = planning::request_due(&mut tx, due).await?;
     if jobs.is_empty() {
         return Ok(0);
     }
+    tx.let_sleep();
     tx.commit().await?;
     metrics::counter!("renewals_planned_total").increment(jobs.len() as u64);
     let mut planned: BTreeMap<&CertificateId, Vec<&JobId>> = BTreeMap::new();

@@ -95,7 +95,7 @@ impl Signer {
     /// # Errors
     /// Settings that contradict each other, or an authority brought by an operator that cannot be used.
     pub fn build(config: Config, clock: Clock) -> Result<Self> {
-        let pool = certctl_store::connect(config.database_url.expose(), ROLE, config.database_max_conns)?;
+        let pool = certctl_store::connect(config.database_url.expose(), ROLE, config.database_max_conns, &clock)?;
         Self::with_pool(config, pool, clock)
     }
 

@@ -49,7 +49,7 @@ async fn serve(config: Config) -> ExitCode {
 
 /// Returns when the signer is asked to end, or cannot go on.
 async fn run(config: Config, tasks: &Tasks) -> Result<()> {
-    let signer = Signer::build(config, Clock::system())?;
+    let signer = Signer::build(config, Clock::told())?;
     let works = async {
         signer.run(tasks).await?;
         tasks.token().cancelled().await;

@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -32,6 +32,12 @@ impl Time {
     /// From whole seconds since 1970; clamped to the years 0 to 9999.
     pub fn from_unix(seconds: i64) -> Self {
         Self(OffsetDateTime::from_unix_timestamp(seconds.clamp(-62_135_596_800, 253_402_300_799)).expect("clamped"))
+    }
+
+    fn from_micros(micros: i64) -> Self {
+        let at = OffsetDateTime::from_unix_timestamp(micros.div_euclid(1_000_000));
+        let at = at.and_then(|at| at.replace_microsecond(micros.rem_euclid(1_000_000) as u32));
+        Self(at.expect("read from a valid time"))
     }
 
     /// Whole seconds since 1970.
@@ -181,40 +187,81 @@ mod sql {
     }
 }
 
-/// Says what time it is: the system's, or one that a test sets.
-#[derive(Clone, Debug, Default)]
-pub struct Clock(Option<Arc<AtomicI64>>);
+/// Says what time it is: the system's, one that others keep, or one that a test sets. Clones are one clock.
+#[derive(Clone, Debug)]
+pub struct Clock(Source);
+
+#[derive(Clone, Debug)]
+enum Source {
+    System,
+    /// Counts on from `base` by itself; what it read then is in microseconds since 1970.
+    Told {
+        base: Instant,
+        at_base: Arc<AtomicI64>,
+    },
+    Manual(Arc<AtomicI64>),
+}
 
 impl Clock {
     /// The time of day of this machine.
     pub fn system() -> Self {
-        Self(None)
+        Self(Source::System)
+    }
+
+    /// A clock that goes by what it is [told](Self::tell), so that replicas with one source have one time whatever their
+    /// machines say. Until then it goes by the machine.
+    pub fn told() -> Self {
+        let at_base = Arc::new(AtomicI64::new(micros(system_now())));
+        Self(Source::Told {
+            base: Instant::now(),
+            at_base,
+        })
     }
 
     /// A clock that stands still until it is moved. Clones move together.
     pub fn manual(start: Time) -> Self {
-        Self(Some(Arc::new(AtomicI64::new(micros(start.0)))))
+        Self(Source::Manual(Arc::new(AtomicI64::new(micros(start.0)))))
     }
 
     /// Reads the clock.
     pub fn now(&self) -> Time {
         match &self.0 {
-            None => Time::new(system_now()),
-            Some(at) => {
-                let nanos = i128::from(at.load(Ordering::SeqCst)) * 1_000;
-                Time(OffsetDateTime::from_unix_timestamp_nanos(nanos).expect("was set from a valid time"))
+            Source::System => Time::new(system_now()),
+            Source::Told { base, at_base } => {
+                Time::from_micros(at_base.load(Ordering::SeqCst).saturating_add(elapsed(*base)))
             }
+            Source::Manual(at) => Time::from_micros(at.load(Ordering::SeqCst)),
         }
+    }
+
+    /// Tells what time it was between `asked` and now. A clock that agrees is left alone, so that it does not jump back
+    /// and forth; the system's and a manual one do not listen. Returns by how many seconds it was ahead, if it was set.
+    pub fn tell(&self, said: Time, asked: Instant) -> Option<f64> {
+        let Source::Told { base, at_base } = &self.0 else {
+            return None;
+        };
+        let ahead = micros(self.now().0) - micros(said.0);
+        if (0..=elapsed(asked)).contains(&ahead) {
+            return None;
+        }
+        at_base.store(micros(said.0) - elapsed(*base), Ordering::SeqCst);
+        Some(ahead as f64 / 1e6)
     }
 
     /// Moves a manual clock forward.
     ///
     /// # Panics
-    /// On the system's clock.
+    /// On any other.
     pub fn advance(&self, by: Duration) {
-        let at = self.0.as_ref().expect("only a manual clock can be moved");
+        let Source::Manual(at) = &self.0 else {
+            panic!("only a manual clock can be moved");
+        };
         at.store(micros((self.now() + by).0), Ordering::SeqCst);
     }
+}
+
+fn elapsed(since: Instant) -> i64 {
+    i64::try_from(since.elapsed().as_micros()).unwrap_or(i64::MAX)
 }
 
 #[expect(
@@ -243,6 +290,26 @@ mod tests {
             assert_eq!(text.parse::<Time>().unwrap().to_string(), written);
         }
         assert!("yesterday".parse::<Time>().is_err());
+    }
+
+    #[test]
+    fn a_clock_that_is_told_the_time_goes_by_it_and_not_by_the_machine() {
+        let (clock, hour) = (Clock::told(), Duration::from_secs(3_600));
+        let (machine, asked) = (Clock::system(), Instant::now());
+        let ahead = clock.clone().tell(machine.now() - hour, asked);
+        assert!(
+            ahead.is_some_and(|ahead| (3_599.0..3_700.0).contains(&ahead)),
+            "{ahead:?}"
+        );
+        let behind = machine.now().seconds_since(clock.now());
+        assert!((3_599..3_700).contains(&behind), "{behind}");
+        // What was said on the way here is no news.
+        let (asked, before) = (Instant::now(), clock.now());
+        assert_eq!(clock.tell(before, asked), None);
+
+        let manual = Clock::manual(Time::from_unix(100));
+        manual.tell(Time::from_unix(5), Instant::now());
+        assert_eq!(manual.now(), Time::from_unix(100));
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub fn configure(directory: Option<PathBuf>) {
     DIRECTORY.get_or_init(|| directory);
 }
 
-/// Holds the caller while `<directory>/<name>` exists, after writing `<name>.reached` beside it.
+/// Holds the caller while `<directory>/<name>` exists, after writing its process id to `<name>.reached` beside it.
 #[cfg(debug_assertions)]
 pub async fn hold(name: &str) {
     if let Some(directory) = DIRECTORY.get().and_then(Option::as_ref) {
@@ -29,7 +29,12 @@ async fn hold_in(directory: &std::path::Path, name: &str) {
     if !held().await {
         return;
     }
-    if let Err(error) = tokio::fs::write(directory.join(format!("{name}.reached")), b"").await {
+    if let Err(error) = tokio::fs::write(
+        directory.join(format!("{name}.reached")),
+        std::process::id().to_string(),
+    )
+    .await
+    {
         tracing::warn!("failpoint {name} cannot say that it was reached: {error}");
     }
     while held().await {

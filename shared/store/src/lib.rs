@@ -47,10 +47,14 @@ pub mod tallies;
 pub mod tx;
 pub mod wake;
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    str::FromStr,
+    time::{Duration, Instant},
+};
 
+use certctl_model::time::{Clock, Time};
 use sqlx::{
-    PgPool,
+    PgConnection, PgPool,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -69,17 +73,19 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Opens a pool whose sessions run as `role` (`certctl_api`, …), in UTC, with bounded statements.
 ///
 /// The login in `url` must be that role or a member of it. No connection is made yet, so that a service starts while
-/// the database is away and is ready when it is back.
+/// the database is away and is ready when it is back. Each new connection tells `clock` what time it is in the database,
+/// before anything is asked that depends on it.
 ///
 /// # Errors
 /// When `url` cannot be read.
-pub fn connect(url: &str, role: &str, max_connections: u32) -> Result<PgPool> {
+pub fn connect(url: &str, role: &str, max_connections: u32, clock: &Clock) -> Result<PgPool> {
     let options = PgConnectOptions::from_str(url)?.application_name(role).options([
         ("role", role),
         ("timezone", "UTC"),
         ("statement_timeout", "30s"),
         ("lock_timeout", "10s"),
-        ("idle_in_transaction_session_timeout", "60s"),
+        // A process that hangs in the middle keeps nobody waiting for longer.
+        ("idle_in_transaction_session_timeout", "10s"),
         // Statements are short: to compile one, or to share it out, would cost more than it saves.
         ("jit", "off"),
         ("max_parallel_workers_per_gather", "0"),
@@ -87,7 +93,27 @@ pub fn connect(url: &str, role: &str, max_connections: u32) -> Result<PgPool> {
     Ok(PgPoolOptions::new()
         .max_connections(max_connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
+        .after_connect({
+            let clock = clock.clone();
+            move |db, _| {
+                let clock = clock.clone();
+                Box::pin(async move { agree(db, &clock).await })
+            }
+        })
         .connect_lazy_with(options))
+}
+
+/// All replicas go by the clock of the database: one whose own is wrong would see leases run out that did not, and
+/// certificates expire that have not.
+async fn agree(db: &mut PgConnection, clock: &Clock) -> sqlx::Result<()> {
+    const WORTH_A_WORD: f64 = 5.0;
+    let asked = Instant::now();
+    let said: Time = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(db).await?;
+    if let Some(ahead) = clock.tell(said, asked).filter(|ahead| ahead.abs() > WORTH_A_WORD) {
+        let (by, which) = (ahead.abs(), if ahead > 0.0 { "ahead of" } else { "behind" });
+        tracing::warn!("this machine's clock is {by:.0} s {which} the database's, which counts");
+    }
+    Ok(())
 }
 
 /// One value of each row, to be bound as an array.

@@ -1,6 +1,6 @@
 //! Keeps a certificate in line with its targets and its policy: its dates, when it is due, the jobs that are open for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use certctl_model::{
     explain::AgentStanding,
@@ -87,13 +87,15 @@ pub async fn standing(db: &mut PgConnection, certificate: &CertificateId) -> Res
     .await?)
 }
 
-/// A certificate that is due, and since when.
+/// A certificate that is due.
 #[derive(Clone, Debug, sqlx::FromRow)]
 pub struct Due {
     /// Which.
     pub id: CertificateId,
     /// Since when; not in the future.
     pub renew_at: Time,
+    /// Which of its agents want a new version; at least one.
+    pub agents: Vec<AgentId>,
 }
 
 /// Certificates of which some agent wants a new version by itself, soonest first, `limit` of those `behind` one of them.
@@ -102,11 +104,13 @@ pub struct Due {
 /// When the database cannot be asked.
 pub async fn due(pool: &PgPool, now: Time, behind: Option<&Due>, limit: i64) -> Result<Vec<Due>> {
     Ok(sqlx::query_as(concat!(
-        "SELECT c.id, c.renew_at FROM ",
+        "SELECT c.id, c.renew_at, w.agents FROM ",
         due!(),
-        " WHERE (c.renew_at, c.id) > (coalesce($2, '-infinity'), coalesce($3, '')) AND EXISTS ",
+        " CROSS JOIN LATERAL (SELECT array_agg(agent_id ORDER BY agent_id) AS agents FROM ",
         wanting!(),
-        " ORDER BY c.renew_at, c.id LIMIT $4"
+        " wanting) w
+          WHERE (c.renew_at, c.id) > (coalesce($2, '-infinity'), coalesce($3, '')) AND w.agents IS NOT NULL
+          ORDER BY c.renew_at, c.id LIMIT $4"
     ))
     .bind(now)
     .bind(behind.map(|due| due.renew_at))
@@ -116,29 +120,32 @@ pub async fn due(pool: &PgPool, now: Time, behind: Option<&Due>, limit: i64) -> 
     .await?)
 }
 
-/// Creates the jobs of those agents that want a new version of these certificates now. One that is not due, or not any
-/// more, gets none. Returns the new ones, each with its certificate.
+/// Creates the jobs of those agents that want a new version of these certificates. One that is not due any more gets
+/// none, nor does an agent for which one was created since. Returns the new ones, each with its certificate.
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn request_due(tx: &mut Tx, certificates: &[&CertificateId]) -> Result<Vec<(CertificateId, JobId)>> {
-    let locked = certificates::lock_all(tx, certificates).await?;
-    let ids: Vec<&CertificateId> = locked.iter().map(|one| &one.id).collect();
-    let wanting: Vec<(CertificateId, AgentId)> = sqlx::query_as(concat!(
-        "SELECT c.id, w.agent_id FROM ",
-        due!(),
-        " CROSS JOIN LATERAL ",
-        wanting!(),
-        " w WHERE c.id = ANY ($2) ORDER BY c.id, w.agent_id"
-    ))
-    .bind(tx.now())
-    .bind(&ids)
-    .fetch_all(&mut **tx)
-    .await?;
-    let locked: HashMap<&CertificateId, &Locked> = locked.iter().map(|one| (&one.id, one)).collect();
-    let job = |(id, agent): (CertificateId, AgentId)| locked[&id].issuance(locked[&id].next_kind(), agent);
-    let wanted: Vec<NewJob> = wanting.into_iter().map(job).collect();
-    let new = jobs::insert_each(tx, &wanted).await?;
+pub async fn request_due(tx: &mut Tx, wanted: &[Due]) -> Result<Vec<(CertificateId, JobId)>> {
+    let locked = certificates::lock_all(tx, &column(wanted, |one| &one.id)).await?;
+    let still: HashSet<CertificateId> =
+        sqlx::query_scalar(concat!("SELECT c.id FROM ", due!(), " WHERE c.id = ANY ($2)"))
+            .bind(tx.now())
+            .bind(column(wanted, |one| &one.id))
+            .fetch_all(&mut **tx)
+            .await?
+            .into_iter()
+            .collect();
+    let agents: HashMap<&CertificateId, &[AgentId]> = wanted.iter().map(|one| (&one.id, &*one.agents)).collect();
+    let jobs: Vec<NewJob> = locked
+        .iter()
+        .filter(|one| still.contains(&one.id))
+        .flat_map(|one| {
+            agents[&one.id]
+                .iter()
+                .map(|agent| one.issuance(one.next_kind(), agent.clone()))
+        })
+        .collect();
+    let new = jobs::insert_each(tx, &jobs).await?;
     Ok(new.into_iter().map(|(id, job)| (job.certificate.clone(), id)).collect())
 }
 

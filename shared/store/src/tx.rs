@@ -12,7 +12,10 @@ use certctl_model::{
 };
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 
-use crate::{error::*, wake::Channel};
+use crate::{
+    error::*,
+    wake::{self, Channel},
+};
 
 /// Begins a transaction, with a statement of the caller's own if it brings one.
 ///
@@ -102,6 +105,11 @@ impl Tx {
         self.wakes.insert(channel);
     }
 
+    /// Forgets whom to wake: the caller does it when more is there.
+    pub fn let_sleep(&mut self) {
+        self.wakes.clear();
+    }
+
     /// Writes the events, wakes who waits, and commits.
     ///
     /// # Errors
@@ -146,10 +154,7 @@ impl Tx {
         .execute(&mut *self.inner)
         .await?;
         for channel in &self.wakes {
-            sqlx::query("SELECT pg_notify($1, '')")
-                .bind(channel.as_str())
-                .execute(&mut *self.inner)
-                .await?;
+            wake::wake(&mut *self.inner, *channel).await?;
         }
         self.inner.commit().await?;
         Ok(())

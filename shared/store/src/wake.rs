@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{PgPool, postgres::PgListener};
+use sqlx::{PgExecutor, PgPool, postgres::PgListener};
 use tokio::sync::watch;
 
 /// What one can wait for.
@@ -40,6 +40,15 @@ impl Channel {
             Channel::Policies => "certctl_policies",
         }
     }
+}
+
+/// Wakes who waits for it; in a transaction, once it is visible.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn wake(db: impl PgExecutor<'_>, channel: Channel) -> sqlx::Result<()> {
+    let told = sqlx::query("SELECT pg_notify($1, '')").bind(channel.as_str());
+    told.execute(db).await.map(|_| ())
 }
 
 /// Names the serial numbers whose status changed, as `issuer/serial` with blanks between; written by the database itself.

@@ -9,7 +9,7 @@ use certctl_model::{
     key::KeyFacts,
     notice::Channel,
     revocation::RevocationReason,
-    time::Time,
+    time::{Clock, Time},
 };
 use certctl_store::{
     Error, Tx, agents,
@@ -464,7 +464,7 @@ async fn a_unit_of_work_that_is_cut_off_while_it_begins_leaves_no_transaction_be
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
 async fn a_pool_has_as_many_connections_as_it_was_told_and_no_more(db: PgPool) {
     let url = sqlx::ConnectOptions::to_url_lossy(&*db.connect_options()).to_string();
-    let pool = certctl_store::connect(&url, "certctl_api", 3).unwrap();
+    let pool = certctl_store::connect(&url, "certctl_api", 3, &Clock::told()).unwrap();
     let mut held = vec![];
     for _ in 0..3 {
         held.push(pool.acquire().await.unwrap());
