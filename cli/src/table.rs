@@ -90,6 +90,7 @@ pub(crate) const NOUNS: &[Noun] = &[
     noun("stats", "stats", &[], "Figures"),
     noun("metrics", "stats", &[], ""),
     noun("revocation", "revocation", &["crl"], "CRLs and OCSP"),
+    noun("endpoints", "endpoints", &[], "What is served where clients connect to"),
     noun(
         "blocked_keys",
         "blocked-keys",
@@ -122,6 +123,7 @@ pub(crate) const NOUNS: &[Noun] = &[
 const VERBS: &[(&str, &str)] = &[
     ("trigger_renewal", "renew"),
     ("trigger_deployment", "deploy"),
+    ("trigger_validation", "validate"),
     ("list_certificate_versions", "versions"),
     ("list_certificate_deployments", "deployments"),
     ("export_certificate", "export"),
@@ -144,6 +146,7 @@ const VERBS: &[(&str, &str)] = &[
     ("list_bulk_items", "items"),
     ("cancel_bulk_operation", "cancel"),
     ("list_blocked_keys", "list"),
+    ("list_endpoints", "list"),
     ("get_blocked_key", "get"),
     ("block_key", "block"),
     ("unblock_key", "unblock"),

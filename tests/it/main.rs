@@ -49,4 +49,5 @@ mod tokens;
 mod tools;
 mod transfer;
 mod two_of_each;
+mod validation;
 mod who;

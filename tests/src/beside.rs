@@ -1,9 +1,9 @@
-//! What stands in front of and beside the API: an HAProxy and a Redis of this machine.
+//! What stands in front of and beside the API, and what serves certificates: HAProxy and Redis of this machine.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -129,6 +129,75 @@ impl HaProxy {
         Self {
             address,
             _service: service,
+        }
+    }
+}
+
+/// An HAProxy that ends TLS for several backends, each at an address and with files of its own.
+pub struct Backends {
+    /// Where they listen.
+    pub addresses: Vec<SocketAddr>,
+    dir: PathBuf,
+    service: Service,
+}
+
+impl Backends {
+    /// Starts them, each with a certificate, its intermediates and its key in PEM; `dir` is for files and log.
+    ///
+    /// # Panics
+    ///
+    /// They do not start.
+    pub async fn start(dir: &Path, bundles: &[&str]) -> Self {
+        let mut config = "defaults\n  mode http\n  timeout client 10s\n".to_owned();
+        let mut addresses = Vec::new();
+        for (number, bundle) in bundles.iter().enumerate() {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port(dir, &format!("backend-{number}"))));
+            let file = dir.join(format!("backend-{number}.pem"));
+            fs::write(&file, bundle).unwrap();
+            let file = file.display();
+            writeln!(
+                config,
+                "frontend f{number}\n  bind {address} ssl crt {file}\n  http-request return status 204"
+            )
+            .expect("a text can be written to");
+            addresses.push(address);
+        }
+        let file = dir.join("backends.cfg");
+        fs::write(&file, config).unwrap();
+        let spec = Spec::new("backends", &program("haproxy"), dir)
+            .args(["-db", "-f"])
+            .args([&file]);
+        let backends = Self {
+            addresses,
+            dir: dir.to_owned(),
+            service: Service::spawn(spec).unwrap(),
+        };
+        backends.listen().await;
+        backends
+    }
+
+    /// Has one of them serve something else from now on.
+    ///
+    /// # Panics
+    ///
+    /// They do not start again.
+    pub async fn serve(&mut self, number: usize, bundle: &str) {
+        fs::write(self.dir.join(format!("backend-{number}.pem")), bundle).unwrap();
+        self.service.restart().unwrap();
+        self.listen().await;
+    }
+
+    /// Ends all of them.
+    pub fn stop(&mut self) {
+        self.service.kill9();
+    }
+
+    async fn listen(&self) {
+        for address in &self.addresses {
+            eventually("the backends to listen", PATIENCE, async || {
+                Ok(TcpStream::connect(address).await?)
+            })
+            .await;
         }
     }
 }

@@ -29,7 +29,9 @@ use certctl_model::{
     time::{Clock, Time},
 };
 use certctl_runtime::{serve, tasks::Tasks};
-use certctl_scheduler::{Scheduler, agents, blocked_keys, bulk, crls, overdue, policies, prober, renewals, worker};
+use certctl_scheduler::{
+    Scheduler, agents, blocked_keys, bulk, crls, overdue, policies, prober, renewals, validations, worker,
+};
 use certctl_signer::Signer;
 use certctl_store::wake::{Channel, Revoked};
 use certctl_x509::{facts::CertificateFacts, keys::KeyPair};
@@ -416,6 +418,8 @@ impl World {
         moved += bulk::round(s.clone()).await.unwrap();
         moved += blocked_keys::sweep(s.clone()).await.unwrap();
         moved += overdue::sweep(s.clone()).await.unwrap();
+        moved += validations::plan(s.clone()).await.unwrap();
+        moved += validations::round(s.clone()).await.unwrap();
         worker::reap(s.clone()).await.unwrap();
         let hosts = self.hosts.lock().unwrap().clone();
         for host in hosts.iter().filter(|host| !host.away.load(Ordering::Relaxed)) {
@@ -658,6 +662,12 @@ impl Host {
     pub fn config(&self, target: &str) -> Value {
         let file = self.dir.join(format!("tls/{target}.pem"));
         json!({ "cert_path": file, "validate_command": "true", "reload_command": "true" })
+    }
+
+    /// What a server needs to serve a target: the certificate, the intermediates and the key, PEM.
+    pub fn bundle(&self, target: &str) -> String {
+        let read = |suffix: &str| std::fs::read_to_string(self.dir.join(format!("tls/{target}{suffix}"))).unwrap();
+        read(".pem") + &read(".key")
     }
 
     /// What a server of this host would serve for a target: its certificate file, which pairs with its key file.

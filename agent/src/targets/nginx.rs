@@ -66,6 +66,7 @@ mod tests {
             reload_command: "nginx -s reload".into(),
             verify_address: String::new(),
             verify_server_name: String::new(),
+            endpoints: vec![],
         }
     }
 

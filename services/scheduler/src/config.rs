@@ -49,6 +49,11 @@ pub struct Config {
     #[arg(long, env = "CERTCTL_SCHEDULER_JOB_PROCESSOR_INTERVAL", default_value = "30s", value_parser = interval)]
     pub job_processor_interval: Duration,
 
+    /// How often one looks whether a certificate is served at the endpoints of its targets; after a deployment it is done at
+    /// once.
+    #[arg(long, env = "CERTCTL_SCHEDULER_VALIDATION_INTERVAL", default_value = "12h", value_parser = interval)]
+    pub validation_interval: Duration,
+
     /// How often silent agents are looked for.
     #[arg(long, env = "CERTCTL_SCHEDULER_AGENT_HEALTH_CHECK_INTERVAL", default_value = "2m", value_parser = interval)]
     pub agent_health_check_interval: Duration,

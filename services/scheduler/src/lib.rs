@@ -16,6 +16,7 @@
 //! | [`agents`] | notices silence |
 //! | [`journal`] | keeps revocations outside the database |
 //! | [`prober`] | looks from outside when a revocation can be seen |
+//! | [`validations`] | looks whether what clients connect to serves what was deployed |
 //! | [`tallies`] | settles statuses that changed by themselves, keeps counts short |
 //! | [`leader`] | which of several schedulers runs the loops that one should run |
 //! | [`bell`] | wakes a loop for what is due before its next round |
@@ -43,6 +44,7 @@ pub mod policies;
 pub mod prober;
 pub mod renewals;
 pub mod tallies;
+pub mod validations;
 pub mod worker;
 
 use std::{sync::Arc, time::Duration};
@@ -75,6 +77,7 @@ pub struct Scheduler {
     signer: Client,
     issuers: Issuers,
     job_lease: Duration,
+    validation_interval: Duration,
     issuer_timeout: Duration,
     agent_offline_after: Duration,
     patience: Patience,
@@ -118,6 +121,7 @@ impl Scheduler {
             issuers: Issuers::new(signer.clone()),
             signer,
             job_lease: config.job_lease,
+            validation_interval: config.validation_interval,
             issuer_timeout: config.issuer_timeout(),
             agent_offline_after: config.agent_offline_after,
             wakes: Wakes::default(),

@@ -7,7 +7,7 @@ use certctl_store::wake::Channel;
 
 use crate::{
     Scheduler, agents, blocked_keys, bulk, config::Config, crls, journal, leader, notices, overdue, policies, prober,
-    renewals, tallies, worker,
+    renewals, tallies, validations, worker,
 };
 
 /// Every loop of the scheduler. Those behind the leader's gate are run by one scheduler of several: not because two
@@ -19,6 +19,7 @@ pub fn loops(config: &Config, scheduler: &Arc<Scheduler>) -> Vec<Periodic> {
             .woken_by(wake(Channel::Jobs))
             .woken_by(scheduler.bell.subscribe()),
         Periodic::new("bulk", config.job_processor_interval, on(scheduler, bulk::round)).woken_by(wake(Channel::Bulk)),
+        Periodic::new("validations", validations::EVERY, on(scheduler, validations::round)),
         Periodic::new("journal", journal::EVERY, on(scheduler, journal::write)),
         Periodic::new("leader", leader::KEEP_EVERY, on(scheduler, leader::keep)),
         Periodic::new("loops", WRITE_EVERY, on(scheduler, write)),
@@ -43,6 +44,10 @@ pub fn loops(config: &Config, scheduler: &Arc<Scheduler>) -> Vec<Periodic> {
             Periodic::new("policies", config.policy_interval, on(scheduler, policies::sweep)),
         )
         .woken_by(wake(Channel::Policies)),
+        led(
+            scheduler,
+            Periodic::new("validation_plan", validations::EVERY, on(scheduler, validations::plan)),
+        ),
         led(
             scheduler,
             Periodic::new("crls", config.crl_interval, on(scheduler, crls::refresh)),

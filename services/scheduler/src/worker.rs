@@ -374,7 +374,7 @@ fn lost(claim: &Claimed) {
 /// How long to wait before the next try: doubling with every claim of the job, up to a minute, and shortened by up to
 /// half, so that jobs which failed together do not come back together. The token counts claims; the first two are due
 /// to the request and the first try.
-fn pause(claim: &Claimed) -> Duration {
+pub(crate) fn pause(claim: &Claimed) -> Duration {
     const BASE: Duration = Duration::from_secs(1);
     const CAP: Duration = Duration::from_secs(60);
     let doublings = u32::try_from((claim.token - 2).clamp(0, 6)).expect("0 to 6");

@@ -50,6 +50,10 @@ crate::resource! {
     /// An older version goes to targets whose agent holds its key; it stays there until another is deployed or the
     /// certificate is renewed. Refused when it has expired or is revoked.
     POST "/{id}/deploy" TriggerDeployment(path: Id<CertificateId>, body: DeployRequest,) [Needs(Operate)] -> 202 Triggered;
+    /// Look now whether what was deployed last is served at every address of the endpoints of its targets: of one, or of all
+    /// that have endpoints. What is seen can be read at `/api/v1/endpoints`.
+    POST "/{id}/validate" TriggerValidation(path: Id<CertificateId>, body: ValidateRequest,) [Needs(Operate)]
+        -> 202 Triggered;
     /// Revoke a certificate: all its versions that have not expired.
     ///
     /// `certificateHold` suspends it: it can be released, or revoked for good by another reason.
@@ -332,7 +336,7 @@ pub struct Deployments {
 /// What was set going.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Triggered {
-    /// `renewal_triggered` or `deployment_triggered`.
+    /// `renewal_triggered`, `deployment_triggered` or `validation_triggered`.
     pub status: String,
     /// The first job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -409,6 +413,14 @@ pub struct DeployRequest {
     /// The same by its number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<i32>,
+}
+
+/// Where to look.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct ValidateRequest {
+    /// One target; all of the certificate's that have endpoints when absent.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub target_id: Option<TargetId>,
 }
 
 /// Why to revoke.

@@ -25,6 +25,7 @@ pub mod bulk;
 pub mod certificates;
 pub mod discovery;
 pub mod endpoint;
+pub mod endpoints;
 pub mod example;
 pub mod explain;
 pub mod health;
@@ -66,6 +67,7 @@ pub fn catalogue() -> Vec<Operation> {
         bulk::operations(),
         revocation::operations(),
         blocked_keys::operations(),
+        endpoints::operations(),
         key_compromise::operations(),
         recovery::operations(),
         issuers::operations(),

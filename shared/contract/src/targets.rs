@@ -90,7 +90,8 @@ pub struct NewTarget {
     /// The agent on its host.
     pub agent_id: AgentId,
     /// Settings of its type; for `NGINX`: `cert_path` (needed), `chain_path`, `key_path`, `validate_command`,
-    /// `reload_command`, `verify_address`, `verify_server_name`.
+    /// `reload_command`, `verify_address`, `verify_server_name`, and `endpoints`: where clients connect to, as a list of
+    /// `host:port`.
     #[serde(default)]
     pub config: Value,
     /// Whether certificates are put there; true when absent.

@@ -39,7 +39,14 @@ pub struct NginxConfig {
     /// Server name sent in that connection; the certificate's common name when empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub verify_server_name: String,
+    /// Where clients connect to, as `host:port`: every address of each is looked at regularly, and has to serve what was
+    /// deployed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<String>,
 }
+
+/// Endpoints of one target.
+const MOST_ENDPOINTS: usize = 32;
 
 /// A target's configuration, by type.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +56,13 @@ pub enum TargetConfig {
 }
 
 impl TargetConfig {
+    /// Where clients connect to, and the server name they send; the certificate's own when empty.
+    pub fn endpoints(&self) -> (&[String], &str) {
+        match self {
+            TargetConfig::Nginx(config) => (&config.endpoints, &config.verify_server_name),
+        }
+    }
+
     /// Reads a configuration in any spelling clients use (`reload_cmd`, `validate_cmd`), filling in what has a default.
     ///
     /// # Errors
@@ -99,6 +113,7 @@ impl NginxConfig {
             reload_command: command(config, ["reload_command", "reload_cmd"], "nginx -s reload")?,
             verify_address: text(config, "verify_address")?.unwrap_or_default(),
             verify_server_name: text(config, "verify_server_name")?.unwrap_or_default(),
+            endpoints: endpoints(config)?,
             cert_path,
         })
     }
@@ -111,6 +126,32 @@ fn text(config: &Map<String, Value>, key: &'static str) -> Result<Option<String>
         Some(Value::String(text)) if !text.contains(char::is_control) => Ok(Some(text.clone())),
         Some(_) => Err(("config", format!("{key} is a text without control characters"))),
     }
+}
+
+fn endpoints(config: &Map<String, Value>) -> Result<Vec<String>, (&'static str, String)> {
+    let wrong = |what: String| Err(("config.endpoints", what));
+    let given = match config.get("endpoints") {
+        None | Some(Value::Null) => return Ok(vec![]),
+        Some(Value::Array(given)) if given.len() <= MOST_ENDPOINTS => given,
+        Some(_) => return wrong(format!("a list of at most {MOST_ENDPOINTS} texts is needed")),
+    };
+    let mut endpoints = Vec::with_capacity(given.len());
+    for one in given {
+        let is_endpoint = |text: &&str| {
+            let split = text.rsplit_once(':');
+            split.is_some_and(|(host, port)| {
+                let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+                !host.is_empty() && host.chars().all(plain) && port.parse::<u16>().is_ok_and(|port| port > 0)
+            })
+        };
+        match one.as_str().filter(is_endpoint) {
+            Some(endpoint) => endpoints.push(endpoint.to_owned()),
+            None => return wrong(format!("{one} is not a host and a port, like \"www.example.com:443\"")),
+        }
+    }
+    endpoints.sort();
+    endpoints.dedup();
+    Ok(endpoints)
 }
 
 fn path(config: &Map<String, Value>, key: &'static str) -> Result<Option<String>, (&'static str, String)> {
@@ -172,6 +213,10 @@ mod tests {
             json!({ "cert_path": "/a.pem", "reload_command": "nginx; rm -rf x" }),
             json!({ "cert_path": "/a.pem", "reload_command": "$(x)" }),
             json!({ "cert_path": 7 }),
+            json!({ "cert_path": "/a.pem", "endpoints": "www.example.com:443" }),
+            json!({ "cert_path": "/a.pem", "endpoints": ["www.example.com"] }),
+            json!({ "cert_path": "/a.pem", "endpoints": ["a b:443"] }),
+            json!({ "cert_path": "/a.pem", "endpoints": ["[::1]:0"] }),
             json!([]),
         ] {
             assert!(TargetConfig::read(TargetType::Nginx, &bad).is_err(), "{bad}");

@@ -125,6 +125,8 @@ ids! {
     PolicyId = "rule-",
     /// Names a violation of a policy rule.
     ViolationId = "pv-",
+    /// Names an address at which a certificate should be served.
+    EndpointId = "ep-",
     /// Names an agent group.
     AgentGroupId = "ag-",
     /// Names a certificate found on a host.

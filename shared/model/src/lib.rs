@@ -47,6 +47,7 @@ pub mod revocation;
 pub mod secret;
 pub mod serial;
 pub mod time;
+pub mod validation;
 
 /// Declares an enum whose variants have one published spelling each: JSON, SQL text, `Display` and `FromStr` agree.
 #[macro_export]

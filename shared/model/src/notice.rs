@@ -21,6 +21,8 @@ crate::words! {
         ApprovalOverridden = "ApprovalOverridden" | "approval_overridden",
         /// A certificate was revoked.
         Revocation = "Revocation",
+        /// A server does not serve what it should.
+        Drift = "Drift",
         /// A CRL was not made in time.
         CrlLate = "CrlLate" | "crl_late",
     }

@@ -9,6 +9,7 @@
 //! | run | [`serve`] | a bounded HTTP server over TCP or a Unix socket, health and readiness |
 //! | run | [`client_addr`] | who asks, behind proxies that are trusted |
 //! | run | [`tls`] | the certificate of a public address |
+//! | run | [`served`] | what a TLS server really serves |
 //! | run | [`journal`] | lines on disk before anybody is told |
 //! | run | [`periodic`] | loops that run at intervals or when woken |
 //! | drain | [`tasks`] | the owner of every task, and the shutdown in two stages |
@@ -27,6 +28,7 @@ pub mod journal;
 mod pace;
 pub mod periodic;
 pub mod serve;
+pub mod served;
 pub mod tasks;
 pub mod telemetry;
 pub mod tls;

@@ -21,7 +21,7 @@ use crate::{
     jobs::{self, Claimed, NewJob},
     outbox::{self, News},
     planning::{self, Planned},
-    policies,
+    policies, validations,
     wake::Channel,
 };
 
@@ -585,6 +585,9 @@ pub async fn note_deployed(tx: &mut Tx, job: &JobFacts) -> Result<()> {
         .with("target_id", &job.target)
         .with("version_id", &job.version);
     tx.note(event);
+    if let Some(target) = &job.target {
+        validations::look_soon(tx, target, Some(&job.certificate)).await?;
+    }
     let subject = format!("{name} is deployed to {target}");
     announce_deployment(tx, job, NoticeKind::DeploymentSuccess, subject, None).await
 }

@@ -125,7 +125,11 @@ pub(crate) async fn insert_each<'a>(tx: &mut Tx, jobs: &'a [NewJob]) -> Result<V
 async fn permitted<'a>(tx: &mut Tx, jobs: &'a [NewJob]) -> Result<Vec<&'a NewJob>> {
     let mut permitted: Vec<&NewJob> = jobs.iter().collect();
     for (moment, what) in [(Moment::Issuance, "issuance"), (Moment::Deployment, "deployment")] {
-        let asked = |job: &&NewJob| job.kind.issues() == (moment == Moment::Issuance);
+        let asked = |job: &&NewJob| match job.kind {
+            JobKind::Issuance | JobKind::Renewal => moment == Moment::Issuance,
+            JobKind::Deployment => moment == Moment::Deployment,
+            JobKind::Validation => false,
+        };
         let certificates: Vec<&CertificateId> = permitted
             .iter()
             .filter(|job| asked(job))
@@ -377,6 +381,19 @@ struct ClaimedRow {
     subject: Subject,
 }
 
+impl From<ClaimedRow> for Claimed {
+    fn from(row: ClaimedRow) -> Self {
+        let (facts, status) = row.row.split();
+        Self {
+            facts,
+            status,
+            token: row.lease_token,
+            csr_der: row.csr_der,
+            subject: row.subject,
+        }
+    }
+}
+
 /// Claims about `limit` issuances and renewals that a scheduler has to move. Every issuer that has some has its turn, up to
 /// `of_each` with those of its jobs that are `under_way` already; of one issuer's jobs those go first that have the least
 /// time left. An issuer with a budget is given no more requests than that leaves room for. Deployments are never claimed:
@@ -494,17 +511,32 @@ async fn take(db: &mut PgConnection, turn: &Turn<'_>, rooms: &[(IssuerId, i64)])
     .bind(column(rooms, |(_, room)| *room))
     .fetch_all(db)
     .await?;
-    let claimed = |row: ClaimedRow| {
-        let (facts, status) = row.row.split();
-        Claimed {
-            facts,
-            status,
-            token: row.lease_token,
-            csr_der: row.csr_der,
-            subject: row.subject,
-        }
-    };
-    Ok(rows.into_iter().map(claimed).collect())
+    Ok(rows.into_iter().map(Claimed::from).collect())
+}
+
+/// Claims validations whose time has come, those first that have waited longest.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn claim_validations(pool: &PgPool, now: Time, lease: Duration, limit: i64) -> Result<Vec<Claimed>> {
+    let rows: Vec<ClaimedRow> = sqlx::query_as(
+        "UPDATE jobs j
+            SET lease_until = $2, lease_token = j.lease_token + 1
+           FROM (SELECT id FROM jobs
+                  WHERE type = 'Validation' AND status IN ('Pending', 'Running')
+                    AND run_at <= $1 AND (lease_until IS NULL OR lease_until <= $1)
+                  ORDER BY run_at, id LIMIT $3 FOR UPDATE SKIP LOCKED) due, certificates c, issuers i
+          WHERE j.id = due.id AND c.id = j.certificate_id AND i.id = c.issuer_id
+         RETURNING j.id, j.type, j.certificate_id, j.agent_id, j.target_id, j.version_id, j.attempts, j.max_attempts,
+                   j.status, j.lease_token, j.csr_der, c.common_name, c.sans, c.issuer_id, i.type AS issuer_type,
+                   i.enabled AS issuer_enabled",
+    )
+    .bind(now)
+    .bind(now + lease)
+    .bind(limit)
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(Claimed::from).collect())
 }
 
 /// Puts a claimed job back, to be tried from `at`. Whether the try counts against `max_attempts` is the caller's word:
@@ -537,7 +569,7 @@ pub async fn put_back(pool: &PgPool, claim: &Claimed, at: Time, error: &str, cou
 pub async fn reap(pool: &PgPool, now: Time) -> Result<u64> {
     let done = sqlx::query(
         "UPDATE jobs SET lease_until = NULL
-          WHERE type IN ('Issuance', 'Renewal') AND status IN ('Pending', 'Running') AND lease_until <= $1",
+          WHERE type <> 'Deployment' AND status IN ('Pending', 'Running') AND lease_until <= $1",
     )
     .bind(now)
     .execute(pool)

@@ -18,6 +18,7 @@
 //! | [`agents`] | signs of life and their absence |
 //! | [`outbox`] | notifications on their way out |
 //! | [`tallies`] | counts kept as differences; statuses that change by themselves |
+//! | [`validations`] | whether what clients connect to serves what was deployed |
 //! | [`lease`] | who runs a periodic loop |
 //! | [`loops`] | how periodic loops went |
 //! | [`wake`] | LISTEN and NOTIFY |
@@ -45,6 +46,7 @@ pub mod policies;
 pub mod revocations;
 pub mod tallies;
 pub mod tx;
+pub mod validations;
 pub mod wake;
 
 use std::{

@@ -269,8 +269,22 @@ pub fn error_response(status: ErrorStatus) -> Der {
     vec![0x30, 3, 0x0a, 1, status as u8]
 }
 
+/// What an answer says of one certificate, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// Its status.
+    pub status: CertStatus,
+    /// Until when the answer counts, if it says so.
+    pub next_update: Option<Time>,
+}
+
 /// Reads what an answer says of the certificate with this serial number. The signature is not verified.
 pub fn status_of(response: &[u8], serial: &Serial) -> Result<CertStatus, OcspAnswerError> {
+    Ok(answered(response, serial)?.status)
+}
+
+/// The same, with the time the answer counts for.
+pub fn answered(response: &[u8], serial: &Serial) -> Result<Answered, OcspAnswerError> {
     let response: OcspResponse = rasn::der::decode(response).map_err(|_| OcspAnswerError::NotDer)?;
     if response.status != OcspResponseStatus::Successful {
         return Err(OcspAnswerError::Status(response.status as u8));
@@ -280,8 +294,9 @@ pub fn status_of(response: &[u8], serial: &Serial) -> Result<CertStatus, OcspAns
     let answers = basic.tbs_response_data.responses;
     let answer = answers
         .iter()
-        .find(|answer| integer_to_serial(&answer.cert_id.serial_number).as_ref() == Some(serial));
-    Ok(match &answer.ok_or(OcspAnswerError::NotAnswered)?.cert_status {
+        .find(|answer| integer_to_serial(&answer.cert_id.serial_number).as_ref() == Some(serial))
+        .ok_or(OcspAnswerError::NotAnswered)?;
+    let status = match &answer.cert_status {
         rasn_ocsp::CertStatus::Good => CertStatus::Good,
         rasn_ocsp::CertStatus::Unknown(()) => CertStatus::Unknown,
         rasn_ocsp::CertStatus::Revoked(revoked) => {
@@ -294,6 +309,10 @@ pub fn status_of(response: &[u8], serial: &Serial) -> Result<CertStatus, OcspAns
                     .find(|reason| Some(reason.code()) == code),
             }
         }
+    };
+    Ok(Answered {
+        status,
+        next_update: answer.next_update.map(|at| Time::from_unix(at.timestamp())),
     })
 }
 

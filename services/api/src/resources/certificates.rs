@@ -24,6 +24,7 @@ use certctl_store::{
     policies::{self, Broken},
     revocations::{self, Grounds},
     tallies::Subject,
+    validations,
 };
 use certctl_x509::pem;
 use sqlx::{FromRow, Postgres, QueryBuilder, Row, postgres::PgRow, types::Json};
@@ -45,6 +46,7 @@ pub(super) fn routes(r: Routes) -> Routes {
         .on(deployments)
         .on(renew)
         .on(deploy)
+        .on(validate)
         .on(revoke)
         .on(release)
         .on(revocation)
@@ -618,20 +620,7 @@ async fn deploy(cx: Cx, rq: Request<TriggerDeployment>) -> Result<Triggered, Api
     let mut tx = cx.begin().await?;
     let certificate = store::lock(&mut tx, &id).await?;
     certificate.must_be_live()?;
-    if let Some(target) = &only {
-        let mapped: Option<i32> =
-            sqlx::query_scalar("SELECT 1 FROM certificate_targets WHERE certificate_id = $1 AND target_id = $2")
-                .bind(&id)
-                .bind(target)
-                .fetch_optional(&mut *tx)
-                .await?;
-        if mapped.is_none() {
-            return Err(ApiError::invalid(
-                "target_id",
-                format!("certificate {id} is not mapped to target {target}"),
-            ));
-        }
-    }
+    must_be_mapped(&mut tx, &id, only.as_ref()).await?;
     let chosen = chosen_version(&mut tx, &id, rq.body.version_id, rq.body.version).await?;
     let jobs = store::request_deployment(&mut tx, &certificate, only.as_ref(), chosen.as_ref()).await?;
     if jobs.is_empty() {
@@ -647,6 +636,45 @@ async fn deploy(cx: Cx, rq: Request<TriggerDeployment>) -> Result<Triggered, Api
     tx.note(event);
     tx.commit().await?;
     Ok(triggered("deployment_triggered", jobs))
+}
+
+async fn validate(cx: Cx, rq: Request<TriggerValidation>) -> Result<Triggered, ApiError> {
+    let (id, only) = (rq.path.id, rq.body.target_id);
+    let mut tx = cx.begin().await?;
+    let certificate = store::lock(&mut tx, &id).await?;
+    certificate.must_be_live()?;
+    must_be_mapped(&mut tx, &id, only.as_ref()).await?;
+    let jobs = validations::request(&mut tx, &certificate, only.as_ref()).await?;
+    if jobs.is_empty() {
+        let detail = format!(
+            "there is nowhere to look for certificate {id}: no enabled target with endpoints, or one looks there already"
+        );
+        return Err(ApiError::new(Kind::WrongState, detail));
+    }
+    let event = tx
+        .event("validation_triggered", "certificate", &id)
+        .with("common_name", &certificate.common_name);
+    tx.note(event);
+    tx.commit().await?;
+    Ok(triggered("validation_triggered", jobs))
+}
+
+async fn must_be_mapped(tx: &mut Tx, id: &CertificateId, target: Option<&TargetId>) -> Result<(), ApiError> {
+    let Some(target) = target else {
+        return Ok(());
+    };
+    let mapped: Option<i32> =
+        sqlx::query_scalar("SELECT 1 FROM certificate_targets WHERE certificate_id = $1 AND target_id = $2")
+            .bind(id)
+            .bind(target)
+            .fetch_optional(&mut **tx)
+            .await?;
+    mapped.map(|_| ()).ok_or_else(|| {
+        ApiError::invalid(
+            "target_id",
+            format!("certificate {id} is not mapped to target {target}"),
+        )
+    })
 }
 
 /// The version somebody chose by id or number, if any, and that can be deployed.

@@ -8,6 +8,7 @@ mod blocked_keys;
 mod bulk;
 mod certificates;
 mod discovery;
+mod endpoints;
 mod explain;
 mod health;
 mod issuers;
@@ -42,6 +43,7 @@ pub fn mount(routes: Routes) -> Routes {
         bulk::routes,
         revocation::routes,
         blocked_keys::routes,
+        endpoints::routes,
         key_compromise::routes,
         recovery::routes,
         issuers::routes,

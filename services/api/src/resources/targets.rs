@@ -10,7 +10,7 @@ use certctl_model::{
     connector::{TargetConfig, TargetType},
     id::{CertificateId, JobId, TargetId},
 };
-use certctl_store::{Tx, certificates, planning};
+use certctl_store::{Tx, certificates, planning, validations};
 use serde_json::Value;
 use sqlx::{FromRow, postgres::PgRow};
 
@@ -151,7 +151,8 @@ async fn update(cx: Cx, rq: Request<UpdateTarget>) -> Result<Target, ApiError> {
     .execute(&mut *tx)
     .await?;
     let updated: Target = listing::get(&mut tx, now, id.as_str()).await?;
-    let again = (updated.config != before.config).then_some(&id);
+    let again = (deployed_by(&updated) != deployed_by(&before)).then_some(&id);
+    validations::look_soon(&mut tx, &id, None).await?;
     if again.is_some() || updated.enabled != before.enabled {
         for certificate in &certificates {
             planning::retarget(&mut tx, certificate, again).await?;
@@ -161,15 +162,25 @@ async fn update(cx: Cx, rq: Request<UpdateTarget>) -> Result<Target, ApiError> {
     Ok(updated)
 }
 
+/// The settings that files and programs depend on.
+fn deployed_by(target: &Target) -> Value {
+    let mut config = target.config.clone();
+    if let Some(config) = config.as_object_mut() {
+        config.remove("endpoints");
+    }
+    config
+}
+
 async fn delete(cx: Cx, rq: Request<DeleteTarget>) -> Result<NoContent, ApiError> {
     let id = rq.path.id;
     let mut tx = cx.begin().await?;
     let certificates = lock_certificates(&mut tx, &id).await?;
-    let running: Option<JobId> =
-        sqlx::query_scalar("SELECT id FROM jobs WHERE target_id = $1 AND status = 'Running' LIMIT 1")
-            .bind(&id)
-            .fetch_optional(&mut *tx)
-            .await?;
+    let running: Option<JobId> = sqlx::query_scalar(
+        "SELECT id FROM jobs WHERE target_id = $1 AND type = 'Deployment' AND status = 'Running' LIMIT 1",
+    )
+    .bind(&id)
+    .fetch_optional(&mut *tx)
+    .await?;
     if let Some(job) = running {
         let detail = format!("job {job} is deploying to target {id} now; try again when it is finished");
         return Err(ApiError::new(Kind::Referenced, detail));

@@ -1,0 +1,13 @@
+//! Whether a server serves what was deployed.
+
+crate::words! {
+    /// What was seen at an address.
+    pub enum EndpointOutcome {
+        /// What should be served is.
+        Served = "Served",
+        /// Something else is.
+        Differs = "Differs",
+        /// Nobody answers, or not with TLS.
+        Unreachable = "Unreachable",
+    }
+}

@@ -1,0 +1,274 @@
+//! Validations: when one looks again whether a certificate is served where clients connect, and what was seen there.
+
+use std::{collections::HashMap, time::Duration};
+
+use certctl_model::{
+    id::{AgentId, CertificateId, EndpointId, JobId, TargetId},
+    job::{JobFacts, JobKind},
+    notice::NoticeKind,
+    time::Time,
+    validation::EndpointOutcome,
+};
+use serde_json::Value;
+use sqlx::PgPool;
+
+use crate::{
+    Tx,
+    certificates::Locked,
+    column,
+    error::*,
+    jobs::{self, NewJob},
+    outbox::{self, News},
+};
+
+/// How often one looks before something is called wrong: what was just reloaded may take a moment.
+const TRIES: i32 = 3;
+
+/// Creates the jobs of mappings whose turn has come, says when it comes again, and commits. Returns how many mappings had
+/// one.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn plan(mut tx: Tx, every: Duration, limit: i64) -> Result<usize> {
+    let now = tx.now();
+    let turns: Vec<(CertificateId, TargetId, AgentId, bool)> = sqlx::query_as(
+        "WITH due AS MATERIALIZED (
+            SELECT certificate_id, target_id FROM certificate_targets WHERE validate_at <= $1
+             ORDER BY validate_at, certificate_id, target_id LIMIT $3 FOR UPDATE SKIP LOCKED)
+         UPDATE certificate_targets m
+            SET validate_at = CASE WHEN t.enabled AND t.config->'endpoints' IS NOT NULL AND c.revoked_at IS NULL
+                                        AND c.archived_at IS NULL THEN $2::timestamptz END
+           FROM due
+           JOIN targets t ON t.id = due.target_id
+           JOIN certificates c ON c.id = due.certificate_id
+          WHERE m.certificate_id = due.certificate_id AND m.target_id = due.target_id
+         RETURNING m.certificate_id, m.target_id, t.agent_id, m.validate_at IS NOT NULL",
+    )
+    .bind(now)
+    .bind(now + every)
+    .bind(limit)
+    .fetch_all(&mut *tx)
+    .await?;
+    let looked_at = turns.iter().filter(|(.., there)| *there);
+    let jobs: Vec<NewJob> = looked_at
+        .map(|(certificate, target, agent, _)| job(certificate, target, agent))
+        .collect();
+    jobs::insert(&mut tx, &jobs).await?;
+    if !turns.is_empty() {
+        tx.commit_outcomes().await?;
+    }
+    Ok(turns.len())
+}
+
+/// Creates jobs that look now, at one target or at all that have endpoints. Returns the new ones.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn request(tx: &mut Tx, certificate: &Locked, only: Option<&TargetId>) -> Result<Vec<JobId>> {
+    let places: Vec<(TargetId, AgentId)> = sqlx::query_as(
+        "SELECT t.id, t.agent_id FROM certificate_targets m JOIN targets t ON t.id = m.target_id
+          WHERE m.certificate_id = $1 AND t.enabled AND t.config->'endpoints' IS NOT NULL
+            AND ($2::text IS NULL OR t.id = $2)
+          ORDER BY t.id",
+    )
+    .bind(&certificate.id)
+    .bind(only)
+    .fetch_all(&mut **tx)
+    .await?;
+    let jobs: Vec<NewJob> = places
+        .iter()
+        .map(|(target, agent)| job(&certificate.id, target, agent))
+        .collect();
+    jobs::insert(tx, &jobs).await
+}
+
+fn job(certificate: &CertificateId, target: &TargetId, agent: &AgentId) -> NewJob {
+    NewJob {
+        kind: JobKind::Validation,
+        certificate: certificate.clone(),
+        agent: agent.clone(),
+        target: Some(target.clone()),
+        version: None,
+        max_attempts: TRIES,
+    }
+}
+
+/// Has it looked at once: something was deployed, or the target changed.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn look_soon(tx: &mut Tx, target: &TargetId, only: Option<&CertificateId>) -> Result<()> {
+    sqlx::query(
+        "UPDATE certificate_targets SET validate_at = $3 WHERE target_id = $1 AND ($2::text IS NULL OR certificate_id = $2)",
+    )
+    .bind(target)
+    .bind(only)
+    .bind(tx.now())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// What a validation compares with.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct Expected {
+    /// The type of the target, as written.
+    pub target_type: String,
+    /// Its settings.
+    pub target_config: Value,
+    /// The certificate that was deployed there last, PEM; none when nothing was.
+    pub cert_pem: Option<String>,
+    /// The chain that came with it, PEM.
+    pub chain_pem: Option<String>,
+    /// Whether another is being deployed: what is served may be either.
+    pub under_way: bool,
+}
+
+/// What a job compares with; none when its target is gone.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn expected(pool: &PgPool, job: &JobFacts) -> Result<Option<Expected>> {
+    Ok(sqlx::query_as(
+        "SELECT t.type AS target_type, t.config AS target_config, v.cert_pem, v.chain_pem,
+                EXISTS (SELECT 1 FROM jobs d
+                         WHERE d.type = 'Deployment' AND d.certificate_id = $1 AND d.target_id = t.id
+                           AND d.status = 'Running') AS under_way
+           FROM targets t
+           LEFT JOIN LATERAL (SELECT d.version_id FROM jobs d
+                               WHERE d.type = 'Deployment' AND d.certificate_id = $1 AND d.target_id = t.id
+                                 AND d.status = 'Completed'
+                               ORDER BY d.finished_at DESC LIMIT 1) last ON true
+           LEFT JOIN certificate_versions v ON v.id = last.version_id
+          WHERE t.id = $2",
+    )
+    .bind(&job.certificate)
+    .bind(&job.target)
+    .fetch_optional(pool)
+    .await?)
+}
+
+/// What was seen at one address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The endpoint as written in the target.
+    pub endpoint: String,
+    /// An address it stands for; the endpoint itself when it stands for none.
+    pub address: String,
+    /// What was seen.
+    pub outcome: EndpointOutcome,
+    /// What is wrong.
+    pub detail: String,
+    /// Of the certificate that is served.
+    pub fingerprint: Option<String>,
+}
+
+/// Keeps what was seen, forgets addresses that are gone, and tells of what changed. The certificate has to be locked.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn record(tx: &mut Tx, job: &JobFacts, seen: &[Seen]) -> Result<()> {
+    let Some(target) = &job.target else {
+        return Ok(());
+    };
+    let now = tx.now();
+    let before: Vec<(String, String, EndpointOutcome)> =
+        sqlx::query_as("SELECT endpoint, address, outcome FROM endpoints WHERE certificate_id = $1 AND target_id = $2")
+            .bind(&job.certificate)
+            .bind(target)
+            .fetch_all(&mut **tx)
+            .await?;
+    let before: HashMap<(&str, &str), EndpointOutcome> = before
+        .iter()
+        .map(|(endpoint, address, outcome)| ((endpoint.as_str(), address.as_str()), *outcome))
+        .collect();
+    sqlx::query(
+        "DELETE FROM endpoints e
+          WHERE e.certificate_id = $1 AND e.target_id = $2
+            AND NOT EXISTS (SELECT 1 FROM unnest($3::text[], $4::text[]) AS n (endpoint, address)
+                             WHERE n.endpoint = e.endpoint AND n.address = e.address)",
+    )
+    .bind(&job.certificate)
+    .bind(target)
+    .bind(column(seen, |one| one.endpoint.as_str()))
+    .bind(column(seen, |one| one.address.as_str()))
+    .execute(&mut **tx)
+    .await?;
+    let changed: Vec<(String, String)> = sqlx::query_as(
+        "INSERT INTO endpoints AS e (id, certificate_id, target_id, endpoint, address, outcome, detail,
+                                     fingerprint_sha256, since, checked_at)
+         SELECT n.id, $1, $2, n.endpoint, n.address, n.outcome, n.detail, n.fingerprint, $9, $9
+           FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[])
+                AS n (id, endpoint, address, outcome, detail, fingerprint)
+         ON CONFLICT (certificate_id, target_id, endpoint, address) DO UPDATE
+            SET outcome = excluded.outcome, detail = excluded.detail, checked_at = excluded.checked_at,
+                fingerprint_sha256 = excluded.fingerprint_sha256,
+                since = CASE WHEN e.outcome = excluded.outcome
+                                  AND e.fingerprint_sha256 IS NOT DISTINCT FROM excluded.fingerprint_sha256
+                             THEN e.since ELSE excluded.since END
+         RETURNING endpoint, address, since = $9",
+    )
+    .bind(&job.certificate)
+    .bind(target)
+    .bind(column(seen, |_| EndpointId::generate(now)))
+    .bind(column(seen, |one| one.endpoint.as_str()))
+    .bind(column(seen, |one| one.address.as_str()))
+    .bind(column(seen, |one| one.outcome))
+    .bind(column(seen, |one| one.detail.as_str()))
+    .bind(column(seen, |one| one.fingerprint.as_deref()))
+    .bind(now)
+    .fetch_all(&mut **tx)
+    .await?
+    .into_iter()
+    .filter_map(|(endpoint, address, changed): (String, String, bool)| changed.then_some((endpoint, address)))
+    .collect();
+    for one in seen {
+        if !changed.contains(&(one.endpoint.clone(), one.address.clone())) {
+            continue;
+        }
+        let was_wrong = before
+            .get(&(one.endpoint.as_str(), one.address.as_str()))
+            .is_some_and(|outcome| *outcome != EndpointOutcome::Served);
+        match one.outcome {
+            EndpointOutcome::Served if was_wrong => note(tx, job, target, "endpoint_restored", one),
+            EndpointOutcome::Served => {}
+            EndpointOutcome::Differs | EndpointOutcome::Unreachable => {
+                note(tx, job, target, "endpoint_drifted", one);
+                warn_of(tx, job, target, one, now).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn note(tx: &mut Tx, job: &JobFacts, target: &TargetId, action: &'static str, one: &Seen) {
+    let event = tx
+        .event(action, "certificate", &job.certificate)
+        .with("target_id", target)
+        .with("endpoint", &one.endpoint)
+        .with("address", &one.address)
+        .with("outcome", one.outcome)
+        .with("detail", &one.detail);
+    tx.note(event);
+}
+
+async fn warn_of(tx: &mut Tx, job: &JobFacts, target: &TargetId, one: &Seen, since: Time) -> Result<()> {
+    let Seen {
+        endpoint,
+        address,
+        detail,
+        ..
+    } = one;
+    let news = News {
+        kind: NoticeKind::Drift,
+        certificate: job.certificate.clone(),
+        dedup: format!("{}:{target}:{endpoint}:{address}:{since}", job.certificate),
+        subject: format!("{address} does not serve certificate {} as it should", job.certificate),
+        message: format!(
+            "At {address}, which is behind {endpoint} of target {target}, certificate {} is not served as it should be: \
+             {detail} (job {}).",
+            job.certificate, job.id
+        ),
+    };
+    outbox::announce(tx, &news).await
+}
