@@ -133,6 +133,8 @@ const ADDED: &str = "
     GET /api/v1/jobs/{id}/approval 200
     POST /api/v1/policies/preview 200
     GET /api/v1/renewals/forecast 200
+    POST /api/v1/certificates/{id}/validate 202
+    GET /api/v1/endpoints 200
     GET /api/v1/scheduler 200
     POST /api/v1/bulk/renew 202
     POST /api/v1/bulk/revoke 202

@@ -319,3 +319,92 @@ impl Wanted {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
+    use super::*;
+
+    /// A root, an intermediate and a leaf, DER.
+    fn chain() -> [Vec<u8>; 3] {
+        let authority = |name: &str| {
+            let mut params = CertificateParams::new(vec![]).unwrap();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params
+        };
+        let keys = [(); 3].map(|()| KeyPair::generate().unwrap());
+        let root = authority("Root").self_signed(&keys[0]).unwrap();
+        let by_root = Issuer::new(authority("Root"), &keys[0]);
+        let below = authority("Intermediate").signed_by(&keys[1], &by_root).unwrap();
+        let by_below = Issuer::new(authority("Intermediate"), &keys[1]);
+        let leaf = CertificateParams::new(vec!["www.example.com".to_owned()]).unwrap();
+        let leaf = leaf.signed_by(&keys[2], &by_below).unwrap();
+        [root.der().to_vec(), below.der().to_vec(), leaf.der().to_vec()]
+    }
+
+    #[test]
+    fn a_chain_may_lack_its_root_and_nothing_else_and_has_one_order() {
+        let [root, below, leaf] = chain();
+        let [_, other, stranger] = chain();
+        let facts = |der: &Vec<u8>| CertificateFacts::parse_der(der).unwrap();
+        let wanted = Wanted {
+            leaf: facts(&leaf),
+            chain: vec![facts(&below), facts(&root)],
+        };
+        let now = wanted.leaf.not_before + Duration::from_secs(1);
+        for (served, wrong) in [
+            (vec![&leaf, &below], None),
+            (vec![&leaf, &below, &root], None),
+            (vec![&leaf], Some("the chain lacks CN=Intermediate")),
+            (vec![&leaf, &root], Some("the chain lacks CN=Intermediate")),
+            (vec![&leaf, &root, &below], Some("the chain is in another order")),
+            (
+                vec![&leaf, &below, &below],
+                Some("the chain is in another order, or has something twice"),
+            ),
+            (
+                vec![&leaf, &below, &other],
+                Some("the chain has certificates that do not belong to it"),
+            ),
+            (vec![&stranger, &below], Some("serves the certificate with serial")),
+        ] {
+            let served = Served {
+                chain: served.into_iter().cloned().collect(),
+                ocsp: vec![],
+            };
+            let found = wanted.compare(&served, now).0.join("; ");
+            match wrong {
+                None => assert_eq!(found, ""),
+                Some(wrong) => assert!(found.contains(wrong) && !found.contains("; "), "{found}"),
+            }
+        }
+        let served = |ocsp: &[u8]| Served {
+            chain: vec![leaf.clone(), below.clone()],
+            ocsp: ocsp.to_vec(),
+        };
+        let stale = wanted
+            .compare(&served(&ocsp::error_response(ocsp::ErrorStatus::TryLater)), now)
+            .0;
+        assert!(
+            stale[0].contains("the stapled OCSP response cannot be used"),
+            "{stale:?}"
+        );
+        let ended = wanted.compare(&served(&[]), wanted.leaf.not_after).0;
+        assert!(ended[0].starts_with("serves a certificate that ended at"), "{ended:?}");
+    }
+
+    #[test]
+    fn the_name_that_is_asked_for_is_one_that_the_certificate_covers() {
+        let sans = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        for (common_name, others, asked) in [
+            ("www.example.com", vec![], "www.example.com"),
+            ("*.example.com", vec![], "validation.example.com"),
+            ("192.0.2.1", sans(&["192.0.2.1", "www.example.com"]), "www.example.com"),
+            ("a person", sans(&["mail@example.com"]), ""),
+        ] {
+            assert_eq!(server_name(common_name, &others), asked);
+        }
+    }
+}
