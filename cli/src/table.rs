@@ -90,6 +90,7 @@ pub(crate) const NOUNS: &[Noun] = &[
     noun("stats", "stats", &[], "Figures"),
     noun("metrics", "stats", &[], ""),
     noun("revocation", "revocation", &["crl"], "CRLs and OCSP"),
+    noun("freezes", "freezes", &[], "Times in which nothing is renewed by itself"),
     noun("endpoints", "endpoints", &[], "What is served where clients connect to"),
     noun(
         "blocked_keys",

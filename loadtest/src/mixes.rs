@@ -171,6 +171,8 @@ pub(crate) async fn teams(client: &Client, count: u32) -> anyhow::Result<Vec<Str
             id: Some(id.parse().context("an id of ours")?),
             name: format!("Changed by the load test ({n})"),
             description: String::new(),
+            email: None,
+            notify_from: None,
         };
         match client.call::<CreateTeam>(NoParams, NoParams, team).await {
             Ok(_) => {}

@@ -103,7 +103,8 @@ async fn bare_insert(pool: &PgPool, due: i64) -> anyhow::Result<f64> {
     Ok(seconds)
 }
 
-/// Certificates that each have a target; those that will be due also have a version that is old enough.
+/// Certificates that each have a target; those that will be due also have a version of 47 days, of which two thirds are just
+/// over.
 async fn seed(pool: &PgPool, args: &Planner) -> anyhow::Result<()> {
     let mut db = pool.acquire().await?;
     // Tallies and the like are not needed of what only stands there.
@@ -133,8 +134,8 @@ async fn insert(db: &mut PgConnection, args: &Planner) -> anyhow::Result<()> {
                                    current_version_id, not_before, not_after, renew_at, created_at, updated_at)
          SELECT 'mc-plan-' || n, 'plan-' || n, 'plan-' || n || '.example.net', 'bench', 'o-unassigned',
                 't-unassigned', 'iss-local', 'rp-default', CASE WHEN n <= $2 THEN 'cv-plan-' || n END,
-                CASE WHEN n <= $2 THEN now() - interval '40 days' END,
-                CASE WHEN n <= $2 THEN now() + interval '7 days' END,
+                CASE WHEN n <= $2 THEN now() - interval '32 days' END,
+                CASE WHEN n <= $2 THEN now() + interval '15 days' END,
                 now() + interval '1 day' + n * interval '1 second', now(), now()
            FROM generate_series(1, $1) n WHERE $3 > 0",
         "INSERT INTO certificate_targets (certificate_id, target_id)
@@ -143,7 +144,7 @@ async fn insert(db: &mut PgConnection, args: &Planner) -> anyhow::Result<()> {
                                            not_before, not_after, fingerprint_sha256, spki_sha256, cert_pem, chain_pem,
                                            csr_der, key_algorithm, key_size, created_at)
          SELECT 'cv-plan-' || n, 'mc-plan-' || n, 'j-plan-' || n, 'iss-local', 'a-plan-' || n % $3, 1,
-                '7' || md5('plan' || n), now() - interval '40 days', now() + interval '7 days', md5('f' || n),
+                '7' || md5('plan' || n), now() - interval '32 days', now() + interval '15 days', md5('f' || n),
                 md5('k' || n), '', '', '', 'ECDSA', 256, now()
            FROM generate_series(1, $2) n WHERE $1 > 0",
     ] {

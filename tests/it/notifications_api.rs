@@ -103,3 +103,68 @@ async fn reading_touches_neither_the_delivery_nor_its_time(db: PgPool) {
         "SELECT string_agg(resource_id, ' ' ORDER BY sequence) FROM audit_events WHERE action = 'notification_read'";
     assert_eq!(w.text(trail).await, "ne-1 ne-2");
 }
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_team_is_told_from_the_severity_on_that_it_wants_and_programs_of_what_begins(db: PgPool) {
+    let w = World::new(db).await;
+    let host = w.host("web-1").await;
+    w.target("tgt-1", &host).await;
+    let team = json!({ "id": "t-web", "name": "web", "email": "web@example.org", "notify_from": "Critical" });
+    let team = w.post("/api/v1/teams", team).await.expect(201);
+    assert_eq!(
+        (&team["email"], &team["notify_from"]),
+        (&json!("web@example.org"), &json!("Critical"))
+    );
+    let owner = json!({ "id": "o-anna", "name": "Anna", "email": "anna@example.org", "team_id": "t-web" });
+    w.post("/api/v1/owners", owner).await.expect(201);
+    let owned = json!({ "owner_id": "o-anna", "team_id": "t-web" });
+    w.certificate("mc-1", &["tgt-1"], owned).await;
+    w.settle().await;
+    let told = async |kind: &str| {
+        let recipients = w
+            .text(&format!("SELECT coalesce(string_agg(recipient, ' ' ORDER BY recipient), '') FROM notifications WHERE type = '{kind}'"))
+            .await;
+        w.sql(&format!("DELETE FROM notifications WHERE type = '{kind}'")).await;
+        recipients
+    };
+    let renewed = async || {
+        w.clock.advance(std::time::Duration::from_secs(60));
+        w.post("/api/v1/certificates/mc-1/renew", Value::Null).await.expect(202);
+        w.settle().await;
+    };
+    assert_eq!(told("RenewalStarted").await, "", "a first certificate is no renewal");
+    renewed().await;
+    assert_eq!(told("RenewalStarted").await, "webhook");
+    assert_eq!(told("RenewalSuccess").await, "anna@example.org webhook");
+
+    w.put("/api/v1/teams/t-web", json!({ "notify_from": "Info" }))
+        .await
+        .expect(200);
+    renewed().await;
+    assert_eq!(told("RenewalStarted").await, "webhook");
+    assert_eq!(told("RenewalSuccess").await, "anna@example.org web@example.org webhook");
+
+    // One address is written to once; and an address can be taken away.
+    w.put("/api/v1/teams/t-web", json!({ "email": "anna@example.org" }))
+        .await
+        .expect(200);
+    renewed().await;
+    assert_eq!(told("RenewalSuccess").await, "anna@example.org webhook");
+    let changed = w
+        .put(
+            "/api/v1/teams/t-web",
+            json!({ "email": "web@example.org", "notify_from": "Critical" }),
+        )
+        .await;
+    changed.expect(200);
+    w.post("/api/v1/certificates/mc-1/revoke", json!({ "reason": "superseded" }))
+        .await
+        .expect(200);
+    assert_eq!(told("Revocation").await, "anna@example.org web@example.org webhook");
+    let silent = w.put("/api/v1/teams/t-web", json!({ "email": "" })).await.expect(200);
+    assert_eq!(silent.get("email"), None);
+
+    for wrong in [json!({ "email": "nobody" }), json!({ "notify_from": "loud" })] {
+        assert_eq!(w.put("/api/v1/teams/t-web", wrong).await.problem().status, 422);
+    }
+}

@@ -135,6 +135,11 @@ const ADDED: &str = "
     GET /api/v1/renewals/forecast 200
     POST /api/v1/certificates/{id}/validate 202
     GET /api/v1/endpoints 200
+    GET /api/v1/freezes 200
+    POST /api/v1/freezes 201
+    GET /api/v1/freezes/{id} 200
+    PUT /api/v1/freezes/{id} 200
+    DELETE /api/v1/freezes/{id} 204
     GET /api/v1/scheduler 200
     POST /api/v1/bulk/renew 202
     POST /api/v1/bulk/revoke 202

@@ -1,6 +1,6 @@
 //! Warns of certificates that near their end although they should have been replaced.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use certctl_model::{
     id::{CertificateId, VersionId},
@@ -8,10 +8,11 @@ use certctl_model::{
     time::Time,
 };
 use certctl_store::{
-    Error, certificates,
+    Error,
+    certificates::{self, Locked},
     outbox::{self, News},
 };
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::Scheduler;
 
@@ -36,20 +37,8 @@ struct Warning {
 /// # Errors
 /// When the database cannot be asked.
 pub async fn warn_of_ends(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
-    let mut announced = 0;
-    for warning in past_thresholds(&scheduler).await? {
-        let id = &warning.id;
-        match announce(&scheduler, &warning).await {
-            Ok(true) => {
-                announced += 1;
-                info!(certificate.id = %id, "certificate {id} ends at {}; its owner is warned", warning.not_after);
-            }
-            Ok(false) => {}
-            Err(error) if error.is_transient() => return Err(error.into()),
-            Err(error) => warn!(certificate.id = %id, "nobody could be warned of the end of certificate {id}: {error}"),
-        }
-    }
-    Ok(announced)
+    let warnings = past_thresholds(&scheduler).await?;
+    Ok(announce(&scheduler, &warnings).await?)
 }
 
 async fn past_thresholds(scheduler: &Scheduler) -> Result<Vec<Warning>, sqlx::Error> {
@@ -79,21 +68,40 @@ async fn past_thresholds(scheduler: &Scheduler) -> Result<Vec<Warning>, sqlx::Er
     .await
 }
 
-/// Whether it was announced: a certificate renewed, revoked or archived since it was found is not.
-async fn announce(scheduler: &Scheduler, warning: &Warning) -> Result<bool, Error> {
-    let mut tx = scheduler.begin_as_leader().await?;
-    let certificate = certificates::lock(&mut tx, &warning.id).await?;
-    if certificate.must_be_live().is_err() || certificate.current_version_id.as_ref() != Some(&warning.version_id) {
-        return Ok(false);
+/// Announces all of them in one unit of work, but for certificates that were renewed, revoked or archived since they were
+/// found. Returns how many.
+async fn announce(scheduler: &Scheduler, warnings: &[Warning]) -> Result<u64, Error> {
+    if warnings.is_empty() {
+        return Ok(0);
     }
-    outbox::announce(&mut tx, &news(warning, scheduler.now())).await?;
-    let event = tx
-        .event("expiration_alert_sent", "certificate", &warning.id)
-        .with("threshold_days", warning.threshold_days)
-        .with("not_after", warning.not_after);
-    tx.note(event);
+    let mut tx = scheduler.begin_as_leader().await?;
+    let ids: Vec<&CertificateId> = warnings.iter().map(|warning| &warning.id).collect();
+    let locked = certificates::lock_all(&mut tx, &ids).await?;
+    let locked: HashMap<&CertificateId, &Locked> = locked.iter().map(|one| (&one.id, one)).collect();
+    let stands = |warning: &&Warning| {
+        locked.get(&warning.id).is_some_and(|one| {
+            one.must_be_live().is_ok() && one.current_version_id.as_ref() == Some(&warning.version_id)
+        })
+    };
+    let warnings: Vec<&Warning> = warnings.iter().filter(stands).collect();
+    let now = scheduler.now();
+    let news: Vec<News> = warnings.iter().map(|warning| news(warning, now)).collect();
+    outbox::announce_all(&mut tx, &news).await?;
+    for warning in &warnings {
+        let event = tx
+            .event("expiration_alert_sent", "certificate", &warning.id)
+            .with("threshold_days", warning.threshold_days)
+            .with("not_after", warning.not_after);
+        tx.note(event);
+    }
+    if warnings.is_empty() {
+        return Ok(0);
+    }
     tx.commit().await?;
-    Ok(true)
+    for Warning { id, not_after, .. } in &warnings {
+        info!(certificate.id = %id, "certificate {id} ends at {not_after}; its owner is warned");
+    }
+    Ok(warnings.len() as u64)
 }
 
 /// Its text ends with a marker that programs which read notifications look for.

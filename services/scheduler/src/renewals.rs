@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, slice, sync::Arc};
 use certctl_model::id::{CertificateId, JobId};
 use certctl_runtime::failpoint;
 use certctl_store::{
-    Error,
+    Error, freezes,
     planning::{self, Due},
     wake::{self, Channel},
 };
@@ -33,9 +33,10 @@ pub async fn sweep(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
 }
 
 async fn plan_all(scheduler: &Scheduler) -> anyhow::Result<u64> {
+    let holds = freezes::holds(&mut *scheduler.db.acquire().await?, scheduler.now()).await?;
     let (mut planned, mut behind) = (0, None);
     loop {
-        let due = planning::due(&scheduler.db, scheduler.now(), behind.as_ref(), BATCH as i64).await?;
+        let due = planning::due(&scheduler.db, scheduler.now(), &holds, behind.as_ref(), BATCH as i64).await?;
         planned += match plan(scheduler, &due).await {
             Err(error) if error.is_transient() => return Err(error.into()),
             // Another plans them.

@@ -508,6 +508,25 @@ async fn a_late_certificate_is_warned_of_once_for_each_threshold_and_only_the_ti
 }
 
 #[sqlx::test(migrations = "../../migrations")]
+async fn a_threshold_of_many_months_is_reached_in_time(db: PgPool) {
+    let w = World::new(db, Mood::Signs).await;
+    w.running_job(1).await;
+    worker::drain(w.scheduler.clone()).await.unwrap();
+    w.sql("UPDATE renewal_policies SET alert_thresholds_days = array[200, 10] WHERE $1 IS NOT NULL")
+        .await;
+    w.sql("UPDATE certificates SET not_before = $1, not_after = $1 + interval '800 days', renew_at = $1 + interval '500 days'")
+        .await;
+    let mut passed = 0;
+    for (at, warned) in [(599, "0"), (601, "1"), (789, "1"), (791, "2")] {
+        w.clock.advance(Duration::from_secs(86_400) * (at - passed));
+        passed = at;
+        notices::warn_of_ends(w.scheduler.clone()).await.unwrap();
+        let emails = "SELECT count(*)::text FROM notifications WHERE type = 'ExpirationWarning' AND channel = 'Email'";
+        assert_eq!(w.text(emails).await, warned, "after {at} days");
+    }
+}
+
+#[sqlx::test(migrations = "../../migrations")]
 async fn one_scheduler_leads_until_it_is_gone(db: PgPool) {
     let w = World::new(db.clone(), Mood::Signs).await;
     let other = World::scheduler(&db, &w.clock, w.scheduler.signer.clone());

@@ -20,7 +20,7 @@ use certctl_runtime::failpoint;
 use certctl_store::{
     Error, certificates,
     jobs::{self, Claimed},
-    policies,
+    outbox, policies,
 };
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, timeout};
@@ -287,7 +287,12 @@ fn request_csrs<'a>(scheduler: &'a Scheduler, claims: &'a [Claimed]) -> BoxFutur
             .filter(|id| !ended.contains_key(id))
             .collect();
         let blocked = policies::judge(&mut tx, &live, Moment::Issuance).await?;
+        let names: HashMap<&CertificateId, &str> = certificates
+            .iter()
+            .map(|one| (&one.id, one.common_name.as_str()))
+            .collect();
         let (mut to_request, mut to_cancel, mut to_fail) = (Vec::new(), Vec::new(), Vec::new());
+        let mut started = Vec::new();
         for job in jobs::hold::<Pending>(&mut tx, claims).await? {
             let certificate = &job.facts.certificate;
             match (ended.get(certificate), blocked.get(certificate)) {
@@ -297,9 +302,13 @@ fn request_csrs<'a>(scheduler: &'a Scheduler, claims: &'a [Claimed]) -> BoxFutur
                     certificates::note_failure(&mut tx, &job.facts, &why).await?;
                     to_fail.push(job.fail(&by, why));
                 }
-                (None, None) => to_request.push(job.await_csr(&by)),
+                (None, None) => {
+                    started.extend(certificates::renewal_started(&job.facts, &names));
+                    to_request.push(job.await_csr(&by));
+                }
             }
         }
+        outbox::announce_all(&mut tx, &started).await?;
         let requested = jobs::apply_all(&mut tx, to_request)
             .await?
             .into_iter()

@@ -28,6 +28,7 @@ pub mod endpoint;
 pub mod endpoints;
 pub mod example;
 pub mod explain;
+pub mod freezes;
 pub mod health;
 pub mod issuers;
 pub mod jobs;
@@ -68,6 +69,7 @@ pub fn catalogue() -> Vec<Operation> {
         revocation::operations(),
         blocked_keys::operations(),
         endpoints::operations(),
+        freezes::operations(),
         key_compromise::operations(),
         recovery::operations(),
         issuers::operations(),

@@ -29,6 +29,7 @@ const TAGS: &[(&str, &str)] = &[
     ("bulk", "Many certificates at once."),
     ("revocation", "CRLs and OCSP under the API's own paths."),
     ("blocked_keys", "Keys that are not certified any more."),
+    ("freezes", "Times in which nothing is renewed by itself."),
     ("endpoints", "What is served where clients connect to."),
     ("key_compromise", "Revocation by whoever has the key of a certificate."),
     (

@@ -1,6 +1,6 @@
 //! Teams.
 
-use certctl_model::{id::TeamId, time::Time};
+use certctl_model::{id::TeamId, notice::NoticeSeverity, time::Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,11 @@ pub struct Team {
     pub name: String,
     /// Free text.
     pub description: String,
+    /// Where it is told of its certificates; nowhere when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
+    /// From which severity on.
+    pub notify_from: NoticeSeverity,
     /// When it was created.
     pub created_at: Time,
     /// When it was last changed.
@@ -66,6 +71,12 @@ pub struct NewTeam {
     /// Free text.
     #[serde(default)]
     pub description: String,
+    /// Where it is told of its certificates, besides their owners; nowhere when absent.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
+    /// From which severity on: `Info`, `Warning` or `Critical`; `Warning` when absent.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub notify_from: Option<String>,
 }
 
 /// What to change of a team.
@@ -78,4 +89,10 @@ pub struct TeamChanges {
     /// Free text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// Where it is told of its certificates; an empty text takes the address away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
+    /// From which severity on.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub notify_from: Option<String>,
 }

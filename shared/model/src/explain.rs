@@ -30,6 +30,8 @@ crate::words! {
         NoAutoRenewal = "NoAutoRenewal",
         /// It is too early.
         NotDue = "NotDue",
+        /// A freeze holds it.
+        Frozen = "Frozen",
         /// The last try failed; the next one comes.
         Retrying = "Retrying",
         /// It is due, and planned at the next look.
@@ -135,6 +137,10 @@ pub struct AgentStanding {
     pub retry_at: Option<Time>,
     /// From when what it holds is due; none when it holds nothing.
     pub due_at: Option<Time>,
+    /// Until when a freeze holds it.
+    pub held_until: Option<Time>,
+    /// The name of that freeze.
+    pub held_by: Option<String>,
 }
 
 /// How a certificate stands.
@@ -222,10 +228,15 @@ impl CertificateStanding {
                 .unless(renew())
                 .unless(format!("set auto_renew of {policy}, or give it another renewal policy"));
         }
-        let wanting = self
+        let wanting: Vec<&AgentStanding> = self
             .agents
             .iter()
-            .filter(|agent| agent.due_at.is_none_or(|due| due <= now));
+            .filter(|agent| agent.due_at.is_none_or(|due| due <= now))
+            .collect();
+        if let Some(frozen) = self.frozen(&wanting, now) {
+            return frozen;
+        }
+        let wanting = wanting.into_iter();
         let retry = wanting.filter_map(|agent| agent.retry_at.filter(|at| *at > now)).min();
         if let Some(at) = retry {
             let explained = so(
@@ -250,6 +261,26 @@ impl CertificateStanding {
                 ))
                 .next("its jobs are created", None),
         }
+    }
+
+    /// Where a freeze holds every agent that wants a new version and need not wait for anything else.
+    fn frozen(&self, wanting: &[&AgentStanding], now: Time) -> Option<Explanation> {
+        let ready = wanting.iter().filter(|agent| agent.retry_at.is_none_or(|at| at <= now));
+        let held = ready.map(|agent| agent.held_until.zip(agent.held_by.as_ref()));
+        let (until, freeze) = held.collect::<Option<Vec<_>>>()?.into_iter().min()?;
+        let explained = Explanation::of(
+            &self.id,
+            self.status,
+            Cause::Frozen,
+            format!("it is due, and freeze \"{freeze}\" holds it until {until}"),
+        );
+        Some(
+            self.dates(explained)
+                .because("a certificate that would end earlier than a day after a freeze is renewed all the same")
+                .next("its renewal is planned", Some(until))
+                .unless(format!("renew it by hand: certs renew {}", self.id))
+                .unless(format!("end freeze \"{freeze}\" sooner")),
+        )
     }
 
     fn dates(&self, mut explained: Explanation) -> Explanation {
@@ -335,6 +366,7 @@ impl JobStanding {
                     format!("somebody has to approve it; it has waited since {}", self.run_at),
                 )
                 .unless(format!("approve or reject it: jobs approve {}", self.id)),
+            JobStatus::Pending | JobStatus::Running if self.kind == JobKind::Validation => self.look(now),
             JobStatus::AwaitingCsr => self.agent("has to make a key and send a request"),
             JobStatus::Pending if !self.kind.issues() => self.agent("has to put the certificate on the target"),
             JobStatus::Running if !self.kind.issues() => self.so(
@@ -391,6 +423,40 @@ impl JobStanding {
         }
     }
 
+    /// Where a scheduler looks next.
+    fn look(&self, now: Time) -> Explanation {
+        if let Some(until) = self.lease_until.filter(|until| *until > now) {
+            return self
+                .so(
+                    Cause::InWork,
+                    "a scheduler looks at the endpoints of its target".to_owned(),
+                )
+                .next("another scheduler takes over, unless it is done by then", Some(until));
+        }
+        if !self.scheduler_runs {
+            return self.no_scheduler();
+        }
+        match self.run_at > now {
+            true => self
+                .so(
+                    Cause::Retrying,
+                    format!("the endpoints are looked at again at {}", self.run_at),
+                )
+                .next("they are looked at again", Some(self.run_at)),
+            false => self
+                .so(
+                    Cause::Queued,
+                    "the endpoints of its target are looked at next".to_owned(),
+                )
+                .next("a scheduler claims it", None),
+        }
+    }
+
+    fn no_scheduler(&self) -> Explanation {
+        self.so(Cause::SchedulerAway, "no scheduler runs".to_owned())
+            .unless("start certctl-scheduler")
+    }
+
     /// What a scheduler does next.
     fn worker(&self, now: Time) -> Explanation {
         let issuer = &self.issuer;
@@ -414,9 +480,7 @@ impl JobStanding {
                 .next("another scheduler takes over, unless it is done by then", Some(until));
         }
         if !self.scheduler_runs {
-            return self
-                .so(Cause::SchedulerAway, "no scheduler runs".to_owned())
-                .unless("start certctl-scheduler");
+            return self.no_scheduler();
         }
         if self.status == JobStatus::Running && self.issuer_room.is_some_and(|room| room <= 0) {
             return self

@@ -127,6 +127,8 @@ ids! {
     ViolationId = "pv-",
     /// Names an address at which a certificate should be served.
     EndpointId = "ep-",
+    /// Names a freeze.
+    FreezeId = "fr-",
     /// Names an agent group.
     AgentGroupId = "ag-",
     /// Names a certificate found on a host.

@@ -5,6 +5,8 @@ crate::words! {
     pub enum NoticeKind {
         /// A certificate nears its end.
         ExpirationWarning = "ExpirationWarning" | "expiration_warning",
+        /// A renewal has begun.
+        RenewalStarted = "RenewalStarted" | "renewal_started",
         /// A certificate was issued again.
         RenewalSuccess = "RenewalSuccess" | "renewal_success",
         /// An issuance or renewal failed.
@@ -25,6 +27,39 @@ crate::words! {
         Drift = "Drift",
         /// A CRL was not made in time.
         CrlLate = "CrlLate" | "crl_late",
+    }
+}
+
+crate::words! {
+    /// How much a notification matters.
+    pub enum NoticeSeverity {
+        /// Something went as it should.
+        Info = "Info",
+        /// Somebody should do something in time.
+        Warning = "Warning",
+        /// Something went wrong, or cannot be taken back.
+        Critical = "Critical",
+    }
+}
+
+impl NoticeKind {
+    /// How much it matters.
+    pub const fn severity(self) -> NoticeSeverity {
+        match self {
+            Self::RenewalStarted | Self::RenewalSuccess | Self::DeploymentSuccess => NoticeSeverity::Info,
+            Self::ExpirationWarning | Self::PolicyViolation | Self::ApprovalRequested => NoticeSeverity::Warning,
+            Self::RenewalFailure
+            | Self::DeploymentFailure
+            | Self::ApprovalOverridden
+            | Self::Revocation
+            | Self::Drift
+            | Self::CrlLate => NoticeSeverity::Critical,
+        }
+    }
+
+    /// Whether people get mail of it. That something began is for programs that follow it: people hear how it ended.
+    pub const fn is_mailed(self) -> bool {
+        !matches!(self, Self::RenewalStarted)
     }
 }
 

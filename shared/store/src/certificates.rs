@@ -565,6 +565,18 @@ pub async fn note_failure(tx: &mut Tx, job: &JobFacts, reason: &str) -> Result<(
     outbox::announce(tx, &news).await
 }
 
+/// What is told when a renewal begins.
+pub fn renewal_started(job: &JobFacts, names: &HashMap<&CertificateId, &str>) -> Option<News> {
+    let name = names.get(&job.certificate).filter(|_| job.kind == JobKind::Renewal)?;
+    Some(News {
+        kind: NoticeKind::RenewalStarted,
+        certificate: job.certificate.clone(),
+        dedup: job.id.to_string(),
+        subject: format!("The renewal of {name} has begun"),
+        message: format!("Certificate {} ({name}) is renewed by job {}.", job.certificate, job.id),
+    })
+}
+
 /// Notes that a version was put on its target, and tells whom it concerns.
 ///
 /// # Errors

@@ -10,6 +10,7 @@
 //! | [`imports`] | take in what others issued |
 //! | [`discovery`] | certificates found on hosts: reports, claims, dismissals |
 //! | [`policies`] | certificates held against rules |
+//! | [`freezes`] | times in which nothing is renewed by itself |
 //! | [`planning`] | dates, what is due, and jobs in line with targets and policy |
 //! | [`journal`] | what has to be kept outside the database, and is not yet |
 //! | [`revocations`] | revoke, release; the status of a serial number |
@@ -34,6 +35,7 @@ pub mod certificates;
 pub mod crls;
 pub mod discovery;
 pub mod error;
+pub mod freezes;
 pub mod imports;
 pub mod jobs;
 pub mod journal;

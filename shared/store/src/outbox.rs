@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use certctl_model::{
     id::{CertificateId, IssuerId, NotificationId},
-    notice::{Channel, NoticeKind, NoticeStatus},
+    notice::{Channel, NoticeKind, NoticeSeverity, NoticeStatus},
     time::Time,
 };
 use sqlx::PgPool;
@@ -26,7 +26,8 @@ pub struct News {
     pub message: String,
 }
 
-/// Enqueues news for the owner's address and the webhook; the same news once.
+/// Enqueues news for the address of the owner, for that of the team if it wants news as severe, and for the webhook; the
+/// same news once.
 ///
 /// # Errors
 /// When the database cannot be asked.
@@ -40,10 +41,15 @@ pub async fn announce(tx: &mut Tx, news: &News) -> Result<()> {
 /// When the database cannot be asked.
 pub async fn announce_all(tx: &mut Tx, news: &[News]) -> Result<()> {
     let now = tx.now();
-    let channels = [Channel::Email, Channel::Webhook];
-    let all: Vec<(Channel, &News)> = news
+    let to_each = [
+        (Channel::Webhook, "webhook"),
+        (Channel::Email, "owner"),
+        (Channel::Email, "team"),
+    ];
+    let all: Vec<(Channel, &str, &News)> = news
         .iter()
-        .flat_map(|news| channels.map(|channel| (channel, news)))
+        .flat_map(|news| to_each.map(|(channel, to)| (channel, to, news)))
+        .filter(|(channel, _, news)| *channel != Channel::Email || news.kind.is_mailed())
         .collect();
     if all.is_empty() {
         return Ok(());
@@ -51,22 +57,31 @@ pub async fn announce_all(tx: &mut Tx, news: &[News]) -> Result<()> {
     sqlx::query(
         "INSERT INTO notifications (id, type, certificate_id, channel, recipient, subject, message, dedup_key,
                                     status, not_before, created_at)
-         SELECT n.id, n.type, c.id, n.channel, CASE n.channel WHEN 'Email' THEN o.email ELSE 'webhook' END,
-                n.subject, n.message, n.type || ':' || n.dedup || ':' || n.channel, 'pending', $8, $8
-           FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
-                AS n (id, channel, type, certificate_id, dedup, subject, message)
+         SELECT n.id, n.type, c.id, n.channel,
+                CASE n.receiver WHEN 'owner' THEN o.email WHEN 'team' THEN t.email ELSE n.receiver END, n.subject, n.message,
+                concat_ws(':', n.type, n.dedup, n.channel, CASE n.receiver WHEN 'team' THEN n.receiver END),
+                'pending', $10, $10
+           FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                       $9::text[])
+                AS n (id, channel, receiver, type, severity, certificate_id, dedup, subject, message)
            JOIN certificates c ON c.id = n.certificate_id
            JOIN owners o ON o.id = c.owner_id
+           JOIN teams t ON t.id = c.team_id
+          WHERE n.receiver <> 'team'
+             OR t.email <> o.email AND array_position($11::text[], n.severity) >= array_position($11::text[], t.notify_from)
          ON CONFLICT (dedup_key) DO NOTHING",
     )
     .bind(column(&all, |_| NotificationId::generate(now)))
-    .bind(column(&all, |(channel, _)| *channel))
-    .bind(column(&all, |(_, news)| news.kind))
-    .bind(column(&all, |(_, news)| &news.certificate))
-    .bind(column(&all, |(_, news)| news.dedup.as_str()))
-    .bind(column(&all, |(_, news)| news.subject.as_str()))
-    .bind(column(&all, |(_, news)| news.message.as_str()))
+    .bind(column(&all, |(channel, ..)| *channel))
+    .bind(column(&all, |(_, to, _)| *to))
+    .bind(column(&all, |(.., news)| news.kind))
+    .bind(column(&all, |(.., news)| news.kind.severity()))
+    .bind(column(&all, |(.., news)| &news.certificate))
+    .bind(column(&all, |(.., news)| news.dedup.as_str()))
+    .bind(column(&all, |(.., news)| news.subject.as_str()))
+    .bind(column(&all, |(.., news)| news.message.as_str()))
     .bind(now)
+    .bind(NoticeSeverity::ALL)
     .execute(&mut **tx)
     .await?;
     tx.wake(wake::Channel::Outbox);

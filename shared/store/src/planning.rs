@@ -16,25 +16,40 @@ use crate::{
     certificates::{self, Locked},
     column,
     error::*,
+    freezes::{self, Holds},
     jobs::{self, NewJob},
 };
 
-/// Certificates `c`, by their policies `p`, that may be renewed by themselves at `$1`.
+/// Certificates `c`, by their policies `p`, that may be renewed by themselves at the given parameter.
 macro_rules! due {
-    () => {
-        "certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
-              AND c.renew_at <= $1 AND c.revoked_at IS NULL AND c.archived_at IS NULL AND p.auto_renew
+    ($now:literal) => {
+        concat!(
+            "certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
+              AND c.renew_at <= ",
+            $now,
+            " AND c.revoked_at IS NULL AND c.archived_at IS NULL AND p.auto_renew
               AND NOT EXISTS (SELECT 1 FROM blocking_violations b WHERE b.certificate_id = c.id)"
+        )
     };
 }
 
-/// How certificate `c` stands with each of its agents: the job that is open, when it is asked again after a failure, and
-/// from when what it holds may be renewed. All this is asked of each agent by itself: one that never answers, or always fails,
+/// What is held by freezes, as `h`: `$1` to `$4` are policies, agents, until when, and names. A certificate that would end
+/// earlier than a day after a freeze is renewed in spite of it: freezes are to prevent outages, not to make one.
+macro_rules! held {
+    () => {
+        "unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[]) AS h (policy, agent, until, name)
+          WHERE (h.policy = '' OR h.policy = p.id) AND (c.not_after IS NULL OR c.not_after > h.until + interval '1 day')"
+    };
+}
+
+/// How certificate `c` stands with each of its agents: the job that is open, when it is asked again after a failure, the
+/// freeze that holds it, and from when what it holds may be renewed. All this is asked of each agent by itself: one that never answers, or always fails,
 /// must not keep the others from renewing. The age is judged by the earliest instant of `RenewalRule::due_at`: which one it is,
 /// `renew_at` says.
 macro_rules! standing {
     () => {
-        "(SELECT DISTINCT t.agent_id, o.id AS open_job, f.retry_at,
+        concat!(
+            "(SELECT DISTINCT t.agent_id, o.id AS open_job, f.retry_at, held.until AS held_until, held.name AS held_by,
                  greatest(v.not_before + (v.not_after - v.not_before) * (p.renew_at_permille / 1000.0::float8)
                                          * (1 - p.spread_percent / 100.0::float8),
                           CASE WHEN p.renewal_window_days > 0
@@ -53,19 +68,23 @@ macro_rules! standing {
                                  FROM jobs j
                                 WHERE j.certificate_id = c.id AND j.agent_id = t.agent_id
                                   AND j.type IN ('Issuance', 'Renewal') AND j.status = 'Failed') f ON true
+            LEFT JOIN LATERAL (SELECT h.until, h.name FROM ",
+            held!(),
+            " AND (h.agent = '' OR h.agent = t.agent_id) ORDER BY h.until DESC, h.name LIMIT 1) held ON true
            WHERE m.certificate_id = c.id AND t.enabled)"
+        )
     };
 }
 
-/// The agents that want a new version of certificate `c` at `$1`: what they hold is due, or they hold nothing; it is not
-/// being made already; and the last try did not fail just now.
+/// The agents that want a new version of certificate `c` at `$5`: what they hold is due, or they hold nothing; it is not
+/// being made already; the last try did not fail just now; and no freeze holds it.
 macro_rules! wanting {
     () => {
         concat!(
             "(SELECT agent_id FROM ",
             standing!(),
-            " s WHERE s.open_job IS NULL AND (s.retry_at IS NULL OR s.retry_at <= $1)
-                AND (s.due_at IS NULL OR s.due_at <= $1))"
+            " s WHERE s.open_job IS NULL AND (s.retry_at IS NULL OR s.retry_at <= $5)
+                AND (s.due_at IS NULL OR s.due_at <= $5) AND s.held_until IS NULL)"
         )
     };
 }
@@ -74,14 +93,19 @@ macro_rules! wanting {
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn standing(db: &mut PgConnection, certificate: &CertificateId) -> Result<Vec<AgentStanding>> {
+pub async fn standing(db: &mut PgConnection, certificate: &CertificateId, now: Time) -> Result<Vec<AgentStanding>> {
+    let holds = freezes::holds(db, now).await?;
     Ok(sqlx::query_as(concat!(
-        "SELECT s.agent_id, s.open_job, s.retry_at, s.due_at
+        "SELECT s.agent_id, s.open_job, s.retry_at, s.due_at, s.held_until, s.held_by
            FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
           CROSS JOIN LATERAL ",
         standing!(),
-        " s WHERE c.id = $1 ORDER BY s.agent_id"
+        " s WHERE c.id = $5 ORDER BY s.agent_id"
     ))
+    .bind(&holds.policies)
+    .bind(&holds.agents)
+    .bind(&holds.until)
+    .bind(&holds.names)
     .bind(certificate)
     .fetch_all(db)
     .await?)
@@ -98,20 +122,28 @@ pub struct Due {
     pub agents: Vec<AgentId>,
 }
 
-/// Certificates of which some agent wants a new version by itself, soonest first, `limit` of those `behind` one of them.
+/// Certificates of which some agent wants a new version by itself, soonest first, `limit` of those `behind` one of them. What
+/// is held is left out.
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn due(pool: &PgPool, now: Time, behind: Option<&Due>, limit: i64) -> Result<Vec<Due>> {
+pub async fn due(pool: &PgPool, now: Time, holds: &Holds, behind: Option<&Due>, limit: i64) -> Result<Vec<Due>> {
     Ok(sqlx::query_as(concat!(
         "SELECT c.id, c.renew_at, w.agents FROM ",
-        due!(),
+        due!("$5"),
         " CROSS JOIN LATERAL (SELECT array_agg(agent_id ORDER BY agent_id) AS agents FROM ",
         wanting!(),
         " wanting) w
-          WHERE (c.renew_at, c.id) > (coalesce($2, '-infinity'), coalesce($3, '')) AND w.agents IS NOT NULL
-          ORDER BY c.renew_at, c.id LIMIT $4"
+          WHERE (c.renew_at, c.id) > (coalesce($6, '-infinity'), coalesce($7, '')) AND w.agents IS NOT NULL
+            AND NOT EXISTS (SELECT 1 FROM ",
+        held!(),
+        " AND h.agent = '')
+          ORDER BY c.renew_at, c.id LIMIT $8"
     ))
+    .bind(&holds.policies)
+    .bind(&holds.agents)
+    .bind(&holds.until)
+    .bind(&holds.names)
     .bind(now)
     .bind(behind.map(|due| due.renew_at))
     .bind(behind.map(|due| &due.id))
@@ -128,7 +160,7 @@ pub async fn due(pool: &PgPool, now: Time, behind: Option<&Due>, limit: i64) -> 
 pub async fn request_due(tx: &mut Tx, wanted: &[Due]) -> Result<Vec<(CertificateId, JobId)>> {
     let locked = certificates::lock_all(tx, &column(wanted, |one| &one.id)).await?;
     let still: HashSet<CertificateId> =
-        sqlx::query_scalar(concat!("SELECT c.id FROM ", due!(), " WHERE c.id = ANY ($2)"))
+        sqlx::query_scalar(concat!("SELECT c.id FROM ", due!("$1"), " WHERE c.id = ANY ($2)"))
             .bind(tx.now())
             .bind(column(wanted, |one| &one.id))
             .fetch_all(&mut **tx)

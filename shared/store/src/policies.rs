@@ -253,7 +253,7 @@ impl Judge {
 
 /// Which of these agents are in which of these groups: named as members, or meeting every criterion of the group without
 /// being named as none.
-async fn members(
+pub(crate) async fn members(
     db: &mut PgConnection,
     groups: HashSet<&AgentGroupId>,
     agents: HashSet<&AgentId>,

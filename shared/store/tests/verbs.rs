@@ -14,6 +14,7 @@ use certctl_model::{
 use certctl_store::{
     Error, Tx, agents,
     certificates::{self, NewVersion},
+    freezes::Holds,
     jobs::{self, Claimed},
     lease,
     ledger::{self, Entry},
@@ -230,11 +231,21 @@ async fn a_recorded_version_plans_the_renewal_and_the_deployment_and_is_recorded
         text(&db, "SELECT certificate_status(c, '2027-01-20Z') FROM certificates c").await,
         "Active"
     );
-    assert!(planning::due(&db, now(), None, 10).await.unwrap().is_empty());
+    assert!(
+        planning::due(&db, now(), &Holds::default(), None, 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
     let later = now() + Duration::from_secs(64 * 86_400);
-    let due = planning::due(&db, later, None, 10).await.unwrap();
+    let due = planning::due(&db, later, &Holds::default(), None, 10).await.unwrap();
     assert_eq!(due.iter().map(|one| &one.id).collect::<Vec<_>>(), [&id]);
-    assert!(planning::due(&db, later, due.last(), 10).await.unwrap().is_empty());
+    assert!(
+        planning::due(&db, later, &Holds::default(), due.last(), 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[sqlx::test(migrations = "../../migrations")]

@@ -70,7 +70,7 @@ async fn certificate_standing(
     .bind(id)
     .fetch_all(&mut *db)
     .await?;
-    let agents = planning::standing(db, id).await?;
+    let agents = planning::standing(db, id, now).await?;
     let revoked: (Option<Time>, Option<RevocationReason>) =
         (row.try_get("revoked_at")?, row.try_get("revocation_reason")?);
     let validity: (Option<Time>, Option<Time>) = (row.try_get("not_before")?, row.try_get("not_after")?);

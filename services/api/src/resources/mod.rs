@@ -10,6 +10,7 @@ mod certificates;
 mod discovery;
 mod endpoints;
 mod explain;
+mod freezes;
 mod health;
 mod issuers;
 mod jobs;
@@ -44,6 +45,7 @@ pub fn mount(routes: Routes) -> Routes {
         revocation::routes,
         blocked_keys::routes,
         endpoints::routes,
+        freezes::routes,
         key_compromise::routes,
         recovery::routes,
         issuers::routes,

@@ -121,7 +121,7 @@ async fn delete(cx: Cx, rq: Request<DeleteOwner>) -> Result<NoContent, ApiError>
 }
 
 /// One plain address (RFC 5321 §4.1.2 without quoting), or none. Whether anybody reads it only sending can tell.
-fn check_email(email: &str) -> Result<(), ApiError> {
+pub(super) fn check_email(email: &str) -> Result<(), ApiError> {
     let odd = |c: char| c.is_whitespace() || c.is_control() || "\"(),:;<>[]\\@".contains(c);
     let plausible = email.split_once('@').is_some_and(|(local, domain)| {
         let part =

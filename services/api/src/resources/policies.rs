@@ -6,7 +6,7 @@ use certctl_contract::{
     policies::*,
 };
 use certctl_model::{
-    id::{AgentGroupId, PolicyId, RenewalPolicyId},
+    id::{AgentGroupId, FreezeId, PolicyId, RenewalPolicyId},
     policy::{PolicyType, Rule, Severity},
 };
 use certctl_store::{
@@ -118,10 +118,38 @@ fn severity(text: &str) -> Result<Severity, ApiError> {
 /// Most entries of a list of scopes.
 const MOST_SCOPES: usize = 100;
 
-/// Keeps where a rule holds; what is absent stays as it is.
-async fn keep_scopes(
+/// What holds for some groups and renewal policies only.
+pub(super) enum Scoped<'a> {
+    Rule(&'a PolicyId),
+    Freeze(&'a FreezeId),
+}
+
+macro_rules! scopes {
+    ($table:literal, $of:literal) => {
+        (
+            concat!(
+                "DELETE FROM ",
+                $table,
+                " WHERE ",
+                $of,
+                " = $1 AND ($2 AND agent_group_id IS NOT NULL OR $3 AND renewal_policy_id IS NOT NULL)"
+            ),
+            concat!(
+                "INSERT INTO ",
+                $table,
+                " (",
+                $of,
+                ", agent_group_id, renewal_policy_id)
+                 SELECT $1, g, NULL FROM unnest($2::text[]) AS g UNION SELECT $1, NULL, p FROM unnest($3::text[]) AS p"
+            ),
+        )
+    };
+}
+
+/// Keeps where it holds; what is absent stays as it is.
+pub(super) async fn keep_scopes(
     tx: &mut Tx,
-    rule: &PolicyId,
+    of: Scoped<'_>,
     groups: Option<&[AgentGroupId]>,
     policies: Option<&[RenewalPolicyId]>,
 ) -> Result<(), ApiError> {
@@ -133,24 +161,22 @@ async fn keep_scopes(
             return Err(ApiError::invalid(field, format!("has at most {MOST_SCOPES} entries")));
         }
     }
-    sqlx::query(
-        "DELETE FROM policy_rule_scopes
-          WHERE rule_id = $1 AND ($2 AND agent_group_id IS NOT NULL OR $3 AND renewal_policy_id IS NOT NULL)",
-    )
-    .bind(rule)
-    .bind(groups.is_some())
-    .bind(policies.is_some())
-    .execute(&mut **tx)
-    .await?;
-    sqlx::query(
-        "INSERT INTO policy_rule_scopes (rule_id, agent_group_id, renewal_policy_id)
-         SELECT $1, g, NULL FROM unnest($2::text[]) AS g UNION SELECT $1, NULL, p FROM unnest($3::text[]) AS p",
-    )
-    .bind(rule)
-    .bind(groups.unwrap_or_default())
-    .bind(policies.unwrap_or_default())
-    .execute(&mut **tx)
-    .await?;
+    let (id, (delete, insert)) = match of {
+        Scoped::Rule(id) => (id.as_str(), scopes!("policy_rule_scopes", "rule_id")),
+        Scoped::Freeze(id) => (id.as_str(), scopes!("freeze_scopes", "freeze_id")),
+    };
+    sqlx::query(delete)
+        .bind(id)
+        .bind(groups.is_some())
+        .bind(policies.is_some())
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query(insert)
+        .bind(id)
+        .bind(groups.unwrap_or_default())
+        .bind(policies.unwrap_or_default())
+        .execute(&mut **tx)
+        .await?;
     Ok(())
 }
 
@@ -205,7 +231,7 @@ async fn create(cx: Cx, rq: Request<CreatePolicy>) -> Result<PolicyRule, ApiErro
     .await?;
     keep_scopes(
         &mut tx,
-        &id,
+        Scoped::Rule(&id),
         new.agent_group_ids.as_deref(),
         new.renewal_policy_ids.as_deref(),
     )
@@ -249,7 +275,7 @@ async fn update(cx: Cx, rq: Request<UpdatePolicy>) -> Result<PolicyRule, ApiErro
     .execute(&mut *tx)
     .await?;
     let (groups, policies) = (change.agent_group_ids.as_deref(), change.renewal_policy_ids.as_deref());
-    keep_scopes(&mut tx, &id, groups, policies).await?;
+    keep_scopes(&mut tx, Scoped::Rule(&id), groups, policies).await?;
     tx.wake(Channel::Policies);
     let updated = listing::get(&mut tx, now, id.as_str()).await?;
     listing::commit(tx, "policy_rule_updated", "policy", id.as_str()).await?;

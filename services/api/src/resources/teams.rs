@@ -6,9 +6,10 @@ use certctl_contract::{
     problem::Kind,
     teams::*,
 };
-use certctl_model::id::TeamId;
+use certctl_model::{id::TeamId, notice::NoticeSeverity};
 use sqlx::{FromRow, postgres::PgRow};
 
+use super::owners::check_email;
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
@@ -27,7 +28,7 @@ impl Listed for Team {
     type Sort = TeamSort;
 
     const KIND: &'static str = "team";
-    const COLUMNS: &'static str = "t.id, t.name, t.description, t.created_at, t.updated_at";
+    const COLUMNS: &'static str = "t.id, t.name, t.description, t.email, t.notify_from, t.created_at, t.updated_at";
     const FROM: &'static str = "teams t";
     const ID: &'static str = "t.id";
     const DEFAULT: Sort<TeamSort> = Sort {
@@ -51,6 +52,11 @@ impl Listed for Team {
     }
 }
 
+fn severity(text: &str) -> Result<NoticeSeverity, ApiError> {
+    text.parse()
+        .map_err(|why: String| ApiError::invalid("notify_from", why))
+}
+
 async fn list(cx: Cx, rq: Request<ListTeams>) -> Result<Page<Team>, ApiError> {
     listing::list(&cx, rq.query).await
 }
@@ -63,16 +69,23 @@ async fn create(cx: Cx, rq: Request<CreateTeam>) -> Result<Team, ApiError> {
     let new = rq.body;
     check_name("name", &new.name, 255)?;
     check_description(&new.description)?;
+    new.email.as_deref().map_or(Ok(()), check_email)?;
+    let notify_from = new.notify_from.as_deref().map(severity).transpose()?;
     let mut tx = cx.begin().await?;
     let now = tx.now();
     let id = new.id.unwrap_or_else(|| TeamId::generate(now));
-    sqlx::query("INSERT INTO teams (id, name, description, created_at, updated_at) VALUES ($1, $2, $3, $4, $4)")
-        .bind(&id)
-        .bind(&new.name)
-        .bind(&new.description)
-        .bind(now)
-        .execute(&mut *tx)
-        .await?;
+    sqlx::query(
+        "INSERT INTO teams (id, name, description, email, notify_from, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $6)",
+    )
+    .bind(&id)
+    .bind(&new.name)
+    .bind(&new.description)
+    .bind(&new.email)
+    .bind(notify_from.unwrap_or(NoticeSeverity::Warning))
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
     let created = listing::get(&mut tx, now, id.as_str()).await?;
     listing::commit(tx, "create_team", "team", id.as_str()).await?;
     Ok(created)
@@ -85,16 +98,22 @@ async fn update(cx: Cx, rq: Request<UpdateTeam>) -> Result<Team, ApiError> {
         .as_deref()
         .map_or(Ok(()), |name| check_name("name", name, 255))?;
     change.description.as_deref().map_or(Ok(()), check_description)?;
+    let email = change.email.as_deref();
+    email.filter(|email| !email.is_empty()).map_or(Ok(()), check_email)?;
+    let notify_from = change.notify_from.as_deref().map(severity).transpose()?;
     let mut tx = cx.begin().await?;
     let now = tx.now();
     sqlx::query(
-        "UPDATE teams SET name = coalesce($2, name), description = coalesce($3, description), updated_at = $4
+        "UPDATE teams SET name = coalesce($2, name), description = coalesce($3, description), updated_at = $4,
+                          email = nullif(coalesce($5, email), ''), notify_from = coalesce($6, notify_from)
           WHERE id = $1",
     )
     .bind(&id)
     .bind(&change.name)
     .bind(&change.description)
     .bind(now)
+    .bind(email)
+    .bind(notify_from)
     .execute(&mut *tx)
     .await?;
     let updated = listing::get(&mut tx, now, id.as_str()).await?;

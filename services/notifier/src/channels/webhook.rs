@@ -78,7 +78,7 @@ fn body(message: &Message) -> Vec<u8> {
         recipient: &message.recipient,
         created_at: message.created_at,
         certificate_id: message.certificate.as_ref(),
-        metadata: Map::new(),
+        metadata: Map::from_iter([("severity".to_owned(), Value::from(message.kind.severity().as_str()))]),
     };
     serde_json::to_vec(&event).expect("an event is plain data")
 }
