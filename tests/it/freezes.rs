@@ -18,12 +18,19 @@ async fn a_freeze_holds_what_would_renew_by_itself_for_its_policies_and_groups_u
     let (one, two) = (w.host("web-1").await, w.host("web-2").await);
     w.target("tgt-1", &one).await;
     w.target("tgt-2", &two).await;
-    w.post("/api/v1/renewal-policies", json!({ "id": "rp-other", "name": "other" })).await.expect(201);
-    w.post("/api/v1/agent-groups", json!({ "id": "ag-two", "name": "two" })).await.expect(201);
+    w.post("/api/v1/renewal-policies", json!({ "id": "rp-other", "name": "other" }))
+        .await
+        .expect(201);
+    w.post("/api/v1/agent-groups", json!({ "id": "ag-two", "name": "two" }))
+        .await
+        .expect(201);
     let member = format!("/api/v1/agent-groups/ag-two/members/{}", two.id());
-    w.put(&member, json!({ "membership_type": "include" })).await.expect(200);
+    w.put(&member, json!({ "membership_type": "include" }))
+        .await
+        .expect(200);
     w.certificate("mc-both", &["tgt-1", "tgt-2"], json!({})).await;
-    w.certificate("mc-other", &["tgt-1"], json!({ "renewal_policy_id": "rp-other" })).await;
+    w.certificate("mc-other", &["tgt-1"], json!({ "renewal_policy_id": "rp-other" }))
+        .await;
     w.certificate("mc-free", &["tgt-1"], json!({})).await;
     w.settle().await;
 
@@ -43,14 +50,23 @@ async fn a_freeze_holds_what_would_renew_by_itself_for_its_policies_and_groups_u
     w.settle().await;
     // One of two agents is not in the group.
     assert_eq!(
-        (versions(&w, "mc-free").await, versions(&w, "mc-both").await, versions(&w, "mc-other").await),
+        (
+            versions(&w, "mc-free").await,
+            versions(&w, "mc-both").await,
+            versions(&w, "mc-other").await
+        ),
         (2, 3, 1)
     );
     let why = w.get("/api/v1/certificates/mc-other/explain").await.expect(200);
-    assert_eq!((&why["cause"], &why["next"]["at"]), (&json!("Frozen"), &policy["ends_at"]));
+    assert_eq!(
+        (&why["cause"], &why["next"]["at"]),
+        (&json!("Frozen"), &policy["ends_at"])
+    );
 
     // A person goes ahead; the end comes, and is brought forward.
-    w.post("/api/v1/certificates/mc-other/renew", Value::Null).await.expect(202);
+    w.post("/api/v1/certificates/mc-other/renew", Value::Null)
+        .await
+        .expect(202);
     w.clock.advance(DAY * 6);
     w.settle().await;
     assert_eq!((versions(&w, "mc-both").await, versions(&w, "mc-other").await), (4, 2));
@@ -64,13 +80,21 @@ async fn a_freeze_holds_what_would_renew_by_itself_for_its_policies_and_groups_u
     let ends = json!({ "ends_at": w.clock.now() + DAY * 15 });
     w.put("/api/v1/freezes/fr-long", ends).await.expect(200);
     w.clock.advance(DAY * 14);
-    assert_eq!(w.get("/api/v1/freezes?ends_after=2027-01-01T00:00:00Z&sort=-startsAt").await.expect(200)["total"], 3);
+    assert_eq!(
+        w.get("/api/v1/freezes?ends_after=2027-01-01T00:00:00Z&sort=-startsAt")
+            .await
+            .expect(200)["total"],
+        3
+    );
 
     for (wrong, status) in [
         (json!({ "name": "x", "ends_at": "2020-01-01T00:00:00Z" }), 422),
         (json!({ "name": "", "ends_at": at(1) }), 422),
         (json!({ "name": "policy", "ends_at": at(1) }), 409),
-        (json!({ "name": "y", "ends_at": at(1), "agent_group_ids": ["ag-none"] }), 422),
+        (
+            json!({ "name": "y", "ends_at": at(1), "agent_group_ids": ["ag-none"] }),
+            422,
+        ),
     ] {
         let refused = w.post("/api/v1/freezes", wrong.clone()).await.problem();
         assert_eq!(refused.status, status, "{wrong}: {refused:?}");

@@ -174,7 +174,7 @@ mod tests {
             event,
             serde_json::json!({
                 "type": "event", "event_id": "ne-7", "event_type": "RenewalSuccess", "subject": "s", "body": "b",
-                "recipient": "webhook", "created_at": "2027-01-15T08:00:00Z", "certificate_id": "mc-1", "metadata": {},
+                "recipient": "webhook", "created_at": "2027-01-15T08:00:00Z", "certificate_id": "mc-1", "metadata": { "severity": "Info" },
             })
         );
     }
