@@ -153,6 +153,16 @@ async fn of_four_backends_the_one_that_serves_the_old_certificate_is_named_withi
     );
     assert_eq!(last_job(&w).await["id"], asked["job_id"]);
 
+    // Jobs that looked go after a month, and those that did something stay.
+    let jobs = "SELECT string_agg(type || ' ' || n, ', ' ORDER BY type)
+                  FROM (SELECT type, count(*) AS n FROM jobs GROUP BY type) j";
+    assert_eq!(w.text(jobs).await, "Deployment 2, Issuance 1, Renewal 1, Validation 6");
+    w.clock.advance(29 * 24 * HOUR);
+    settle(&w).await;
+    w.clock.advance(28 * HOUR);
+    settle(&w).await;
+    assert_eq!(w.text(jobs).await, "Deployment 2, Issuance 1, Renewal 1, Validation 2");
+
     // What is not looked at any more is forgotten.
     w.put("/api/v1/targets/tgt-1", json!({ "config": host.config("tgt-1") }))
         .await

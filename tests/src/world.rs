@@ -420,6 +420,7 @@ impl World {
         moved += overdue::sweep(s.clone()).await.unwrap();
         moved += validations::plan(s.clone()).await.unwrap();
         moved += validations::round(s.clone()).await.unwrap();
+        moved += validations::forget(s.clone()).await.unwrap();
         worker::reap(s.clone()).await.unwrap();
         let hosts = self.hosts.lock().unwrap().clone();
         for host in hosts.iter().filter(|host| !host.away.load(Ordering::Relaxed)) {

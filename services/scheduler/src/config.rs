@@ -54,6 +54,10 @@ pub struct Config {
     #[arg(long, env = "CERTCTL_SCHEDULER_VALIDATION_INTERVAL", default_value = "12h", value_parser = interval)]
     pub validation_interval: Duration,
 
+    /// How long jobs that looked are kept after they ended. What was seen last, and the trail of what changed, stay.
+    #[arg(long, env = "CERTCTL_SCHEDULER_KEEP_VALIDATIONS", default_value = "30d", value_parser = interval)]
+    pub keep_validations: Duration,
+
     /// How often silent agents are looked for.
     #[arg(long, env = "CERTCTL_SCHEDULER_AGENT_HEALTH_CHECK_INTERVAL", default_value = "2m", value_parser = interval)]
     pub agent_health_check_interval: Duration,

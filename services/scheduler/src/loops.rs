@@ -50,6 +50,14 @@ pub fn loops(config: &Config, scheduler: &Arc<Scheduler>) -> Vec<Periodic> {
         ),
         led(
             scheduler,
+            Periodic::new(
+                "validation_forget",
+                validations::FORGET_EVERY,
+                on(scheduler, validations::forget),
+            ),
+        ),
+        led(
+            scheduler,
             Periodic::new("crls", config.crl_interval, on(scheduler, crls::refresh)),
         )
         .woken_by(wake(Channel::Revocations))

@@ -26,6 +26,9 @@ use tracing::{info, warn};
 
 use crate::{Scheduler, worker::pause};
 
+/// How often jobs that ended long ago are removed, and how many at a time.
+pub const FORGET_EVERY: Duration = Duration::from_secs(3600);
+const FORGET: i64 = 1_000;
 /// Mappings whose turn is planned in one unit of work.
 const PLAN: i64 = 500;
 /// How often is looked for turns that have come, and for jobs. Nobody wakes for them: jobs that are issued are far more, and
@@ -55,6 +58,15 @@ pub async fn plan(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
             return Ok(planned);
         }
     }
+}
+
+/// Removes jobs that ended long ago. Returns how many; a run that removed some is followed by another.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn forget(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
+    let before = scheduler.now() - scheduler.keep_validations;
+    Ok(validations::forget(&scheduler.db, before, FORGET).await?)
 }
 
 /// Does the validations that are due. Returns how many it claimed.

@@ -14,7 +14,7 @@ use sqlx::PgPool;
 
 use crate::{
     Tx,
-    certificates::Locked,
+    certificates::{self, Locked},
     column,
     error::*,
     jobs::{self, NewJob},
@@ -31,33 +31,42 @@ const TRIES: i32 = 3;
 /// When the database cannot be asked.
 pub async fn plan(mut tx: Tx, every: Duration, limit: i64) -> Result<usize> {
     let now = tx.now();
-    let turns: Vec<(CertificateId, TargetId, AgentId, bool)> = sqlx::query_as(
-        "WITH due AS MATERIALIZED (
-            SELECT certificate_id, target_id FROM certificate_targets WHERE validate_at <= $1
-             ORDER BY validate_at, certificate_id, target_id LIMIT $3 FOR UPDATE SKIP LOCKED)
-         UPDATE certificate_targets m
+    let due: Vec<(CertificateId, TargetId)> = sqlx::query_as(
+        "SELECT certificate_id, target_id FROM certificate_targets WHERE validate_at <= $1
+          ORDER BY validate_at, certificate_id, target_id LIMIT $2",
+    )
+    .bind(now)
+    .bind(limit)
+    .fetch_all(&mut *tx)
+    .await?;
+    if due.is_empty() {
+        return Ok(0);
+    }
+    // Everyone takes certificates first, so that nobody waits in a circle.
+    certificates::lock_all(&mut tx, &column(&due, |(certificate, _)| certificate)).await?;
+    let looked_at: Vec<(CertificateId, TargetId, AgentId, bool)> = sqlx::query_as(
+        "UPDATE certificate_targets m
             SET validate_at = CASE WHEN t.enabled AND t.config->'endpoints' IS NOT NULL AND c.revoked_at IS NULL
                                         AND c.archived_at IS NULL THEN $2::timestamptz END
-           FROM due
+           FROM unnest($3::text[], $4::text[]) AS due (certificate_id, target_id)
            JOIN targets t ON t.id = due.target_id
            JOIN certificates c ON c.id = due.certificate_id
-          WHERE m.certificate_id = due.certificate_id AND m.target_id = due.target_id
+          WHERE m.certificate_id = due.certificate_id AND m.target_id = due.target_id AND m.validate_at <= $1
          RETURNING m.certificate_id, m.target_id, t.agent_id, m.validate_at IS NOT NULL",
     )
     .bind(now)
     .bind(now + every)
-    .bind(limit)
+    .bind(column(&due, |(certificate, _)| certificate))
+    .bind(column(&due, |(_, target)| target))
     .fetch_all(&mut *tx)
     .await?;
-    let looked_at = turns.iter().filter(|(.., there)| *there);
+    let looked_at = looked_at.iter().filter(|(.., there)| *there);
     let jobs: Vec<NewJob> = looked_at
         .map(|(certificate, target, agent, _)| job(certificate, target, agent))
         .collect();
     jobs::insert(&mut tx, &jobs).await?;
-    if !turns.is_empty() {
-        tx.commit_outcomes().await?;
-    }
-    Ok(turns.len())
+    tx.commit_outcomes().await?;
+    Ok(due.len())
 }
 
 /// Creates jobs that look now, at one target or at all that have endpoints. Returns the new ones.
@@ -107,6 +116,19 @@ pub async fn look_soon(tx: &mut Tx, target: &TargetId, only: Option<&Certificate
     .execute(&mut **tx)
     .await?;
     Ok(())
+}
+
+/// Removes up to `limit` validations that ended before an instant. Returns how many.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn forget(pool: &PgPool, before: Time, limit: i64) -> Result<u64> {
+    let gone: i64 = sqlx::query_scalar("SELECT forget_validations($1, $2)")
+        .bind(before)
+        .bind(limit)
+        .fetch_one(pool)
+        .await?;
+    Ok(gone as u64)
 }
 
 /// What a validation compares with.
