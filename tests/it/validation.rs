@@ -229,4 +229,13 @@ async fn what_was_never_deployed_and_what_is_being_deployed_is_not_called_drift(
     let failed = w.get(&path).await.expect(200);
     assert_eq!(failed["last_error"], "nothing was deployed to this target yet");
     assert_eq!((events(&w).await.as_str(), warnings(&w).await), ("none", 0));
+
+    // By itself nobody looks there.
+    w.put("/api/v1/targets/tgt-1", json!({ "name": "changed" }))
+        .await
+        .expect(200);
+    w.clock.advance(13 * HOUR);
+    settle(&w).await;
+    let looked = "SELECT count(*)::text FROM jobs WHERE type = 'Validation' AND certificate_id = 'mc-1'";
+    assert_eq!(w.text(looked).await, "1");
 }

@@ -102,16 +102,22 @@ fn job(certificate: &CertificateId, target: &TargetId, agent: &AgentId) -> NewJo
     }
 }
 
-/// Has it looked at once: something was deployed, or the target changed.
+/// Has it looked at once: this certificate was just deployed to the target, or, without one, the target changed, which is
+/// about what was deployed there before.
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn look_soon(tx: &mut Tx, target: &TargetId, only: Option<&CertificateId>) -> Result<()> {
+pub async fn look_soon(tx: &mut Tx, target: &TargetId, deployed: Option<&CertificateId>) -> Result<()> {
     sqlx::query(
-        "UPDATE certificate_targets SET validate_at = $3 WHERE target_id = $1 AND ($2::text IS NULL OR certificate_id = $2)",
+        "UPDATE certificate_targets m SET validate_at = $3
+          WHERE m.target_id = $1
+            AND CASE WHEN $2::text IS NOT NULL THEN m.certificate_id = $2
+                     ELSE EXISTS (SELECT 1 FROM jobs d
+                                   WHERE d.type = 'Deployment' AND d.certificate_id = m.certificate_id
+                                     AND d.target_id = m.target_id AND d.status = 'Completed') END",
     )
     .bind(target)
-    .bind(only)
+    .bind(deployed)
     .bind(tx.now())
     .execute(&mut **tx)
     .await?;
