@@ -347,7 +347,7 @@ const SITUATIONS: &[(&str, &[&str], &str, &str, &str)] = &[
         ],
         "certificates",
         "Frozen",
-        "freeze \"of a policy\" holds it until",
+        "by freeze \"of a policy\"",
     ),
     (
         "held by a freeze of a group",
@@ -358,7 +358,17 @@ const SITUATIONS: &[(&str, &[&str], &str, &str, &str)] = &[
         ],
         "certificates",
         "Frozen",
-        "freeze \"of a group\" holds it until",
+        "by freeze \"of a group\"",
+    ),
+    (
+        "outside of the windows of its policy",
+        &[
+            DUE,
+            "UPDATE certificates SET renewal_policy_id = 'rp-windows' WHERE id = '{id}'",
+        ],
+        "certificates",
+        "Frozen",
+        "held until 2027-01-16T22:00:00Z by the maintenance windows of renewal policy rp-windows",
     ),
     (
         "a freeze that it would not outlive",
@@ -591,7 +601,7 @@ const SITUATIONS: &[(&str, &[&str], &str, &str, &str)] = &[
         ],
         "certificates",
         "Frozen",
-        "freeze \"for all\" holds it until",
+        "by freeze \"for all\"",
     ),
     (
         "no scheduler",
@@ -636,7 +646,9 @@ async fn in_more_than_forty_situations_the_cause_is_named(db: PgPool) {
          VALUES ('t-1', '1', 'NGINX', 'a-1', true, {now}, {now}), ('t-2', '2', 'NGINX', 'a-2', true, {now}, {now}),
                 ('t-off', 'off', 'NGINX', 'a-1', false, {now}, {now});
          INSERT INTO renewal_policies (id, name, auto_renew, created_at, updated_at)
-         VALUES ('rp-hand', 'by hand', false, {now}, {now}), ('rp-frozen', 'frozen', true, {now}, {now});
+         VALUES ('rp-hand', 'by hand', false, {now}, {now}), ('rp-frozen', 'frozen', true, {now}, {now}),
+                ('rp-windows', 'windows', true, {now}, {now});
+         UPDATE renewal_policies SET maintenance_windows = array['Sat 22:00-04:00'] WHERE id = 'rp-windows';
          INSERT INTO freezes VALUES
             ('fr-1', 'of a policy', '', {now} - interval '1 hour', {now} + interval '3 days', {now}, {now}),
             ('fr-2', 'of a group', '', {now} - interval '1 hour', {now} + interval '3 days', {now}, {now}),

@@ -104,3 +104,42 @@ async fn a_freeze_holds_what_would_renew_by_itself_for_its_policies_and_groups_u
     let used = w.delete("/api/v1/renewal-policies/rp-other").await.problem();
     assert_eq!(used.status, 409, "a freeze refers to it");
 }
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn certificates_are_renewed_by_themselves_within_the_maintenance_windows_of_their_policy(db: PgPool) {
+    let w = World::new(db).await;
+    let host = w.host("web-1").await;
+    w.target("tgt-1", &host).await;
+    // The world begins on a Friday at eight.
+    let policy =
+        json!({ "id": "rp-night", "name": "night", "maintenance_windows": ["Sat 22:00-04:00", "daily 03:00-03:30"] });
+    let policy = w.post("/api/v1/renewal-policies", policy).await.expect(201);
+    assert_eq!(
+        policy["maintenance_windows"],
+        json!(["Sat 22:00-04:00", "daily 03:00-03:30"])
+    );
+    w.certificate("mc-1", &["tgt-1"], json!({ "renewal_policy_id": "rp-night" }))
+        .await;
+    w.settle().await;
+    w.clock.advance(DAY * 70);
+    w.settle().await;
+    assert_eq!(versions(&w, "mc-1").await, 1, "it is a Friday at eight");
+    let why = w.get("/api/v1/certificates/mc-1/explain").await.expect(200);
+    assert_eq!(
+        (&why["cause"], &why["next"]["at"]),
+        (&json!("Frozen"), &json!("2027-03-27T03:00:00Z"))
+    );
+    w.clock.advance(Duration::from_secs(19 * 3_600 + 60));
+    w.settle().await;
+    assert_eq!(versions(&w, "mc-1").await, 2, "it is three in the night");
+
+    let none = json!({ "maintenance_windows": [] });
+    let none = w.put("/api/v1/renewal-policies/rp-night", none).await.expect(200);
+    assert_eq!(none["maintenance_windows"], json!([]));
+    let wrong = json!({ "maintenance_windows": ["at night"] });
+    let wrong = w.put("/api/v1/renewal-policies/rp-night", wrong).await.problem();
+    assert!(
+        wrong.status == 422 && wrong.detail.contains("Sat 22:00-04:00"),
+        "{wrong:?}"
+    );
+}

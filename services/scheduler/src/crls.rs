@@ -173,16 +173,15 @@ pub async fn watch(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
         // One that was never made is late from its first second on: the next look tells whether anything is wrong.
         let Some(newest) = &standing.newest else { continue };
         let mut tx = scheduler.begin_as_leader().await?;
-        let news = outbox::IssuerNews {
+        let news = outbox::PlatformNews {
             kind: NoticeKind::CrlLate,
-            issuer: list.issuer.clone(),
             dedup: format!("{}:{}:{}", list.issuer, list.shard(), newest.number),
             subject: format!("{list} was not made in time"),
             message: format!(
                 "{list} was not made in time: {until}. After that, nobody can tell what is revoked by it."
             ),
         };
-        if outbox::announce_issuer(&mut tx, &news).await? {
+        if outbox::announce_platform(&mut tx, &news).await? {
             let event = tx.event("crl_late_alert_sent", "issuer", &list.issuer);
             tx.note(event.with("crl_number", newest.number));
             tx.commit().await?;

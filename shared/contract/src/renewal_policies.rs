@@ -61,6 +61,10 @@ pub struct RenewalPolicy {
     /// How much earlier certificates may be renewed, in hundredths of the time until then, so that what was issued at once
     /// is not renewed at once. With 100 and no `renewal_window_days` the load is even after one cycle.
     pub spread_percent: i32,
+    /// Times of the week, UTC, in which certificates are renewed by themselves, as `Sat 22:00-04:00` or `daily 01:30-05:00`;
+    /// any time when there is none. A certificate that would end earlier than a day after the next one opens is renewed all
+    /// the same.
+    pub maintenance_windows: Vec<String>,
     /// How often a failing job is tried before it is given up.
     pub max_retries: i32,
     /// How long after a job was given up renewal is planned again.
@@ -104,6 +108,10 @@ pub struct NewRenewalPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub spread_percent: Option<i32>,
+    /// Times of the week, UTC, in which certificates are renewed by themselves: `Sat 22:00-04:00`, `daily 01:30-05:00`; any
+    /// time when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance_windows: Option<Vec<String>>,
     /// How often a failing job is tried; 3 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
@@ -149,6 +157,10 @@ pub struct RenewalPolicyChanges {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub spread_percent: Option<i32>,
+    /// Times of the week, UTC, in which certificates are renewed by themselves: `Sat 22:00-04:00`, `daily 01:30-05:00`; any
+    /// time when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance_windows: Option<Vec<String>>,
     /// How often a failing job is tried; 3 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]

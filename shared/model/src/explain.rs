@@ -30,7 +30,7 @@ crate::words! {
         NoAutoRenewal = "NoAutoRenewal",
         /// It is too early.
         NotDue = "NotDue",
-        /// A freeze holds it.
+        /// A freeze or a maintenance window holds it.
         Frozen = "Frozen",
         /// The last try failed; the next one comes.
         Retrying = "Retrying",
@@ -137,9 +137,9 @@ pub struct AgentStanding {
     pub retry_at: Option<Time>,
     /// From when what it holds is due; none when it holds nothing.
     pub due_at: Option<Time>,
-    /// Until when a freeze holds it.
+    /// Until when a freeze or a maintenance window holds it.
     pub held_until: Option<Time>,
-    /// The name of that freeze.
+    /// What that is, in words.
     pub held_by: Option<String>,
 }
 
@@ -263,7 +263,7 @@ impl CertificateStanding {
         }
     }
 
-    /// Where a freeze holds every agent that wants a new version and need not wait for anything else.
+    /// Where a freeze or a maintenance window holds every agent that wants a new version and need not wait for anything else.
     fn frozen(&self, wanting: &[&AgentStanding], now: Time) -> Option<Explanation> {
         let ready = wanting.iter().filter(|agent| agent.retry_at.is_none_or(|at| at <= now));
         let held = ready.map(|agent| agent.held_until.zip(agent.held_by.as_ref()));
@@ -272,14 +272,14 @@ impl CertificateStanding {
             &self.id,
             self.status,
             Cause::Frozen,
-            format!("it is due, and freeze \"{freeze}\" holds it until {until}"),
+            format!("it is due, and held until {until} by {freeze}"),
         );
         Some(
             self.dates(explained)
-                .because("a certificate that would end earlier than a day after a freeze is renewed all the same")
+                .because("a certificate that would end earlier than a day after that is renewed all the same")
                 .next("its renewal is planned", Some(until))
                 .unless(format!("renew it by hand: certs renew {}", self.id))
-                .unless(format!("end freeze \"{freeze}\" sooner")),
+                .unless(format!("change {freeze}")),
         )
     }
 

@@ -48,6 +48,7 @@ pub mod secret;
 pub mod serial;
 pub mod time;
 pub mod validation;
+pub mod window;
 
 /// Declares an enum whose variants have one published spelling each: JSON, SQL text, `Display` and `FromStr` agree.
 #[macro_export]

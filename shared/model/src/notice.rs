@@ -25,6 +25,8 @@ crate::words! {
         Revocation = "Revocation",
         /// A server does not serve what it should.
         Drift = "Drift",
+        /// An agent is not heard of any more.
+        AgentOffline = "AgentOffline" | "agent_offline",
         /// A CRL was not made in time.
         CrlLate = "CrlLate" | "crl_late",
     }
@@ -47,7 +49,9 @@ impl NoticeKind {
     pub const fn severity(self) -> NoticeSeverity {
         match self {
             Self::RenewalStarted | Self::RenewalSuccess | Self::DeploymentSuccess => NoticeSeverity::Info,
-            Self::ExpirationWarning | Self::PolicyViolation | Self::ApprovalRequested => NoticeSeverity::Warning,
+            Self::ExpirationWarning | Self::PolicyViolation | Self::ApprovalRequested | Self::AgentOffline => {
+                NoticeSeverity::Warning
+            }
             Self::RenewalFailure
             | Self::DeploymentFailure
             | Self::ApprovalOverridden

@@ -237,11 +237,13 @@ impl Clock {
     /// Tells what time it was between `asked` and now. A clock that agrees is left alone, so that it does not jump back
     /// and forth; the system's and a manual one do not listen. Returns by how many seconds it was ahead, if it was set.
     pub fn tell(&self, said: Time, asked: Instant) -> Option<f64> {
+        /// In microseconds; nobody has to be right to less.
+        const CLOSE: i64 = 1_000;
         let Source::Told { base, at_base } = &self.0 else {
             return None;
         };
         let ahead = micros(self.now().0) - micros(said.0);
-        if (0..=elapsed(asked)).contains(&ahead) {
+        if (-CLOSE..=elapsed(asked) + CLOSE).contains(&ahead) {
             return None;
         }
         at_base.store(micros(said.0) - elapsed(*base), Ordering::SeqCst);

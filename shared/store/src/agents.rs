@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
-use certctl_model::{audit::Actor, id::AgentId, time::Time};
+use certctl_model::{audit::Actor, id::AgentId, notice::NoticeKind, time::Time};
 use sqlx::PgPool;
 
-use crate::{Tx, error::*};
+use crate::{
+    Tx,
+    error::*,
+    outbox::{self, PlatformNews},
+};
 
 /// What a heartbeat says; empty texts keep what was known.
 #[derive(Clone, Debug, Default)]
@@ -59,16 +63,16 @@ pub async fn heartbeat(pool: &PgPool, id: &AgentId, life: &SignOfLife, now: Time
     }
 }
 
-/// Marks agents as offline that were not heard of for so long, and says so in the trail. Returns how many.
+/// Marks agents as offline that were not heard of for so long, says so in the trail and tells of it. Returns how many.
 ///
 /// # Errors
 /// When the database cannot be asked.
 pub async fn mark_silent(pool: &PgPool, actor: &Actor, now: Time, after: Duration) -> Result<u64> {
     let mut tx = Tx::begin(pool, actor, now).await?;
-    let silent: Vec<AgentId> = sqlx::query_scalar(
+    let silent: Vec<(AgentId, String, Time)> = sqlx::query_as(
         "UPDATE agents SET offline_since = $1
           WHERE offline_since IS NULL AND coalesce(last_heartbeat_at, registered_at) < $2
-         RETURNING id",
+         RETURNING id, name, coalesce(last_heartbeat_at, registered_at)",
     )
     .bind(now)
     .bind(now - after)
@@ -77,10 +81,36 @@ pub async fn mark_silent(pool: &PgPool, actor: &Actor, now: Time, after: Duratio
     if silent.is_empty() {
         return Ok(0);
     }
-    for id in &silent {
+    for (id, ..) in &silent {
         let event = tx.event("agent_offline", "agent", id);
         tx.note(event);
     }
+    outbox::announce_platform(&mut tx, &gone(&silent, now)).await?;
     tx.commit().await?;
     Ok(silent.len() as u64)
+}
+
+/// One piece of news for all of them: after an outage of the platform itself they are many.
+fn gone(silent: &[(AgentId, String, Time)], now: Time) -> PlatformNews {
+    const NAMED: usize = 20;
+    let named = silent.iter().take(NAMED);
+    let named: Vec<String> = named
+        .map(|(id, name, heard)| format!("{name} ({id}), last heard of at {heard}"))
+        .collect();
+    let more = match silent.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    PlatformNews {
+        kind: NoticeKind::AgentOffline,
+        dedup: format!("{}:{now}", silent[0].0),
+        subject: match silent {
+            [(_, name, _)] => format!("Agent {name} is offline"),
+            _ => format!("{} agents are offline", silent.len()),
+        },
+        message: format!(
+            "Offline: {}{more}. What they should do waits for them.",
+            named.join("; ")
+        ),
+    }
 }

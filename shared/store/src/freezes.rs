@@ -1,10 +1,11 @@
-//! Freezes: times in which nothing is renewed by itself.
+//! Times in which nothing is renewed by itself: freezes, and all but the maintenance windows of a policy.
 
 use std::collections::{HashMap, HashSet};
 
 use certctl_model::{
     id::{AgentGroupId, AgentId, RenewalPolicyId},
     time::Time,
+    window::Windows,
 };
 use sqlx::PgConnection;
 
@@ -18,9 +19,9 @@ pub struct Holds {
     pub(crate) policies: Vec<String>,
     /// Agents.
     pub(crate) agents: Vec<String>,
-    /// When the freeze ends.
+    /// When that ends.
     pub(crate) until: Vec<Time>,
-    /// Its name.
+    /// What holds it, in words.
     pub(crate) names: Vec<String>,
 }
 
@@ -76,7 +77,26 @@ pub async fn holds(db: &mut PgConnection, now: Time) -> Result<Holds> {
             holds.policies.push(policy.clone());
             holds.agents.push(agent.clone());
             holds.until.push(freeze.ends_at);
-            holds.names.push(freeze.name.clone());
+            holds.names.push(format!("freeze \"{}\"", freeze.name));
+        }
+    }
+    let limited: Vec<(RenewalPolicyId, Vec<String>)> = sqlx::query_as(
+        "SELECT id, maintenance_windows FROM renewal_policies WHERE cardinality(maintenance_windows) > 0",
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    for (policy, windows) in limited {
+        // What cannot be read was refused when it was written, and holds nothing.
+        let opens = Windows::read(&windows)
+            .ok()
+            .and_then(|windows| windows.next_opening(now));
+        if let Some(opens) = opens {
+            holds
+                .names
+                .push(format!("the maintenance windows of renewal policy {policy}"));
+            holds.policies.push(policy.to_string());
+            holds.agents.push(String::new());
+            holds.until.push(opens);
         }
     }
     Ok(holds)

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use certctl_model::{
-    id::{CertificateId, IssuerId, NotificationId},
+    id::{CertificateId, NotificationId},
     notice::{Channel, NoticeKind, NoticeSeverity, NoticeStatus},
     time::Time,
 };
@@ -88,13 +88,11 @@ pub async fn announce_all(tx: &mut Tx, news: &[News]) -> Result<()> {
     Ok(())
 }
 
-/// News about an issuer, for whoever runs the platform.
+/// News about the platform itself, for whoever runs it.
 #[derive(Clone, Debug)]
-pub struct IssuerNews {
+pub struct PlatformNews {
     /// What it is about.
     pub kind: NoticeKind,
-    /// Which issuer.
-    pub issuer: IssuerId,
     /// What makes it the same news.
     pub dedup: String,
     /// One line.
@@ -103,11 +101,11 @@ pub struct IssuerNews {
     pub message: String,
 }
 
-/// Enqueues news for the webhook: an issuer has no owner with an address. Returns whether it is new.
+/// Enqueues news for the webhook: what it is about has no owner with an address. Returns whether it is new.
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn announce_issuer(tx: &mut Tx, news: &IssuerNews) -> Result<bool> {
+pub async fn announce_platform(tx: &mut Tx, news: &PlatformNews) -> Result<bool> {
     let now = tx.now();
     let done = sqlx::query(
         "INSERT INTO notifications (id, type, channel, recipient, subject, message, dedup_key, status, not_before,

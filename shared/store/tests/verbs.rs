@@ -445,6 +445,14 @@ async fn a_silent_agent_goes_offline_once_and_returns_with_its_next_heartbeat(db
         text(&db, "SELECT action FROM audit_events WHERE resource_id = 'a-1'").await,
         "agent_offline"
     );
+    assert_eq!(
+        text(
+            &db,
+            "SELECT string_agg(concat_ws(' ', type, channel, subject), ', ') FROM notifications"
+        )
+        .await,
+        "AgentOffline Webhook Agent one is offline"
+    );
     let nobody = agents::heartbeat(&db, &"a-2".parse().unwrap(), &Default::default(), now()).await;
     assert!(matches!(nobody, Err(Error::Missing { kind: "agent", .. })));
 }

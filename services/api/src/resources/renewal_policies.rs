@@ -8,6 +8,7 @@ use certctl_contract::{
 use certctl_model::{
     approval::{Approval, MOST_APPROVERS},
     id::RenewalPolicyId,
+    window::Windows,
 };
 use certctl_store::planning::{self, Planned};
 use sqlx::{FromRow, postgres::PgRow};
@@ -23,6 +24,8 @@ pub(super) fn routes(r: Routes) -> Routes {
     r.on(list).on(create).on(get).on(update).on(delete)
 }
 
+/// Windows a policy may have at most.
+const MOST_WINDOWS: usize = 32;
 /// Warnings a policy may ask for at most.
 const MOST_THRESHOLDS: usize = 32;
 
@@ -32,7 +35,7 @@ impl Listed for RenewalPolicy {
 
     const KIND: &'static str = "renewal policy";
     const COLUMNS: &'static str = "p.id, p.name, p.auto_renew, p.renew_at_permille, p.renewal_window_days,
-        p.spread_percent, p.max_retries, p.retry_interval_seconds, p.alert_thresholds_days, p.certificate_profile_id, p.approval,
+        p.spread_percent, p.maintenance_windows, p.max_retries, p.retry_interval_seconds, p.alert_thresholds_days, p.certificate_profile_id, p.approval,
         p.approvers, p.created_at, p.updated_at";
     const FROM: &'static str = "renewal_policies p";
     const ID: &'static str = "p.id";
@@ -74,6 +77,14 @@ fn check(policy: &RenewalPolicyChanges) -> Result<(), ApiError> {
             return Err(ApiError::invalid(field, format!("is a number from {least} to {most}")));
         }
     }
+    let windows = policy.maintenance_windows.as_deref().unwrap_or_default();
+    if windows.len() > MOST_WINDOWS {
+        return Err(ApiError::invalid(
+            "maintenance_windows",
+            format!("has at most {MOST_WINDOWS} entries"),
+        ));
+    }
+    Windows::read(windows).map_err(|why| ApiError::invalid("maintenance_windows", why))?;
     let days = policy.alert_thresholds_days.as_deref().unwrap_or_default();
     match days.len() <= MOST_THRESHOLDS && days.iter().all(|day| (0..=3650).contains(day)) {
         true => Ok(()),
@@ -100,6 +111,7 @@ async fn create(cx: Cx, rq: Request<CreateRenewalPolicy>) -> Result<RenewalPolic
         renew_at_permille: new.renew_at_permille,
         renewal_window_days: new.renewal_window_days,
         spread_percent: new.spread_percent,
+        maintenance_windows: new.maintenance_windows,
         max_retries: new.max_retries,
         retry_interval_seconds: new.retry_interval_seconds,
         alert_thresholds_days: new.alert_thresholds_days,
@@ -115,8 +127,9 @@ async fn create(cx: Cx, rq: Request<CreateRenewalPolicy>) -> Result<RenewalPolic
     sqlx::query(
         "INSERT INTO renewal_policies (id, name, auto_renew, renew_at_permille, renewal_window_days, max_retries,
                                        retry_interval_seconds, alert_thresholds_days, certificate_profile_id,
-                                       approval, approvers, created_at, updated_at, spread_percent)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13)",
+                                       approval, approvers, created_at, updated_at, spread_percent,
+                                       maintenance_windows)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13, $14)",
     )
     .bind(&id)
     .bind(&given.name)
@@ -131,6 +144,7 @@ async fn create(cx: Cx, rq: Request<CreateRenewalPolicy>) -> Result<RenewalPolic
     .bind(given.approvers.unwrap_or(1))
     .bind(now)
     .bind(given.spread_percent.unwrap_or(0))
+    .bind(given.maintenance_windows.unwrap_or_default())
     .execute(&mut *tx)
     .await?;
     let created = listing::get(&mut tx, now, id.as_str()).await?;
@@ -154,7 +168,8 @@ async fn update(cx: Cx, rq: Request<UpdateRenewalPolicy>) -> Result<RenewalPolic
                 alert_thresholds_days = coalesce($8, alert_thresholds_days),
                 certificate_profile_id = CASE WHEN $9 THEN $10 ELSE certificate_profile_id END,
                 approval = coalesce($11, approval), approvers = coalesce($12, approvers),
-                updated_at = $13, spread_percent = coalesce($14, spread_percent)
+                updated_at = $13, spread_percent = coalesce($14, spread_percent),
+                maintenance_windows = coalesce($15, maintenance_windows)
           WHERE id = $1",
     )
     .bind(&id)
@@ -171,6 +186,7 @@ async fn update(cx: Cx, rq: Request<UpdateRenewalPolicy>) -> Result<RenewalPolic
     .bind(change.approvers)
     .bind(now)
     .bind(change.spread_percent)
+    .bind(&change.maintenance_windows)
     .execute(&mut *tx)
     .await?;
     let updated: RenewalPolicy = listing::get(&mut tx, now, id.as_str()).await?;
