@@ -39,7 +39,7 @@ async fn a_job_whose_agent_sends_no_request_fails_and_is_planned_again(db: PgPoo
     );
     assert_eq!(w.status("mc-1").await, "Failed");
     let told = w.text("SELECT string_agg(DISTINCT type, ',') FROM notifications").await;
-    assert_eq!(told, "RenewalFailure");
+    assert_eq!(told, "AgentOffline,RenewalFailure");
 
     w.clock.advance(HOUR);
     w.settle().await;

@@ -6,28 +6,44 @@ use anyhow::ensure;
 use certctl_tests::eventually;
 use certctl_tests::world::World;
 use serde_json::{Value, json};
-use sqlx::PgPool;
+use sqlx::{Connection, PgPool};
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
 async fn asking_for_work_reads_the_jobs_of_the_agent_that_asks_and_no_others(db: PgPool) {
     const ASKED: i64 = 5;
     let w = World::new(db).await;
     let (host, other) = (w.host("web-1").await, w.host("web-2").await);
-    w.sql(
+    // A session of its own: what it read has been told of when it is gone.
+    let mut session = sqlx::PgConnection::connect_with(&w.db.connect_options()).await.unwrap();
+    for sql in [
         "INSERT INTO certificates (id, name, common_name, owner_id, team_id, issuer_id, renewal_policy_id, created_at, updated_at)
          SELECT 'mc-' || n, 'n-' || n, 'h-' || n || '.example', 'o-unassigned', 't-unassigned', 'iss-local', 'rp-default',
-                now(), now() FROM generate_series(1, 5000) n",
-    )
-    .await;
-    w.sql(&format!(
+                now(), now() FROM generate_series(1, 5000) n WHERE $1 <> $2",
         "INSERT INTO jobs (id, type, certificate_id, agent_id, status, run_at, created_at)
-         SELECT 'j-' || n, 'Issuance', 'mc-' || n, CASE WHEN n <= 3 THEN '{}' ELSE '{}' END, 'AwaitingCSR', now(), now()
+         SELECT 'j-' || n, 'Issuance', 'mc-' || n, CASE WHEN n <= 3 THEN $1 ELSE $2 END, 'AwaitingCSR', now(), now()
            FROM generate_series(1, 5000) n",
-        host.id(),
-        other.id()
-    ))
+    ] {
+        let inserted = sqlx::query(sql).bind(host.id()).bind(other.id());
+        inserted.execute(&mut session).await.unwrap();
+    }
+    sqlx::raw_sql("VACUUM (ANALYZE) jobs")
+        .execute(&mut session)
+        .await
+        .unwrap();
+    let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()")
+        .fetch_one(&mut session)
+        .await
+        .unwrap();
+    session.close().await.unwrap();
+    eventually("the session to be gone", Duration::from_secs(10), async || {
+        let there: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = $1)")
+            .bind(pid)
+            .fetch_one(&w.db)
+            .await?;
+        ensure!(!there);
+        Ok(())
+    })
     .await;
-    w.sql("VACUUM (ANALYZE) jobs").await;
     w.sql("SELECT pg_stat_reset()").await;
     for _ in 0..ASKED {
         let work = w.get(&format!("/api/v1/agents/{}/work", host.id())).await.expect(200);

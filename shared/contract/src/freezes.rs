@@ -84,7 +84,7 @@ pub struct NewFreeze {
     #[schemars(length(max = 1000))]
     pub reason: Option<String>,
     /// From when; at once when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
     pub starts_at: Option<Time>,
     /// Until when.
     pub ends_at: Time,
@@ -108,10 +108,10 @@ pub struct FreezeChanges {
     #[schemars(length(max = 1000))]
     pub reason: Option<String>,
     /// From when.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
     pub starts_at: Option<Time>,
     /// Until when.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
     pub ends_at: Option<Time>,
     /// The groups it holds for, all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
