@@ -4,21 +4,14 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
 use aws_lc_rs::digest;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use certctl_runtime::served;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout};
-use tokio_rustls::TlsConnector;
+use tokio::time::{Instant, sleep};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::files;
@@ -248,18 +241,9 @@ pub struct Served {
 /// No connection, no handshake, or no certificate in it, within five seconds.
 pub async fn served(address: SocketAddr, server_name: &str) -> anyhow::Result<Served> {
     const TIMEOUT: Duration = Duration::from_secs(5);
-    let handshake = async {
-        let stream = TcpStream::connect(address).await?;
-        let name = ServerName::try_from(server_name.to_owned())?;
-        let stream = TlsConnector::from(client()?).connect(name, stream).await?;
-        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        anyhow::Ok(chain.iter().map(|certificate| certificate.to_vec()).collect::<Vec<_>>())
-    };
-    let chain = timeout(TIMEOUT, handshake)
-        .await
-        .with_context(|| format!("{address} takes longer than {TIMEOUT:?}"))?
-        .with_context(|| format!("no TLS with {address}"))?;
-    let leaf = chain.first().context("the server showed no certificate")?;
+    let seen = served::look(address, server_name, TIMEOUT).await;
+    let chain = seen.map_err(anyhow::Error::msg)?.chain;
+    let leaf = &chain[0];
     let (_, certificate) =
         X509Certificate::from_der(leaf).map_err(|error| anyhow!("the served certificate is damaged: {error}"))?;
     let digits = hex::encode(certificate.raw_serial());
@@ -269,55 +253,6 @@ pub async fn served(address: SocketAddr, server_name: &str) -> anyhow::Result<Se
         not_after: certificate.validity().not_after.to_datetime(),
         chain,
     })
-}
-
-fn client() -> anyhow::Result<Arc<ClientConfig>> {
-    let provider = Arc::new(default_provider());
-    let config = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
-        .with_no_client_auth();
-    Ok(Arc::new(config))
-}
-
-/// Accepts any certificate, since the question is which one is served; the server still proves that it has the key.
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

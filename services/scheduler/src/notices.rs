@@ -1,6 +1,6 @@
 //! Warns of certificates that near their end although they should have been replaced.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, slice, sync::Arc, time::Duration};
 
 use certctl_model::{
     id::{CertificateId, VersionId},
@@ -12,7 +12,7 @@ use certctl_store::{
     certificates::{self, Locked},
     outbox::{self, News},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::Scheduler;
 
@@ -38,7 +38,23 @@ struct Warning {
 /// When the database cannot be asked.
 pub async fn warn_of_ends(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
     let warnings = past_thresholds(&scheduler).await?;
-    Ok(announce(&scheduler, &warnings).await?)
+    match announce(&scheduler, &warnings).await {
+        Err(error) if !error.is_transient() => warn!("{} ends are not told of together: {error}", warnings.len()),
+        done => return Ok(done?),
+    }
+    // One that nobody can be told of must not keep the others.
+    let mut announced = 0;
+    for warning in &warnings {
+        match announce(&scheduler, slice::from_ref(warning)).await {
+            Ok(one) => announced += one,
+            Err(error) if error.is_transient() => return Err(error.into()),
+            Err(error) => {
+                let id = &warning.id;
+                warn!(certificate.id = %id, "nobody could be warned of the end of certificate {id}: {error}");
+            }
+        }
+    }
+    Ok(announced)
 }
 
 async fn past_thresholds(scheduler: &Scheduler) -> Result<Vec<Warning>, sqlx::Error> {

@@ -381,6 +381,15 @@ struct ClaimedRow {
     subject: Subject,
 }
 
+/// What a claim gives back, of job `j`, its certificate `c` and that one's issuer `i`.
+macro_rules! claimed {
+    () => {
+        "RETURNING j.id, j.type, j.certificate_id, j.agent_id, j.target_id, j.version_id, j.attempts, j.max_attempts,
+                   j.status, j.lease_token, j.csr_der, c.common_name, c.sans, c.issuer_id, i.type AS issuer_type,
+                   i.enabled AS issuer_enabled"
+    };
+}
+
 impl From<ClaimedRow> for Claimed {
     fn from(row: ClaimedRow) -> Self {
         let (facts, status) = row.row.split();
@@ -464,7 +473,7 @@ struct Turn<'a> {
 }
 
 async fn take(db: &mut PgConnection, turn: &Turn<'_>, rooms: &[(IssuerId, i64)]) -> Result<Vec<Claimed>> {
-    let rows: Vec<ClaimedRow> = sqlx::query_as(
+    let rows: Vec<ClaimedRow> = sqlx::query_as(concat!(
         "WITH asked AS MATERIALIZED (
             SELECT i.id, $4 - coalesce(busy.jobs, 0) AS room, budget.room AS budget
               FROM issuers i
@@ -497,10 +506,9 @@ async fn take(db: &mut PgConnection, turn: &Turn<'_>, rooms: &[(IssuerId, i64)])
             SET lease_until = $2, lease_token = j.lease_token + 1
            FROM due, certificates c, issuers i
           WHERE j.id = due.id AND c.id = j.certificate_id AND i.id = c.issuer_id
-         RETURNING j.id, j.type, j.certificate_id, j.agent_id, j.target_id, j.version_id, j.attempts, j.max_attempts,
-                   j.status, j.lease_token, j.csr_der, c.common_name, c.sans, c.issuer_id, i.type AS issuer_type,
-                   i.enabled AS issuer_enabled",
-    )
+        ",
+        claimed!()
+    ))
     .bind(turn.now)
     .bind(turn.until)
     .bind(turn.limit)
@@ -519,7 +527,7 @@ async fn take(db: &mut PgConnection, turn: &Turn<'_>, rooms: &[(IssuerId, i64)])
 /// # Errors
 /// When the database cannot be asked.
 pub async fn claim_validations(pool: &PgPool, now: Time, lease: Duration, limit: i64) -> Result<Vec<Claimed>> {
-    let rows: Vec<ClaimedRow> = sqlx::query_as(
+    let rows: Vec<ClaimedRow> = sqlx::query_as(concat!(
         "UPDATE jobs j
             SET lease_until = $2, lease_token = j.lease_token + 1
            FROM (SELECT id FROM jobs
@@ -527,10 +535,9 @@ pub async fn claim_validations(pool: &PgPool, now: Time, lease: Duration, limit:
                     AND run_at <= $1 AND (lease_until IS NULL OR lease_until <= $1)
                   ORDER BY run_at, id LIMIT $3 FOR UPDATE SKIP LOCKED) due, certificates c, issuers i
           WHERE j.id = due.id AND c.id = j.certificate_id AND i.id = c.issuer_id
-         RETURNING j.id, j.type, j.certificate_id, j.agent_id, j.target_id, j.version_id, j.attempts, j.max_attempts,
-                   j.status, j.lease_token, j.csr_der, c.common_name, c.sans, c.issuer_id, i.type AS issuer_type,
-                   i.enabled AS issuer_enabled",
-    )
+        ",
+        claimed!()
+    ))
     .bind(now)
     .bind(now + lease)
     .bind(limit)

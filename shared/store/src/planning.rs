@@ -43,9 +43,9 @@ macro_rules! held {
 }
 
 /// How certificate `c` stands with each of its agents: the job that is open, when it is asked again after a failure, the
-/// freeze that holds it, and from when what it holds may be renewed. All this is asked of each agent by itself: one that never answers, or always fails,
-/// must not keep the others from renewing. The age is judged by the earliest instant of `RenewalRule::due_at`: which one it is,
-/// `renew_at` says.
+/// freeze that holds it, and from when what it holds may be renewed. All this is asked of each agent by itself: one that
+/// never answers, or always fails, must not keep the others from renewing. The age is judged by the earliest instant of
+/// `RenewalRule::due_at`: which one it is, `renew_at` says.
 macro_rules! standing {
     () => {
         concat!(
