@@ -139,7 +139,7 @@ impl Demo {
     ///
     /// # Errors
     ///
-    /// As [`served`].
+    /// As [`served()`].
     pub async fn served(&self) -> anyhow::Result<Served> {
         served(self.address, SERVER_NAME).await
     }
