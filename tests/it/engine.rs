@@ -125,6 +125,94 @@ async fn an_issuer_is_given_no_more_than_its_budget_and_those_with_the_least_tim
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn an_issuer_is_given_no_more_for_a_registered_domain_than_its_budget_and_others_do_not_wait(db: PgPool) {
+    let w = World::new(db).await;
+    let host = w.host("web-1").await;
+    w.target("tgt-1", &host).await;
+    let budget = |most: u32| json!({ "config": { "max_per_domain": most, "domain_days": 2 } });
+    w.put("/api/v1/issuers/iss-local", budget(2)).await.expect(200);
+    for n in 1..=5 {
+        let names = json!({ "common_name": format!("a{n}.shop.example.co.uk"), "sans": [] });
+        w.certificate(&format!("mc-{n}"), &["tgt-1"], names).await;
+    }
+    // Public suffixes are not registered: these two share none.
+    for name in ["one.co.uk", "two.co.uk"] {
+        let names = json!({ "common_name": name, "sans": [format!("*.{name}")] });
+        w.certificate(&format!("mc-{}", &name[..3]), &["tgt-1"], names).await;
+    }
+    let issued = async |within: &str| {
+        let sql =
+            "SELECT count(*) FILTER (WHERE certificate_id ~ '[0-9]') || ' of ' || count(*) FROM certificate_versions";
+        assert_eq!(w.text(sql).await, within);
+    };
+    w.settle().await;
+    issued("2 of 4").await;
+    w.sql("INSERT INTO leases (name, holder, token, until) VALUES ('scheduler', 'x', 1, 'infinity')")
+        .await;
+    let waiting = w.text("SELECT min(id) FROM jobs WHERE status = 'Running'").await;
+    let why = w.get(&format!("/api/v1/jobs/{waiting}/explain")).await.expect(200);
+    assert_eq!(why["cause"], "BudgetUsedUp", "{why}");
+    assert_eq!(
+        why["summary"],
+        "issuer iss-local was given as many requests for names of example.co.uk as its budget allows"
+    );
+    assert_eq!(why["next"]["at"], (w.clock.now() + 48 * HOUR).to_string());
+    // More room is used at once.
+    w.put("/api/v1/issuers/iss-local", budget(3)).await.expect(200);
+    w.settle().await;
+    issued("3 of 5").await;
+    w.clock.advance(48 * HOUR - Duration::from_secs(1));
+    w.settle().await;
+    issued("3 of 5").await;
+    w.clock.advance(Duration::from_secs(1));
+    w.settle().await;
+    issued("5 of 7").await;
+    let tries = "SELECT max(attempts)::text FROM jobs WHERE type = 'Issuance'";
+    assert_eq!(w.text(tries).await, "1", "to wait is not to fail");
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn what_ends_with_its_issuer_is_told_of_and_not_renewed_until_the_issuer_has_another_certificate(db: PgPool) {
+    let w = World::new(db).await;
+    let host = w.host("web-1").await;
+    w.target("tgt-1", &host).await;
+    w.certificate("mc-1", &["tgt-1"], Value::Null).await;
+    w.settle().await;
+    let issuer_ends = async |at: &str| {
+        w.sql(&format!(
+            "UPDATE authorities a SET not_after = {at} FROM certificates c WHERE c.id = 'mc-1'"
+        ))
+        .await;
+        let told = w.get("/api/v1/renewals/forecast?days=90").await.expect(200);
+        let ends = &told["issuer_ends"][0];
+        (
+            told["total"].clone(),
+            ends["issuer_id"].clone(),
+            ends["cut_short"].clone(),
+            ends["doomed"].clone(),
+        )
+    };
+    let (none, local) = (Value::Null, json!("iss-local"));
+    let later = issuer_ends("c.not_after + interval '5 years'").await;
+    assert_eq!(later, (json!(1), none.clone(), none.clone(), none));
+    // The next one would live for thirty days more, instead of ninety.
+    let soon = issuer_ends("c.not_after + interval '1 hour'").await;
+    assert_eq!(soon, (json!(1), local.clone(), json!(1), json!(0)));
+    let with_it = issuer_ends("c.not_after").await;
+    assert_eq!(with_it, (json!(0), local, json!(0), json!(1)));
+
+    w.clock.advance(80 * 24 * HOUR);
+    w.settle().await;
+    let jobs = "SELECT count(*)::text FROM jobs WHERE type = 'Renewal'";
+    assert_eq!(w.text(jobs).await, "0");
+    let why = w.get("/api/v1/certificates/mc-1/explain").await.expect(200);
+    assert_eq!(why["cause"], "EndsWithIssuer", "{why}");
+    issuer_ends("c.not_after + interval '5 years'").await;
+    w.settle().await;
+    assert_eq!(w.text(jobs).await, "1");
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
 async fn a_forecast_counts_each_renewal_on_its_day_and_says_where_it_is_more_than_the_budget(db: PgPool) {
     let w = World::new(db).await;
     let host = w.host("web-1").await;

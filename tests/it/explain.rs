@@ -304,6 +304,17 @@ const SITUATIONS: &[(&str, &[&str], &str, &str, &str)] = &[
         "it is not issued by itself",
     ),
     (
+        "as long as its issuer",
+        &[
+            DUE,
+            "UPDATE certificates SET issuer_id = 'iss-ends' WHERE id = '{id}'",
+            "UPDATE certificate_versions SET issuer_id = 'iss-ends', not_after = {now} + interval '1 day' WHERE id = 'cv-{id}'",
+        ],
+        "certificates",
+        "EndsWithIssuer",
+        "the certificate of issuer iss-ends ends at",
+    ),
+    (
         "due, and it failed a minute ago",
         &[DUE, FAILED],
         "certificates",
@@ -471,6 +482,16 @@ const SITUATIONS: &[(&str, &[&str], &str, &str, &str)] = &[
         "jobs",
         "IssuerDisabled",
         "issuer iss-off is disabled",
+    ),
+    (
+        "as many for its domain",
+        &[
+            JOB,
+            "UPDATE jobs SET status = 'Running', csr_der = '', held_for = 'example.org', run_at = {now} + interval '2 days' WHERE id = '{id}'",
+        ],
+        "jobs",
+        "BudgetUsedUp",
+        "for names of example.org",
     ),
     (
         "as many as its issuer takes are under way",
@@ -657,8 +678,10 @@ async fn in_more_than_forty_situations_the_cause_is_named(db: PgPool) {
          INSERT INTO freeze_scopes VALUES ('fr-1', NULL, 'rp-frozen'), ('fr-2', 'ag-1', NULL);
          INSERT INTO issuers (id, name, type, config, enabled, created_at, updated_at)
          VALUES ('iss-off', 'off', 'local', '{}', false, {now}, {now}),
+                ('iss-ends', 'ends', 'local', '{}', true, {now}, {now}),
                 ('iss-few', 'few', 'local', '{\"max_under_way\": 0}', true, {now}, {now}),
                 ('iss-slow', 'slow', 'local', '{\"max_per_hour\": 1}', true, {now}, {now});
+         INSERT INTO authorities VALUES ('iss-ends', '', '', {now} + interval '1 day', {now});
          INSERT INTO policy_rules (id, name, type, severity, config, created_at, updated_at)
          VALUES ('rule-1', 'domains', 'AllowedDomains', 'Error', '{}', {now}, {now}),
                 ('rule-2', 'metadata', 'RequiredMetadata', 'Critical', '{}', {now}, {now});

@@ -97,6 +97,7 @@ const LIFETIME: Duration = Duration::from_secs(47 * 86_400);
 const AGENTS: usize = 4;
 const FLEET: usize = 100;
 const MOST_PER_HOUR: u32 = 30;
+const MOST_PER_DOMAIN: u32 = 45;
 
 /// The engine on a real store, with what the simulation plays: agents, and schedulers that are not as they should be.
 struct Engine {
@@ -121,7 +122,8 @@ impl Engine {
     async fn new(db: PgPool) -> Self {
         let w = World::new(db).await;
         for sql in [
-            "UPDATE issuers SET config = '{\"validity_days\": 47, \"max_per_hour\": 30, \"max_under_way\": 25}'",
+            "UPDATE issuers SET config = '{\"validity_days\": 47, \"max_per_hour\": 30, \"max_under_way\": 25,
+                                           \"max_per_domain\": 45, \"domain_days\": 2}'",
             "UPDATE renewal_policies SET spread_percent = 50",
             "INSERT INTO agents (id, name, hostname, api_key_hash, registered_at, updated_at)
              SELECT 'a-' || n, 'sim-' || n, 'sim', 'none', now(), now() FROM generate_series(0, 3) n",
@@ -271,6 +273,9 @@ impl Engine {
                 "SELECT concat_ws('; ',
                    (SELECT 'over budget: ' || count(*) FROM orders WHERE started_at > '{now}'::timestamptz - interval '1 hour'
                                                                      AND started_at <= '{now}' HAVING count(*) > {MOST_PER_HOUR}),
+                   (SELECT 'over the budget of a domain: ' || count(*) FROM domain_orders
+                     WHERE started_at > '{now}'::timestamptz - interval '2 days' AND started_at <= '{now}'
+                    HAVING count(*) > {MOST_PER_DOMAIN}),
                    (SELECT 'versions without a completed job: ' || count(*) FROM certificate_versions v
                       JOIN jobs j ON j.id = v.job_id WHERE v.certificate_id LIKE '{fleet}' AND j.status <> 'Completed'
                     HAVING count(*) > 0),

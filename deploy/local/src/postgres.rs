@@ -342,6 +342,8 @@ fn initialise(bin: &Path, root: &Path, user: Option<User>, password: &str, scrat
         .args([
             "--encoding=UTF8",
             "--locale=C.UTF-8",
+            // The same order, by octets instead of by the system's library.
+            "--lc-collate=C",
             "--auth=scram-sha-256",
             "-U",
             SUPERUSER,

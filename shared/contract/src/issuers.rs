@@ -81,7 +81,8 @@ pub struct NewIssuer {
     #[serde(rename = "type")]
     pub kind: String,
     /// Settings of its type: an object; for `local`, `ca_common_name`, `validity_days`, `crl_shards`, `crl_delta`, and as
-    /// its budget `max_under_way` requests at a time and `max_per_hour`.
+    /// its budget `max_under_way` requests at a time, `max_per_hour`, and `max_per_domain` for names of one registered
+    /// domain in `domain_days` (7).
     #[serde(default)]
     pub config: Value,
     /// Whether it signs; true when absent.

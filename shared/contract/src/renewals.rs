@@ -1,6 +1,6 @@
 //! Renewals to come.
 
-use certctl_model::id::IssuerId;
+use certctl_model::{id::IssuerId, time::Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ crate::resource! {
     /// Tell how many renewals come on which day, of which issuer, and where that is more than its budget.
     ///
     /// Each certificate counts on the day for which its renewal is planned, and again one renewal later. What is overdue
-    /// counts today.
+    /// counts today. What ends with its issuer is renewed on no day.
     GET "/forecast" ForecastRenewals(query: ForecastQuery,) [Needs(View)] -> 200 Forecast;
 }
 
@@ -37,6 +37,8 @@ pub struct Forecast {
     pub days: Vec<ForecastDay>,
     /// Where the renewals of one day are more than their issuer is given in a day.
     pub breaks: Vec<BudgetBreak>,
+    /// Issuers that end too early for what they are to sign: no certificate outlives its issuer.
+    pub issuer_ends: Vec<IssuerEnd>,
 }
 
 /// A day.
@@ -70,4 +72,17 @@ pub struct BudgetBreak {
     pub renewals: i64,
     /// What its `max_per_hour` lets through in a day.
     pub budget: i64,
+}
+
+/// An issuer that ends too early for what it is to sign.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct IssuerEnd {
+    /// The issuer.
+    pub issuer_id: IssuerId,
+    /// When its certificate ends.
+    pub ends_at: Time,
+    /// Renewals of these days whose certificates would live less long than those they replace.
+    pub cut_short: i64,
+    /// Certificates that end with it. They are not renewed by themselves while it has no other certificate.
+    pub doomed: i64,
 }

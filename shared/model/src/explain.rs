@@ -30,6 +30,8 @@ crate::words! {
         NoAutoRenewal = "NoAutoRenewal",
         /// It is too early.
         NotDue = "NotDue",
+        /// It lives as long as its issuer, and another one would end no later.
+        EndsWithIssuer = "EndsWithIssuer",
         /// A freeze or a maintenance window holds it.
         Frozen = "Frozen",
         /// The last try failed; the next one comes.
@@ -141,6 +143,8 @@ pub struct AgentStanding {
     pub held_until: Option<Time>,
     /// What that is, in words.
     pub held_by: Option<String>,
+    /// The end of the issuer, when what the agent holds ends no earlier.
+    pub issuer_ends: Option<Time>,
 }
 
 /// How a certificate stands.
@@ -174,6 +178,8 @@ pub struct CertificateStanding {
     pub forbidden: Vec<String>,
     /// Its agents.
     pub agents: Vec<AgentStanding>,
+    /// Its issuer.
+    pub issuer: IssuerId,
 }
 
 impl CertificateStanding {
@@ -228,10 +234,23 @@ impl CertificateStanding {
                 .unless(renew())
                 .unless(format!("set auto_renew of {policy}, or give it another renewal policy"));
         }
+        if let Some(ends) = self.agents.iter().map(|agent| agent.issuer_ends).min().flatten() {
+            let issuer = &self.issuer;
+            return self
+                .dates(so(
+                    Cause::EndsWithIssuer,
+                    format!(
+                        "the certificate of issuer {issuer} ends at {ends}, and no certificate of it can end later"
+                    ),
+                ))
+                .unless(format!(
+                    "give issuer {issuer} a new certificate, or request one of another issuer"
+                ));
+        }
         let wanting: Vec<&AgentStanding> = self
             .agents
             .iter()
-            .filter(|agent| agent.due_at.is_none_or(|due| due <= now))
+            .filter(|agent| agent.issuer_ends.is_none() && agent.due_at.is_none_or(|due| due <= now))
             .collect();
         if let Some(frozen) = self.frozen(&wanting, now) {
             return frozen;
@@ -329,6 +348,8 @@ pub struct JobStanding {
     pub issuer_enabled: bool,
     /// How many more requests that may be given now; none when nothing limits it.
     pub issuer_room: Option<i64>,
+    /// The registered domain for which that was given as many requests as it may be.
+    pub held_for: Option<String>,
     /// Whether nothing is issued until a recovery is finished.
     pub fenced: bool,
     /// Whether a scheduler leads.
@@ -481,6 +502,18 @@ impl JobStanding {
         }
         if !self.scheduler_runs {
             return self.no_scheduler();
+        }
+        if let Some(domain) = self.held_for.as_deref().filter(|_| self.status == JobStatus::Running) {
+            return self
+                .so(
+                    Cause::BudgetUsedUp,
+                    format!("issuer {issuer} was given as many requests for names of {domain} as its budget allows"),
+                )
+                .next(
+                    "it is handed on when there is room again, unless others have less time left",
+                    Some(self.run_at),
+                )
+                .unless(format!("raise max_per_domain of issuer {issuer}"));
         }
         if self.status == JobStatus::Running && self.issuer_room.is_some_and(|room| room <= 0) {
             return self

@@ -32,6 +32,12 @@ impl DnsName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The domain that was registered with whoever gives out names below a public suffix: `example.co.uk` of
+    /// `www.example.co.uk`. None of a public suffix itself, and of a name of one label.
+    pub fn registered(&self) -> Option<&str> {
+        psl::domain_str(self.0.strip_prefix("*.").unwrap_or(&self.0))
+    }
 }
 
 /// Which octets a label may have.

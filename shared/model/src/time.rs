@@ -13,46 +13,51 @@ use std::{
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// An instant in UTC with microsecond resolution, which is what Postgres keeps. RFC 3339 on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Time(OffsetDateTime);
+/// An instant in UTC with microsecond resolution, which is what Postgres keeps; up to the year 9999. RFC 3339 on the wire.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Time(
+    /// Microseconds since 1970: instants are compared and moved far more often than they are written.
+    i64,
+);
+
+/// The first second of the year 1 and the last one of 9999, since 1970.
+const YEARS: (i64, i64) = (-62_135_596_800, 253_402_300_799);
+const SECOND: i64 = 1_000_000;
 
 impl Time {
     /// From a date and time, cut to microseconds.
     pub fn new(at: OffsetDateTime) -> Self {
-        let at = at.to_offset(UtcOffset::UTC);
-        Self(
-            at.replace_nanosecond(at.nanosecond() / 1_000 * 1_000)
-                .expect("fewer nanoseconds than a second has"),
-        )
+        Self(at.unix_timestamp() * SECOND + i64::from(at.microsecond()))
     }
 
-    /// From whole seconds since 1970; clamped to the years 0 to 9999.
+    /// From whole seconds since 1970; clamped to the years 1 to 9999.
     pub fn from_unix(seconds: i64) -> Self {
-        Self(OffsetDateTime::from_unix_timestamp(seconds.clamp(-62_135_596_800, 253_402_300_799)).expect("clamped"))
+        Self(seconds.clamp(YEARS.0, YEARS.1) * SECOND)
     }
 
-    fn from_micros(micros: i64) -> Self {
-        let at = OffsetDateTime::from_unix_timestamp(micros.div_euclid(1_000_000));
-        let at = at.and_then(|at| at.replace_microsecond(micros.rem_euclid(1_000_000) as u32));
-        Self(at.expect("read from a valid time"))
+    /// From microseconds since 1970; clamped as well.
+    fn from_micros(micros: i128) -> Self {
+        let (first, last) = (i128::from(YEARS.0 * SECOND), i128::from((YEARS.1 + 1) * SECOND - 1));
+        Self(micros.clamp(first, last) as i64)
     }
 
     /// Whole seconds since 1970.
     pub fn unix(self) -> i64 {
-        self.0.unix_timestamp()
+        self.0.div_euclid(SECOND)
     }
 
     /// Milliseconds since 1970; zero before.
     pub fn unix_millis(self) -> u64 {
-        u64::try_from(self.0.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
+        u64::try_from(self.0 / 1_000).unwrap_or(0)
     }
 
     /// The date and time.
     pub fn date_time(self) -> OffsetDateTime {
-        self.0
+        let at = OffsetDateTime::from_unix_timestamp(self.unix());
+        let at = at.and_then(|at| at.replace_microsecond(self.0.rem_euclid(SECOND) as u32));
+        at.expect("no instant is beyond the year 9999")
     }
 
     /// The same instant without fractions of a second: dates in certificates have none.
@@ -60,14 +65,14 @@ impl Time {
         Self::from_unix(self.unix())
     }
 
-    /// Seconds from `earlier` to this instant, negative when it lies before.
+    /// Whole seconds from `earlier` until this instant, negative when it lies before.
     pub fn seconds_since(self, earlier: Time) -> i64 {
-        (self.0 - earlier.0).whole_seconds()
+        (self.0 - earlier.0) / SECOND
     }
 
     /// Time from `earlier` until this instant; zero when it lies before.
     pub fn since(self, earlier: Time) -> Duration {
-        (self.0 - earlier.0).try_into().unwrap_or(Duration::ZERO)
+        Duration::from_micros(u64::try_from(self.0 - earlier.0).unwrap_or(0))
     }
 }
 
@@ -75,10 +80,7 @@ impl std::ops::Add<Duration> for Time {
     type Output = Time;
 
     fn add(self, by: Duration) -> Time {
-        time::Duration::try_from(by)
-            .ok()
-            .and_then(|by| self.0.checked_add(by))
-            .map_or(Self::from_unix(i64::MAX), Self)
+        Self::from_micros(i128::from(self.0) + by.as_micros() as i128)
     }
 }
 
@@ -86,10 +88,13 @@ impl std::ops::Sub<Duration> for Time {
     type Output = Time;
 
     fn sub(self, by: Duration) -> Time {
-        time::Duration::try_from(by)
-            .ok()
-            .and_then(|by| self.0.checked_sub(by))
-            .map_or(Self::from_unix(i64::MIN), Self)
+        Self::from_micros(i128::from(self.0) - by.as_micros() as i128)
+    }
+}
+
+impl fmt::Debug for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -100,7 +105,7 @@ impl Time {
     /// RFC 3339, written where there is room: lists have hundreds of them.
     fn text(self, room: &mut Room) -> Option<&str> {
         let mut rest = &mut room[..];
-        self.0.format_into(&mut rest, &Rfc3339).ok()?;
+        self.date_time().format_into(&mut rest, &Rfc3339).ok()?;
         let unused = rest.len();
         str::from_utf8(&room[..room.len() - unused]).ok()
     }
@@ -155,6 +160,9 @@ mod sql {
 
     use super::Time;
 
+    /// Whence Postgres counts, in microseconds since 1970.
+    const YEAR_2000: i64 = 946_684_800 * super::SECOND;
+
     impl Type<Postgres> for Time {
         fn type_info() -> PgTypeInfo {
             <OffsetDateTime as Type<Postgres>>::type_info()
@@ -169,7 +177,7 @@ mod sql {
 
     impl<'q> Encode<'q, Postgres> for Time {
         fn encode_by_ref(&self, buf: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-            <OffsetDateTime as Encode<Postgres>>::encode_by_ref(&self.0, buf)
+            <i64 as Encode<Postgres>>::encode(self.0 - YEAR_2000, buf)
         }
     }
 
@@ -179,10 +187,12 @@ mod sql {
                 return Ok(Time::new(<OffsetDateTime as Decode<Postgres>>::decode(value)?));
             }
             // Microseconds since 2000, read as such: lists have hundreds of them.
-            const YEAR_2000: i64 = 946_684_800;
-            let micros = <i64 as Decode<Postgres>>::decode(value)?;
-            let at = OffsetDateTime::from_unix_timestamp(YEAR_2000 + micros.div_euclid(1_000_000))?;
-            Ok(Time(at.replace_microsecond(micros.rem_euclid(1_000_000) as u32)?))
+            let micros = i128::from(<i64 as Decode<Postgres>>::decode(value)?) + i128::from(YEAR_2000);
+            let at = Time::from_micros(micros);
+            match i128::from(at.0) == micros {
+                true => Ok(at),
+                false => Err("an instant before the year 1 or beyond 9999".into()),
+            }
         }
     }
 }
@@ -211,7 +221,7 @@ impl Clock {
     /// A clock that goes by what it is [told](Self::tell), so that replicas with one source have one time whatever their
     /// machines say. Until then it goes by the machine.
     pub fn told() -> Self {
-        let at_base = Arc::new(AtomicI64::new(micros(system_now())));
+        let at_base = Arc::new(AtomicI64::new(Time::new(system_now()).0));
         Self(Source::Told {
             base: Instant::now(),
             at_base,
@@ -220,17 +230,15 @@ impl Clock {
 
     /// A clock that stands still until it is moved. Clones move together.
     pub fn manual(start: Time) -> Self {
-        Self(Source::Manual(Arc::new(AtomicI64::new(micros(start.0)))))
+        Self(Source::Manual(Arc::new(AtomicI64::new(start.0))))
     }
 
     /// Reads the clock.
     pub fn now(&self) -> Time {
         match &self.0 {
             Source::System => Time::new(system_now()),
-            Source::Told { base, at_base } => {
-                Time::from_micros(at_base.load(Ordering::SeqCst).saturating_add(elapsed(*base)))
-            }
-            Source::Manual(at) => Time::from_micros(at.load(Ordering::SeqCst)),
+            Source::Told { base, at_base } => Time(at_base.load(Ordering::SeqCst).saturating_add(elapsed(*base))),
+            Source::Manual(at) => Time(at.load(Ordering::SeqCst)),
         }
     }
 
@@ -242,11 +250,11 @@ impl Clock {
         let Source::Told { base, at_base } = &self.0 else {
             return None;
         };
-        let ahead = micros(self.now().0) - micros(said.0);
+        let ahead = self.now().0 - said.0;
         if (-CLOSE..=elapsed(asked) + CLOSE).contains(&ahead) {
             return None;
         }
-        at_base.store(micros(said.0) - elapsed(*base), Ordering::SeqCst);
+        at_base.store(said.0 - elapsed(*base), Ordering::SeqCst);
         Some(ahead as f64 / 1e6)
     }
 
@@ -258,7 +266,7 @@ impl Clock {
         let Source::Manual(at) = &self.0 else {
             panic!("only a manual clock can be moved");
         };
-        at.store(micros((self.now() + by).0), Ordering::SeqCst);
+        at.store((self.now() + by).0, Ordering::SeqCst);
     }
 }
 
@@ -272,10 +280,6 @@ fn elapsed(since: Instant) -> i64 {
 )]
 fn system_now() -> OffsetDateTime {
     OffsetDateTime::now_utc()
-}
-
-fn micros(at: OffsetDateTime) -> i64 {
-    i64::try_from(at.unix_timestamp_nanos() / 1_000).expect("years 0 to 9999 fit")
 }
 
 #[cfg(test)]
@@ -292,6 +296,25 @@ mod tests {
             assert_eq!(text.parse::<Time>().unwrap().to_string(), written);
         }
         assert!("yesterday".parse::<Time>().is_err());
+    }
+
+    #[test]
+    fn instants_are_moved_and_told_apart_to_the_microsecond_and_end_with_the_calendar() {
+        let at = |text: &str| text.parse::<Time>().unwrap();
+        let before = at("1969-12-31T23:59:58.25Z");
+        assert_eq!((before.unix(), before.unix_millis()), (-2, 0));
+        assert_eq!(before.whole_seconds(), at("1969-12-31T23:59:58Z"));
+        assert_eq!(
+            before + Duration::from_micros(1_750_001),
+            at("1970-01-01T00:00:00.000001Z")
+        );
+        assert_eq!(at("1970-01-01T00:00:00.5Z").seconds_since(before), 2);
+        assert_eq!(before.seconds_since(at("1970-01-01T00:00:00Z")), -1);
+        assert_eq!(before.since(Time::from_unix(0)), Duration::ZERO);
+        let last = Time::from_unix(i64::MAX);
+        assert_eq!(last.to_string(), "9999-12-31T23:59:59Z");
+        assert_eq!((last + Duration::MAX).to_string(), "9999-12-31T23:59:59.999999Z");
+        assert_eq!((last - Duration::MAX).to_string(), "0001-01-01T00:00:00Z");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Jobs: inserted with their event, claimed under a lease, locked in a state, moved by a transition.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
+    iter,
     time::Duration,
 };
 
@@ -9,12 +10,20 @@ use certctl_model::{
     audit::Actor,
     id::{AgentId, CertificateId, IssuerId, JobId, TargetId, VersionId},
     job::{AwaitingApproval, AwaitingCsr, Cancelled, Job, JobFacts, JobKind, JobStatus, Pending, State, Transition},
+    name::DnsName,
     policy::Moment,
     time::Time,
 };
 use sqlx::{PgConnection, PgPool};
 
-use crate::{Tx, column, error::*, planning, policies, tx, wake::Channel};
+use crate::{
+    Tx,
+    budgets::{self, Budget},
+    column,
+    error::*,
+    planning, policies, tx,
+    wake::Channel,
+};
 
 #[derive(sqlx::FromRow)]
 struct Row {
@@ -371,6 +380,16 @@ pub struct Subject {
     pub issuer_enabled: bool,
 }
 
+impl Subject {
+    /// The registered domains of its names, each once.
+    pub(crate) fn domains(&self) -> BTreeSet<String> {
+        let names = iter::once(&self.common_name).chain(&self.sans);
+        names
+            .filter_map(|name| name.parse::<DnsName>().ok()?.registered().map(str::to_owned))
+            .collect()
+    }
+}
+
 #[derive(sqlx::FromRow)]
 struct ClaimedRow {
     #[sqlx(flatten)]
@@ -425,8 +444,7 @@ pub async fn claim(
         of_each,
         under_way: under_way.iter().map(|(issuer, jobs)| (issuer, *jobs)).collect(),
     };
-    let budgets = "SELECT EXISTS (SELECT 1 FROM issuers i WHERE issuer_has_budget(i))";
-    if !sqlx::query_scalar::<_, bool>(budgets).fetch_one(pool).await? {
+    if !budgets::are_there(pool).await? {
         return take(&mut *pool.acquire().await?, &turn, &[]).await;
     }
     // One claims at a time, so that two do not fill the same room.
@@ -434,31 +452,21 @@ pub async fn claim(
     sqlx::query("SELECT pg_advisory_xact_lock(hashtext('certctl.budgets'))")
         .execute(&mut *tx)
         .await?;
-    let rooms: Vec<(IssuerId, i64)> =
-        sqlx::query_as("SELECT i.id, greatest(issuer_room(i, $1), 0) FROM issuers i WHERE issuer_has_budget(i)")
-            .bind(now)
-            .fetch_all(&mut *tx)
-            .await?;
-    let claimed = take(&mut tx, &turn, &rooms).await?;
-    let limited = |claim: &&Claimed| rooms.iter().any(|(issuer, _)| *issuer == claim.subject.issuer_id);
-    let orders: Vec<&Claimed> = claimed
-        .iter()
-        .filter(|claim| claim.status == JobStatus::Running)
-        .filter(limited)
-        .collect();
-    sqlx::query(
-        "WITH old AS (DELETE FROM orders WHERE issuer_id = ANY ($4) AND started_at <= $5 - interval '1 hour')
-         INSERT INTO orders (job_id, issuer_id, token, started_at)
-         SELECT o.job_id, o.issuer_id, o.token, $5
-           FROM unnest($1::text[], $2::text[], $3::bigint[]) AS o (job_id, issuer_id, token)",
-    )
-    .bind(column(&orders, |claim| &claim.facts.id))
-    .bind(column(&orders, |claim| &claim.subject.issuer_id))
-    .bind(column(&orders, |claim| claim.token))
-    .bind(column(&rooms, |(issuer, _)| issuer))
-    .bind(now)
-    .execute(&mut *tx)
-    .await?;
+    let budgets = budgets::read(&mut tx, now).await?;
+    let claimed = loop {
+        let claimed = take(&mut tx, &turn, &budgets).await?;
+        let held = budgets::hold_back(&mut tx, now, &budgets, &claimed).await?;
+        let all = claimed.len();
+        let rest: Vec<Claimed> = claimed
+            .into_iter()
+            .filter(|claim| !held.contains(&claim.facts.id))
+            .collect();
+        // What is held leaves its turn to those behind it.
+        if !rest.is_empty() || held.len() < all || all == 0 {
+            break rest;
+        }
+    };
+    budgets::count(&mut tx, now, &budgets, &claimed).await?;
     tx.commit().await?;
     Ok(claimed)
 }
@@ -472,7 +480,9 @@ struct Turn<'a> {
     under_way: Vec<(&'a IssuerId, i64)>,
 }
 
-async fn take(db: &mut PgConnection, turn: &Turn<'_>, rooms: &[(IssuerId, i64)]) -> Result<Vec<Claimed>> {
+/// Each look at the jobs has an order, and what is claimed is an array: so all go by an index, however many jobs there are
+/// that are over or wait.
+async fn take(db: &mut PgConnection, turn: &Turn<'_>, budgets: &[Budget]) -> Result<Vec<Claimed>> {
     let rows: Vec<ClaimedRow> = sqlx::query_as(concat!(
         "WITH asked AS MATERIALIZED (
             SELECT i.id, $4 - coalesce(busy.jobs, 0) AS room, budget.room AS budget
@@ -480,10 +490,16 @@ async fn take(db: &mut PgConnection, turn: &Turn<'_>, rooms: &[(IssuerId, i64)])
               LEFT JOIN unnest($5::text[], $6::bigint[]) AS busy (issuer_id, jobs) ON busy.issuer_id = i.id
               LEFT JOIN unnest($7::text[], $8::bigint[]) AS budget (issuer_id, room) ON budget.issuer_id = i.id
              WHERE coalesce(busy.jobs, 0) < $4
-               AND EXISTS (SELECT 1 FROM jobs j
-                            WHERE j.issuer_id = i.id AND j.type IN ('Issuance', 'Renewal')
-                              AND j.status IN ('Pending', 'Running')
-                              AND j.run_at <= $1 AND (j.lease_until IS NULL OR j.lease_until <= $1))),
+               AND (EXISTS (SELECT 1 FROM (
+                        SELECT 1 FROM jobs j
+                         WHERE j.issuer_id = i.id AND j.type IN ('Issuance', 'Renewal') AND j.status = 'Running'
+                           AND j.run_at <= $1 AND (j.lease_until IS NULL OR j.lease_until <= $1)
+                         ORDER BY j.deadline, j.id LIMIT 1) requested)
+                 OR EXISTS (SELECT 1 FROM (
+                        SELECT 1 FROM jobs j
+                         WHERE j.issuer_id = i.id AND j.type IN ('Issuance', 'Renewal') AND j.status = 'Pending'
+                           AND j.run_at <= $1 AND (j.lease_until IS NULL OR j.lease_until <= $1)
+                         ORDER BY j.deadline, j.id LIMIT 1) waiting))),
          turn AS MATERIALIZED (
             SELECT id, budget, least(room, ceil($3::float8 / (SELECT count(*) FROM asked))::bigint) AS most FROM asked),
          due AS MATERIALIZED (
@@ -503,9 +519,9 @@ async fn take(db: &mut PgConnection, turn: &Turn<'_>, rooms: &[(IssuerId, i64)])
                       AND j.run_at <= $1 AND (j.lease_until IS NULL OR j.lease_until <= $1)
                     ORDER BY j.deadline, j.id LIMIT turn.most FOR UPDATE SKIP LOCKED) waiting)
          UPDATE jobs j
-            SET lease_until = $2, lease_token = j.lease_token + 1
-           FROM due, certificates c, issuers i
-          WHERE j.id = due.id AND c.id = j.certificate_id AND i.id = c.issuer_id
+            SET lease_until = $2, lease_token = j.lease_token + 1, held_for = NULL
+           FROM certificates c, issuers i
+          WHERE j.id = ANY (ARRAY(SELECT id FROM due)) AND c.id = j.certificate_id AND i.id = c.issuer_id
         ",
         claimed!()
     ))
@@ -515,8 +531,8 @@ async fn take(db: &mut PgConnection, turn: &Turn<'_>, rooms: &[(IssuerId, i64)])
     .bind(turn.of_each)
     .bind(column(&turn.under_way, |(issuer, _)| *issuer))
     .bind(column(&turn.under_way, |(_, jobs)| *jobs))
-    .bind(column(rooms, |(issuer, _)| issuer))
-    .bind(column(rooms, |(_, room)| *room))
+    .bind(column(budgets, |budget| &budget.issuer))
+    .bind(column(budgets, |budget| budget.room.map(|jobs| jobs.max(0))))
     .fetch_all(db)
     .await?;
     Ok(rows.into_iter().map(Claimed::from).collect())

@@ -30,6 +30,7 @@
 
 pub mod agents;
 pub mod approvals;
+mod budgets;
 pub mod bulk;
 pub mod certificates;
 pub mod crls;

@@ -43,7 +43,8 @@ macro_rules! held {
 }
 
 /// How certificate `c` stands with each of its agents: the job that is open, when it is asked again after a failure, the
-/// freeze that holds it, and from when what it holds may be renewed. All this is asked of each agent by itself: one that
+/// freeze that holds it, from when what it holds may be renewed, and the end of the issuer when it ends no later than what
+/// it holds: nothing would be won by another one then. All this is asked of each agent by itself: one that
 /// never answers, or always fails, must not keep the others from renewing. The age is judged by the earliest instant of
 /// `RenewalRule::due_at`: which one it is, `renew_at` says.
 macro_rules! standing {
@@ -53,9 +54,11 @@ macro_rules! standing {
                  greatest(v.not_before + (v.not_after - v.not_before) * (p.renew_at_permille / 1000.0::float8)
                                          * (1 - p.spread_percent / 100.0::float8),
                           CASE WHEN p.renewal_window_days > 0
-                               THEN v.not_after - make_interval(days => p.renewal_window_days) END) AS due_at
+                               THEN v.not_after - make_interval(days => p.renewal_window_days) END) AS due_at,
+                 CASE WHEN a.not_after <= v.not_after THEN a.not_after END AS issuer_ends
             FROM certificate_targets m
             JOIN targets t ON t.id = m.target_id
+            LEFT JOIN authorities a ON a.issuer_id = c.issuer_id
             LEFT JOIN LATERAL (SELECT not_before, not_after FROM certificate_versions
                                 WHERE certificate_id = c.id AND agent_id = t.agent_id
                                 ORDER BY id = m.chosen_version_id DESC NULLS LAST, version DESC LIMIT 1) v ON true
@@ -84,7 +87,7 @@ macro_rules! wanting {
             "(SELECT agent_id FROM ",
             standing!(),
             " s WHERE s.open_job IS NULL AND (s.retry_at IS NULL OR s.retry_at <= $5)
-                AND (s.due_at IS NULL OR s.due_at <= $5) AND s.held_until IS NULL)"
+                AND (s.due_at IS NULL OR s.due_at <= $5 AND s.issuer_ends IS NULL) AND s.held_until IS NULL)"
         )
     };
 }
@@ -96,7 +99,7 @@ macro_rules! wanting {
 pub async fn standing(db: &mut PgConnection, certificate: &CertificateId, now: Time) -> Result<Vec<AgentStanding>> {
     let holds = freezes::holds(db, now).await?;
     Ok(sqlx::query_as(concat!(
-        "SELECT s.agent_id, s.open_job, s.retry_at, s.due_at, s.held_until, s.held_by
+        "SELECT s.agent_id, s.open_job, s.retry_at, s.due_at, s.held_until, s.held_by, s.issuer_ends
            FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
           CROSS JOIN LATERAL ",
         standing!(),

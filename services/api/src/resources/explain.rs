@@ -54,7 +54,7 @@ async fn certificate_standing(
     let row = sqlx::query(
         "SELECT c.id, certificate_status(c, $2) AS status, c.archived_at, c.revoked_at, c.revocation_reason, c.not_before,
                 c.not_after, c.renew_at, c.failure, p.id AS policy, p.auto_renew, p.renew_at_permille,
-                p.renewal_window_days, p.spread_percent
+                p.renewal_window_days, p.spread_percent, c.issuer_id
            FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
           WHERE c.id = $1",
     )
@@ -89,6 +89,7 @@ async fn certificate_standing(
         spread_percent: row.try_get("spread_percent")?,
         forbidden,
         agents,
+        issuer: row.try_get("issuer_id")?,
     })
 }
 
@@ -101,6 +102,7 @@ async fn job_standings(
 ) -> Result<Vec<JobStanding>, ApiError> {
     let sql = format!(
         "SELECT j.id, j.type, j.status, j.agent_id, a.offline_since, j.issuer_id, i.enabled AS issuer_enabled, issuer_room(i, $1) AS issuer_room,
+                CASE WHEN j.run_at > $1 THEN j.held_for END AS held_for,
                 EXISTS (SELECT 1 FROM fences WHERE lifted_at IS NULL) AS fenced,
                 EXISTS (SELECT 1 FROM leases WHERE name = 'scheduler' AND until > $1) AS scheduler_runs,
                 j.run_at, j.lease_until, j.attempts, j.max_attempts, coalesce(j.reason, j.last_error) AS last_error,
@@ -129,6 +131,7 @@ fn read(row: &PgRow) -> Result<JobStanding, sqlx::Error> {
         issuer: row.try_get("issuer_id")?,
         issuer_enabled: row.try_get("issuer_enabled")?,
         issuer_room: row.try_get("issuer_room")?,
+        held_for: row.try_get("held_for")?,
         fenced: row.try_get("fenced")?,
         scheduler_runs: row.try_get("scheduler_runs")?,
         run_at: row.try_get("run_at")?,

@@ -10,7 +10,7 @@ use certctl_contract::{
     signer::IssuerChain,
 };
 use certctl_model::{connector::IssuerType, id::IssuerId};
-use certctl_store::Tx;
+use certctl_store::{Tx, wake::Channel};
 use serde_json::{Map, Value};
 use sqlx::{FromRow, postgres::PgRow};
 
@@ -100,14 +100,18 @@ fn local_settings(config: &Map<String, Value>) -> Result<Value, ApiError> {
                 "is a number of shards from 1 to 1024",
             ),
             "crl_delta" => (value.is_boolean(), "is true or false"),
-            "max_under_way" | "max_per_hour" => (
+            "max_under_way" | "max_per_hour" | "max_per_domain" => (
                 value.as_i64().is_some_and(|most| (1..=MOST_ORDERS).contains(&most)),
                 "is a number of requests from 1 to 1000000",
+            ),
+            "domain_days" => (
+                config.contains_key("max_per_domain") && value.as_i64().is_some_and(|days| (1..=31).contains(&days)),
+                "is a number of days from 1 to 31, beside max_per_domain",
             ),
             _ => (
                 false,
                 "is not a setting of a local issuer; known are ca_common_name, validity_days, crl_shards, \
-                 crl_delta, max_under_way and max_per_hour",
+                 crl_delta, max_under_way, max_per_hour, max_per_domain and domain_days",
             ),
         };
         if !fits {
@@ -198,6 +202,18 @@ async fn update(cx: Cx, rq: Request<UpdateIssuer>) -> Result<Issuer, ApiError> {
     .bind(now)
     .execute(&mut *tx)
     .await?;
+    // Its budget may be another now: what waits for the old one is looked at again.
+    if config.is_some() {
+        sqlx::query(
+            "UPDATE jobs SET run_at = $2
+              WHERE issuer_id = $1 AND type IN ('Issuance', 'Renewal') AND status = 'Running' AND held_for IS NOT NULL",
+        )
+        .bind(&id)
+        .bind(now)
+        .execute(&mut *tx)
+        .await?;
+        tx.wake(Channel::Jobs);
+    }
     let updated = listing::get(&mut tx, now, id.as_str()).await?;
     listing::commit(tx, "update_issuer", "issuer", id.as_str()).await?;
     Ok(updated)
@@ -280,6 +296,10 @@ mod tests {
             (json!({ "max_under_way": 10, "max_per_hour": 300 }), true),
             (json!({ "max_under_way": 0 }), false),
             (json!({ "max_per_hour": "300" }), false),
+            (json!({ "max_per_domain": 50 }), true),
+            (json!({ "max_per_domain": 50, "domain_days": 7 }), true),
+            (json!({ "max_per_domain": 50, "domain_days": 32 }), false),
+            (json!({ "domain_days": 7 }), false),
             (json!({ "crl_shards": 0 }), false),
             (json!({ "crl_shards": 1025 }), false),
             (json!({ "crl_shards": 1.5 }), false),

@@ -24,7 +24,11 @@ struct Bucket {
     first: i64,
     /// Days.
     period: f64,
+    /// Days.
+    lifetime: f64,
     certificates: i64,
+    /// When the issuer ends, once it has a certificate.
+    ends_at: Option<Time>,
     /// What the issuer is given in a day.
     budget: Option<i64>,
 }
@@ -36,15 +40,21 @@ async fn forecast(cx: Cx, rq: Request<ForecastRenewals>) -> Result<Forecast, Api
     let today = Time::from_unix(cx.now().unix() / 86_400 * 86_400);
     // As many groups as there are issuers, policies, days and lifetimes: however many certificates.
     let buckets: Vec<Bucket> = sqlx::query_as(
-        "SELECT b.issuer_id, b.first, b.period, b.certificates, (i.config->>'max_per_hour')::bigint * 24 AS budget
+        "SELECT b.issuer_id, b.first, b.period, b.lifetime, b.certificates, b.ends_at,
+                (i.config->>'max_per_hour')::bigint * 24 AS budget
            FROM (SELECT c.issuer_id, greatest(utc_day(c.renew_at) - utc_day($1), 0)::bigint AS first,
-                        round((coalesce($3::float8,
-                                        extract(epoch FROM c.not_after - c.not_before)::float8 / 86400)
-                               * p.renew_at_permille / 1000)::numeric, 1)::float8 AS period,
-                        count(*) AS certificates
-                   FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
+                        round((l.days * p.renew_at_permille / 1000)::numeric, 1)::float8 AS period,
+                        round(l.days::numeric, 1)::float8 AS lifetime,
+                        a.not_after AS ends_at, count(*) AS certificates
+                   FROM certificates c
+                   JOIN renewal_policies p ON p.id = c.renewal_policy_id
+                   LEFT JOIN authorities a ON a.issuer_id = c.issuer_id
+                  CROSS JOIN LATERAL (
+                        SELECT coalesce($3::float8, extract(epoch FROM c.not_after - c.not_before)::float8 / 86400)
+                               AS days) l
                   WHERE c.renew_at < $2 AND c.revoked_at IS NULL AND c.archived_at IS NULL AND p.auto_renew
-                  GROUP BY 1, 2, 3) b
+                    AND NOT coalesce(a.not_after <= c.not_after, false)
+                  GROUP BY 1, 2, 3, 4, 5) b
            JOIN issuers i ON i.id = b.issuer_id
           ORDER BY b.issuer_id",
     )
@@ -53,11 +63,33 @@ async fn forecast(cx: Cx, rq: Request<ForecastRenewals>) -> Result<Forecast, Api
     .bind(lifetime.map(f64::from))
     .fetch_all(cx.pool())
     .await?;
+    let doomed: Vec<(IssuerId, Time, i64)> = sqlx::query_as(
+        "SELECT a.issuer_id, a.not_after, count(*)
+           FROM authorities a JOIN certificates c ON c.issuer_id = a.issuer_id
+            AND coalesce(c.not_after, 'infinity') BETWEEN a.not_after AND timestamptz 'infinity' - interval '1 second'
+          WHERE c.revoked_at IS NULL AND c.archived_at IS NULL
+          GROUP BY a.issuer_id",
+    )
+    .fetch_all(cx.pool())
+    .await?;
     let mut load: BTreeMap<(u16, &IssuerId), i64> = BTreeMap::new();
+    let mut ends: BTreeMap<(&IssuerId, Time), (i64, i64)> = BTreeMap::new();
     for bucket in &buckets {
+        let left = bucket
+            .ends_at
+            .map(|ends_at| ends_at.seconds_since(today) as f64 / 86_400.0);
         for day in repeated(bucket.first, bucket.period, days) {
             *load.entry((day, &bucket.issuer_id)).or_default() += bucket.certificates;
+            // A day of grace, because it is not known at which hour of it.
+            if let Some(ends_at) = bucket.ends_at
+                && left.is_some_and(|left| f64::from(day) + bucket.lifetime > left + 1.0)
+            {
+                ends.entry((&bucket.issuer_id, ends_at)).or_default().0 += bucket.certificates;
+            }
         }
+    }
+    for (issuer, ends_at, certificates) in &doomed {
+        ends.entry((issuer, *ends_at)).or_default().1 = *certificates;
     }
     let budgets: BTreeMap<&IssuerId, i64> = buckets
         .iter()
@@ -95,6 +127,15 @@ async fn forecast(cx: Cx, rq: Request<ForecastRenewals>) -> Result<Forecast, Api
         mean: (total as f64 / days.len() as f64 * 10.0).round() / 10.0,
         peak: days.iter().map(|day| day.renewals).max().unwrap_or(0),
         breaks: breaks.collect(),
+        issuer_ends: ends
+            .into_iter()
+            .map(|((issuer, ends_at), (cut_short, doomed))| IssuerEnd {
+                issuer_id: issuer.clone(),
+                ends_at,
+                cut_short,
+                doomed,
+            })
+            .collect(),
         days,
     })
 }
