@@ -148,7 +148,7 @@ pub(crate) async fn count(db: &mut PgConnection, now: Time, budgets: &[Budget], 
     .bind(column(&orders, |claim| &claim.facts.id))
     .bind(column(&orders, |claim| &claim.subject.issuer_id))
     .bind(column(&orders, |claim| claim.token))
-    .bind(column(&budgets, |budget| &budget.issuer))
+    .bind(column(budgets, |budget| &budget.issuer))
     .bind(now)
     .execute(db)
     .await?;

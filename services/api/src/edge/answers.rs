@@ -6,7 +6,6 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    ops::Range,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -30,7 +29,7 @@ use super::{digest_tag, http_date, shelf::Shelf};
 /// A revocation forgets one answer in so many besides its own.
 const PARTS: usize = 1 << 16;
 /// What an answer takes in memory besides its octets and its name.
-const OVERHEAD: u64 = 700;
+const OVERHEAD: u64 = 900;
 /// Octets of answers about what was never issued. There is no end of those, so they have a place of their own, and a
 /// small one: a flood of them displaces nothing but itself.
 const NEVER_ISSUED: u64 = 4 * 1024 * 1024;
@@ -46,8 +45,11 @@ pub struct Moment(u64);
 /// An answer that may be given again. What is looked at whenever it is given stands together: there are many, and to
 /// fetch each piece from memory takes longer than to give it.
 pub struct Kept {
-    /// Tag, begin and end as headers say them, then DER.
-    octets: Bytes,
+    der: Bytes,
+    /// What headers say of it, in the octets before DER.
+    tag: HeaderValue,
+    begin: HeaderValue,
+    end: HeaderValue,
     asked: Moment,
     part: usize,
     /// From when another is asked for while this one is still given.
@@ -64,27 +66,21 @@ pub struct Kept {
     pub question: OcspQuestion,
 }
 
-/// Where the pieces stand.
-const TAG: Range<usize> = 0..34;
-const BEGIN: Range<usize> = 34..63;
-const END: Range<usize> = 63..92;
-
 impl Kept {
     /// DER.
     pub fn der(&self) -> Bytes {
-        self.octets.slice(END.end..)
+        self.der.clone()
     }
 
     /// Its validator.
     pub fn tag(&self) -> &str {
-        str::from_utf8(&self.octets[TAG]).expect("is printable ASCII")
+        self.tag.to_str().expect("is printable ASCII")
     }
 
     /// What is said of it, besides what is said of all.
     pub fn say(&self, headers: &mut HeaderMap) {
-        for (name, place) in [(ETAG, TAG), (LAST_MODIFIED, BEGIN), (EXPIRES, END)] {
-            let value = HeaderValue::from_maybe_shared(self.octets.slice(place));
-            headers.insert(name, value.expect("is printable ASCII"));
+        for (name, value) in [(ETAG, &self.tag), (LAST_MODIFIED, &self.begin), (EXPIRES, &self.end)] {
+            headers.insert(name, value.clone());
         }
     }
 
@@ -136,7 +132,7 @@ struct Octets;
 
 impl Weighter<Box<[u8]>, Arc<Kept>> for Octets {
     fn weight(&self, key: &Box<[u8]>, kept: &Arc<Kept>) -> u64 {
-        OVERHEAD + (key.len() + kept.octets.len() + kept.question.request.len()) as u64
+        OVERHEAD + (key.len() + kept.der.len() + kept.question.request.len()) as u64
     }
 }
 
@@ -189,10 +185,18 @@ impl Answers {
             http_date(fresh.this_update),
             http_date(fresh.next_update),
         );
+        let octets: Bytes = [tag.as_bytes(), begin.as_bytes(), end.as_bytes(), fresh.der]
+            .concat()
+            .into();
+        let mut rest = octets;
+        let mut next = |length: usize| rest.split_to(length);
+        let [tag, begin, end] = [tag.len(), begin.len(), end.len()]
+            .map(|length| HeaderValue::from_maybe_shared(next(length)).expect("is printable ASCII"));
         let kept = Arc::new(Kept {
-            octets: [tag.as_bytes(), begin.as_bytes(), end.as_bytes(), fresh.der]
-                .concat()
-                .into(),
+            der: rest,
+            tag,
+            begin,
+            end,
             asked: fresh.asked,
             // An answer speaks of some certificate.
             part: parts.next().unwrap_or_default(),

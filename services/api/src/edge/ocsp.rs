@@ -162,7 +162,8 @@ impl Said {
     /// Of an answer to a GET (RFC 5019 §6.2): validators, so that asking again costs little, and its end. One to a POST
     /// is kept by no cache (RFC 9110 §9.3.3).
     pub fn new(of_all: &Headers) -> Self {
-        let kept = HeaderValue::try_from(kept_for(Duration::ZERO)).expect("is printable ASCII");
+        // Static: how often a text of its own is shared would be counted by all cores, at each answer.
+        let kept = HeaderValue::from_static(kept_for(Duration::ZERO).leak());
         let of_each = HeaderValue::from_static("");
         let with = |more: &[(HeaderName, &HeaderValue)]| {
             let mut headers = HeaderMap::from_iter([(header::CONTENT_TYPE, MEDIA)]);
