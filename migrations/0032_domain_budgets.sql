@@ -12,6 +12,7 @@ CREATE TABLE domain_orders (
     PRIMARY KEY (issuer_id, domain, started_at, job_id, token),
     CONSTRAINT domain_orders_job_id_fkey FOREIGN KEY (job_id) REFERENCES jobs (id) ON DELETE CASCADE
 );
+CREATE INDEX domain_orders_age_idx ON domain_orders (issuer_id, started_at);
 CREATE INDEX domain_orders_job_idx ON domain_orders (job_id);
 
 -- The domain whose budget was used up when the job was to be handed on; it is handed on at run_at.

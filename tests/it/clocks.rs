@@ -1,23 +1,12 @@
 //! Replicas whose machines are an hour ahead or behind.
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::ensure;
 use certctl_tests::eventually;
-use certctl_tests::stage::Stage;
+use certctl_tests::stage::{Stage, preloaded};
 use serde_json::{Value, json};
-
-/// Shifts the time of day of a program; Debian's package of this name has it.
-fn libfaketime() -> PathBuf {
-    let found = fs::read_dir("/usr/lib").unwrap().flatten();
-    let found = found.map(|dir| dir.path().join("faketime/libfaketimeMT.so.1"));
-    found
-        .into_iter()
-        .find(|path| path.exists())
-        .expect("script/bootstrap test installs libfaketime")
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_whose_clock_is_an_hour_off_changes_nothing() {
@@ -28,7 +17,11 @@ async fn a_replica_whose_clock_is_an_hour_off_changes_nothing() {
             let builder = builder.apis(2).schedulers(2).without_demo();
             wrong.iter().fold(builder, |builder, service| {
                 builder
-                    .env(service, "LD_PRELOAD", libfaketime().display())
+                    .env(
+                        service,
+                        "LD_PRELOAD",
+                        preloaded("faketime/libfaketimeMT.so.1").display(),
+                    )
                     .env(service, "FAKETIME", shift)
                     .env(service, "FAKETIME_DONT_FAKE_MONOTONIC", "1")
                     .env(service, "DONT_FAKE_MONOTONIC", "1")

@@ -1,9 +1,12 @@
 //! Whether what clients connect to serves what was deployed.
 
+use std::fs;
 use std::time::Duration;
 
+use anyhow::ensure;
 use certctl_tests::beside::Backends;
-use certctl_tests::stage::directory;
+use certctl_tests::eventually;
+use certctl_tests::stage::{Stage, directory, preloaded};
 use certctl_tests::world::{Host, World};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -238,4 +241,78 @@ async fn what_was_never_deployed_and_what_is_being_deployed_is_not_called_drift(
     settle(&w).await;
     let looked = "SELECT count(*)::text FROM jobs WHERE type = 'Validation' AND certificate_id = 'mc-1'";
     assert_eq!(w.text(looked).await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_the_addresses_behind_a_name_the_one_that_goes_back_to_the_old_certificate_is_named() {
+    let stage = Stage::set(|builder, dir| {
+        let hosts: String = (1..=4).map(|n| format!("127.0.0.{n} www.certctl.test\n")).collect();
+        let file = dir.join("hosts");
+        fs::write(&file, hosts).unwrap();
+        builder
+            .without_demo()
+            .env("scheduler", "LD_PRELOAD", preloaded("libnss_wrapper.so").display())
+            .env("scheduler", "NSS_WRAPPER_HOSTS", file.display())
+            .env("scheduler", "CERTCTL_SCHEDULER_VALIDATION_INTERVAL", "5s")
+    })
+    .await;
+    let target = stage.file_target("t-www").await;
+    let body = json!({ "id": "mc-www", "common_name": "www.certctl.test", "target_ids": [target.id] });
+    stage.api().post("/api/v1/certificates", &body).await.unwrap();
+    let deployed = async |times: usize| {
+        eventually(&format!("{times} deployments"), Duration::from_secs(60), async || {
+            let jobs = stage
+                .api()
+                .list("/api/v1/jobs?type=Deployment&status=Completed")
+                .await?;
+            ensure!(jobs.len() == times, "{jobs:?}");
+            Ok(())
+        })
+        .await;
+        let read = |path| fs::read_to_string(path).unwrap();
+        read(&target.cert_path) + &read(&target.key_path)
+    };
+    let old = deployed(1).await;
+    let dir = directory();
+    let mut backends = Backends::of_one_name(dir.path(), &[old.as_str(); 4]).await;
+    let addresses = backends.addresses.clone();
+    let mut config = stage.api().get("/api/v1/targets/t-www").await.unwrap().unwrap()["config"].clone();
+    config["endpoints"] = json!([format!("www.certctl.test:{}", addresses[0].port())]);
+    stage
+        .api()
+        .put("/api/v1/targets/t-www", &json!({ "config": config }))
+        .await
+        .unwrap();
+    let seen = async |what: &str, wanted: &[(&str, usize)]| {
+        eventually(what, Duration::from_secs(60), async || {
+            let endpoints = stage.api().list("/api/v1/endpoints").await?;
+            let mut outcomes: Vec<(&str, usize)> = endpoints
+                .iter()
+                .map(|one| {
+                    let at = |address: &&std::net::SocketAddr| one["address"] == address.to_string();
+                    let number = addresses.iter().position(|address| at(&address));
+                    (one["outcome"].as_str().unwrap(), number.unwrap())
+                })
+                .collect();
+            outcomes.sort_by_key(|(_, number)| *number);
+            ensure!(outcomes == wanted, "{endpoints:?}");
+            Ok(())
+        })
+        .await;
+    };
+    let served = [("Served", 0), ("Served", 1), ("Served", 2), ("Served", 3)];
+    seen("four addresses to be seen", &served).await;
+
+    // One goes back to what was served before, and nobody asks for a look.
+    let renew = "/api/v1/certificates/mc-www/renew";
+    stage.api().post(renew, &json!({})).await.unwrap();
+    let new = deployed(2).await;
+    assert_ne!(old, new);
+    for number in 0..4 {
+        backends.serve(number, &new).await;
+    }
+    seen("the new one at all four", &served).await;
+    backends.serve(2, &old).await;
+    let drifted = [("Served", 0), ("Served", 1), ("Differs", 2), ("Served", 3)];
+    seen("the one that went back", &drifted).await;
 }

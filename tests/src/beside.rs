@@ -148,10 +148,24 @@ impl Backends {
     ///
     /// They do not start.
     pub async fn start(dir: &Path, bundles: &[&str]) -> Self {
+        let address = |number: usize| (Ipv4Addr::LOCALHOST, port(dir, &format!("backend-{number}"))).into();
+        Self::at((0..bundles.len()).map(address).collect(), dir, bundles).await
+    }
+
+    /// Starts them as [`start`](Self::start) does, on one port of as many addresses: 127.0.0.1, 127.0.0.2, and so on.
+    ///
+    /// # Panics
+    ///
+    /// They do not start.
+    pub async fn of_one_name(dir: &Path, bundles: &[&str]) -> Self {
+        let port = port(dir, "backends");
+        let addresses = (1..=bundles.len() as u8).map(|n| (Ipv4Addr::new(127, 0, 0, n), port).into());
+        Self::at(addresses.collect(), dir, bundles).await
+    }
+
+    async fn at(addresses: Vec<SocketAddr>, dir: &Path, bundles: &[&str]) -> Self {
         let mut config = "defaults\n  mode http\n  timeout client 10s\n".to_owned();
-        let mut addresses = Vec::new();
-        for (number, bundle) in bundles.iter().enumerate() {
-            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port(dir, &format!("backend-{number}"))));
+        for (number, (bundle, address)) in bundles.iter().zip(&addresses).enumerate() {
             let file = dir.join(format!("backend-{number}.pem"));
             fs::write(&file, bundle).unwrap();
             let file = file.display();
@@ -160,7 +174,6 @@ impl Backends {
                 "frontend f{number}\n  bind {address} ssl crt {file}\n  http-request return status 204"
             )
             .expect("a text can be written to");
-            addresses.push(address);
         }
         let file = dir.join("backends.cfg");
         fs::write(&file, config).unwrap();

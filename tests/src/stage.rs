@@ -230,6 +230,19 @@ pub fn show_logs(dir: &Path) {
     }
 }
 
+/// A library of Debian's that a program is started with, which changes what the system tells it.
+///
+/// # Panics
+///
+/// It is not there.
+pub fn preloaded(library: &str) -> PathBuf {
+    let found = fs::read_dir("/usr/lib").unwrap().flatten();
+    found
+        .map(|dir| dir.path().join(library))
+        .find(|path| path.exists())
+        .unwrap_or_else(|| panic!("script/bootstrap test installs {library}"))
+}
+
 fn short_intervals(builder: Builder) -> Builder {
     let settings = [
         // Stories ask more often than people do.

@@ -454,16 +454,12 @@ pub async fn claim(
         .await?;
     let budgets = budgets::read(&mut tx, now).await?;
     let claimed = loop {
-        let claimed = take(&mut tx, &turn, &budgets).await?;
+        let mut claimed = take(&mut tx, &turn, &budgets).await?;
         let held = budgets::hold_back(&mut tx, now, &budgets, &claimed).await?;
-        let all = claimed.len();
-        let rest: Vec<Claimed> = claimed
-            .into_iter()
-            .filter(|claim| !held.contains(&claim.facts.id))
-            .collect();
+        claimed.retain(|claim| !held.contains(&claim.facts.id));
         // What is held leaves its turn to those behind it.
-        if !rest.is_empty() || held.len() < all || all == 0 {
-            break rest;
+        if !claimed.is_empty() || held.is_empty() {
+            break claimed;
         }
     };
     budgets::count(&mut tx, now, &budgets, &claimed).await?;

@@ -55,10 +55,10 @@ macro_rules! standing {
                                          * (1 - p.spread_percent / 100.0::float8),
                           CASE WHEN p.renewal_window_days > 0
                                THEN v.not_after - make_interval(days => p.renewal_window_days) END) AS due_at,
-                 CASE WHEN a.not_after <= v.not_after THEN a.not_after END AS issuer_ends
+                 (SELECT a.not_after FROM authorities a
+                   WHERE a.issuer_id = c.issuer_id AND a.not_after <= v.not_after) AS issuer_ends
             FROM certificate_targets m
             JOIN targets t ON t.id = m.target_id
-            LEFT JOIN authorities a ON a.issuer_id = c.issuer_id
             LEFT JOIN LATERAL (SELECT not_before, not_after FROM certificate_versions
                                 WHERE certificate_id = c.id AND agent_id = t.agent_id
                                 ORDER BY id = m.chosen_version_id DESC NULLS LAST, version DESC LIMIT 1) v ON true
@@ -151,6 +151,8 @@ pub async fn due(pool: &PgPool, now: Time, holds: &Holds, behind: Option<&Due>, 
     .bind(behind.map(|due| due.renew_at))
     .bind(behind.map(|due| &due.id))
     .bind(limit)
+    // Planned anew each time: jobs were few when a pass began, and are many when it ends.
+    .persistent(false)
     .fetch_all(pool)
     .await?)
 }

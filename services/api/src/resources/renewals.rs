@@ -73,16 +73,15 @@ async fn forecast(cx: Cx, rq: Request<ForecastRenewals>) -> Result<Forecast, Api
     .fetch_all(cx.pool())
     .await?;
     let mut load: BTreeMap<(u16, &IssuerId), i64> = BTreeMap::new();
+    // How many are cut short, and how many doomed.
     let mut ends: BTreeMap<(&IssuerId, Time), (i64, i64)> = BTreeMap::new();
+    let days_until = |at: Time| at.seconds_since(today) as f64 / 86_400.0;
     for bucket in &buckets {
-        let left = bucket
-            .ends_at
-            .map(|ends_at| ends_at.seconds_since(today) as f64 / 86_400.0);
         for day in repeated(bucket.first, bucket.period, days) {
             *load.entry((day, &bucket.issuer_id)).or_default() += bucket.certificates;
             // A day of grace, because it is not known at which hour of it.
             if let Some(ends_at) = bucket.ends_at
-                && left.is_some_and(|left| f64::from(day) + bucket.lifetime > left + 1.0)
+                && f64::from(day) + bucket.lifetime > days_until(ends_at) + 1.0
             {
                 ends.entry((&bucket.issuer_id, ends_at)).or_default().0 += bucket.certificates;
             }
