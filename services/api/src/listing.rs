@@ -124,6 +124,9 @@ pub trait Listed: Sized + Send {
     /// Adds the conditions of a filter.
     fn restrict(filter: &Self::Filter, sql: &mut Where<'_>);
 
+    /// Adds what follows from a filter for the column of an order: where in the order its rows begin or end.
+    fn follows(_: &Self::Filter, _: Self::Sort, _: &mut Where<'_>) {}
+
     /// Reads a row.
     ///
     /// # Errors
@@ -235,6 +238,14 @@ impl Where<'_> {
     pub fn after(&mut self, expression: &str, value: &Option<Time>) {
         self.ranges.extend(value.map(|_| expression.to_owned()));
         self.compare(expression, ">", value);
+    }
+
+    /// `value < expression < end`, when there is a value.
+    pub fn after_until(&mut self, expression: &str, value: &Option<Time>, end: &'static str) {
+        self.after(expression, value);
+        if value.is_some() {
+            self.sql.push(format!(" AND {expression} < {end}"));
+        }
     }
 
     fn compare<T>(&mut self, expression: &str, operator: &str, value: &Option<T>)
@@ -490,7 +501,20 @@ fn filter_text<T: Listed>(filter: &T::Filter) -> (String, usize) {
 
 /// Brings up to date what changes by itself, if the list looks at it.
 async fn settle<T: Listed>(cx: &Cx, query: &List<T::Filter, T::Sort>) -> Result<(), ApiError> {
-    if T::unsettled(&query.filter, query.sort.unwrap_or(T::DEFAULT).key) {
+    match T::unsettled(&query.filter, query.sort.unwrap_or(T::DEFAULT).key) {
+        true => settle_statuses(cx).await,
+        false => Ok(()),
+    }
+}
+
+/// Brings statuses up to date.
+pub async fn settle_statuses(cx: &Cx) -> Result<(), ApiError> {
+    let unsettled = cx.app.readers.rows(|| {
+        let mut sql = QueryBuilder::new(tallies::UNSETTLED);
+        sql.push_bind(cx.now()).push(")");
+        (sql, true)
+    });
+    if only(&unsettled.await?)? {
         tallies::settle(cx.pool(), cx.now()).await?;
     }
     Ok(())
@@ -564,6 +588,11 @@ fn statement<T: Listed>(
             sql.push(format!(" OFFSET {skipped}"));
         }
     };
+    let matching = |sql: &mut QueryBuilder<Postgres>| {
+        let mut conditions = Where::new(sql, now);
+        restrict(&mut conditions);
+        T::follows(&query.filter, sort.key, &mut conditions);
+    };
     let keys: Vec<&str> = [Some(column.expression).filter(|_| !same), tie, Some(id)]
         .into_iter()
         .flatten()
@@ -589,11 +618,51 @@ fn statement<T: Listed>(
         push_select::<T>(&mut sql, &shown, now);
         sql.push(format!(" AND {id} IN (SELECT i FROM found WHERE true"));
         window(&mut sql, if tie.is_some() { &["k", "t", "i"] } else { &["k", "i"] });
+    } else if let Some(tie) = tie.filter(|_| skipped == 0) {
+        // From group to group until there are enough: in each the index is entered where the range begins, or the page.
+        let group = column.expression;
+        let nearest = |sql: &mut QueryBuilder<Postgres>, condition: &str| {
+            sql.push("SELECT (");
+            push_ids::<T>(sql, group, now);
+            sql.push(condition).push(order(&[group])).push(" LIMIT 1) AS k");
+        };
+        let found_in_it = |sql: &mut QueryBuilder<Postgres>, cursor: Option<&Cursor>| {
+            // Without OFFSET both would be put in for each mention, and looked for as often.
+            sql.push(" OFFSET 0) g CROSS JOIN LATERAL (SELECT ARRAY(");
+            push_ids::<T>(sql, id, now);
+            matching(sql);
+            sql.push(format!(" AND {group} = g.k"));
+            if let Some(cursor) = cursor {
+                sql.push(format!(" AND ({tie}, {id}) {beyond} ("));
+                sql.push_bind(cursor.t.clone()).push("::timestamptz, ");
+                sql.push_bind(cursor.i.clone()).push("::text)");
+            }
+            sql.push(order(&[tie, id]))
+                .push(format!(" LIMIT {rows}) AS ids OFFSET 0) found"));
+        };
+        sql.push("WITH RECURSIVE walk (k, ids, n) AS (SELECT g.k, ids, cardinality(ids) FROM (");
+        match cursor {
+            Some(cursor) => {
+                sql.push("SELECT ").push_bind(cursor.k.clone()).push("::text AS k");
+            }
+            None => nearest(&mut sql, ""),
+        }
+        found_in_it(&mut sql, cursor);
+        sql.push(" UNION ALL SELECT g.k, ids, g.n + cardinality(ids) FROM (");
+        nearest(&mut sql, &format!(" AND {group} {beyond} walk.k"));
+        sql.push(format!(", n FROM walk WHERE k IS NOT NULL AND n < {rows}"));
+        found_in_it(&mut sql, None);
+        sql.push(") ");
+        push_select::<T>(&mut sql, &shown, now);
+        sql.push(format!(
+            " AND {id} IN (SELECT i FROM walk CROSS JOIN LATERAL unnest(ids) WITH ORDINALITY AS one (i, place)
+                ORDER BY k {direction}, place LIMIT {rows}"
+        ));
     } else {
         push_select::<T>(&mut sql, &shown, now);
         sql.push(format!(" AND {id} IN ("));
         push_ids::<T>(&mut sql, id, now);
-        restrict(&mut Where::new(&mut sql, now));
+        matching(&mut sql);
         window(&mut sql, &keys);
     }
     sql.push(")").push(order(&keys));
@@ -750,7 +819,10 @@ pub async fn commit(mut tx: Tx, action: &'static str, resource: &'static str, id
 
 #[cfg(test)]
 mod tests {
-    use certctl_contract::certificates::{Certificate, CertificateFilter, CertificateSort};
+    use certctl_contract::{
+        certificates::{Certificate, CertificateFilter, CertificateSort},
+        list::MAX_PER_PAGE,
+    };
     use serde_json::Value;
     use sqlx::PgPool;
 
@@ -848,52 +920,57 @@ mod tests {
     }
 
     #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
-    async fn rows_are_in_the_same_order_whether_they_are_few_or_many(db: PgPool) {
+    async fn a_walk_meets_the_same_rows_in_the_same_order_whether_they_are_few_or_many(db: PgPool) {
         inventory(&db).await;
         let now = Time::from_unix(1_800_000_000);
         for (filter, key) in [
             ("created_after=2023-11-15T00:00:00Z", CertificateSort::Status),
             ("updated_before=2023-11-15T00:00:00Z", CertificateSort::Environment),
             ("created_before=2023-11-15T00:00:00Z", CertificateSort::Name),
+            ("created_after=2023-11-15T00:00:00Z", CertificateSort::UpdatedAt),
+            ("updated_before=2023-11-15T00:00:00Z", CertificateSort::CreatedAt),
         ] {
             let (name, value) = filter.split_once('=').unwrap();
             let filter_of = certctl_contract::query::parse::<CertificateFilter>(vec![(name.into(), value.into())]);
             let query = List {
                 filter: filter_of.unwrap(),
+                page_size: Some(MAX_PER_PAGE),
                 ..List::default()
             };
-            let sort = Sort { key, descending: true };
             let restrict = |sql: &mut Where<'_>| Certificate::restrict(&query.filter, sql);
-            let read = async |few, cursor: Option<&Cursor>| {
-                let (mut sql, _) = statement::<Certificate>("", now, &query, sort, cursor, few, &restrict);
-                let rows = sql.build().fetch_all(&db).await.unwrap();
-                let of = |row: &PgRow, column: &str| row.get::<Option<String>, _>(column);
-                let all = rows
-                    .iter()
-                    .map(|row| ["sort_key", "sort_tie", "sort_id"].map(|column| of(row, column)));
-                all.collect::<Vec<_>>()
-            };
-            let (few, many) = (Some(ALL), None);
-            let first = read(few, None).await;
-            assert_eq!(
-                (first.len() as u32, &first),
-                (query.limit() + 1, &read(many, None).await),
-                "{filter}"
-            );
-            let [k, t, i] = first[20].clone();
-            let cursor = Cursor {
-                s: String::new(),
-                f: String::new(),
-                k: k.unwrap(),
-                t,
-                i: i.unwrap(),
-            };
-            let second = read(few, Some(&cursor)).await;
-            assert_eq!(
-                (&first[21..], &second),
-                (&second[..first.len() - 21], &read(many, Some(&cursor)).await),
-                "{filter}"
-            );
+            let mut count = QueryBuilder::new("SELECT count(*) FROM (");
+            push_ids::<Certificate>(&mut count, "1", now);
+            restrict(&mut Where::new(&mut count, now));
+            let count: i64 = count.push(") c").build_query_scalar().fetch_one(&db).await.unwrap();
+            for descending in [false, true] {
+                let sort = Sort { key, descending };
+                let walk = async |few| {
+                    let (mut met, mut cursor) = (vec![], None);
+                    loop {
+                        let (mut sql, _) =
+                            statement::<Certificate>("", now, &query, sort, cursor.as_ref(), few, &restrict);
+                        let rows = sql.build().fetch_all(&db).await.unwrap();
+                        let page = rows.len().min(MAX_PER_PAGE as usize);
+                        let of = |row: &PgRow, column: &str| row.get::<Option<String>, _>(column);
+                        let places = rows[..page].iter();
+                        met.extend(places.map(|row| ["sort_key", "sort_tie", "sort_id"].map(|column| of(row, column))));
+                        if page == rows.len() {
+                            return met;
+                        }
+                        let [k, t, i] = met.last().unwrap().clone();
+                        cursor = Some(Cursor {
+                            s: String::new(),
+                            f: String::new(),
+                            k: k.unwrap(),
+                            t,
+                            i: i.unwrap(),
+                        });
+                    }
+                };
+                let (few, many) = (walk(Some(ALL)).await, walk(None).await);
+                assert_eq!(few.len() as i64, count, "{filter}");
+                assert!(few == many, "{filter} by {} {descending}", key.as_str());
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use sqlx::{
     postgres::{PgConnection, PgRow},
 };
 use tokio::time::Instant;
-use tracing::{instrument::WithSubscriber, subscriber::NoSubscriber};
+use tracing::{Dispatch, instrument::WithSubscriber};
 
 /// How long a connection is kept from the pool.
 const KEPT: Duration = Duration::from_secs(1);
@@ -81,7 +81,7 @@ impl Readers {
 /// Unobserved: sqlx would enter the span of the request several times for every row.
 async fn run(connection: &mut PgConnection, (mut sql, persistent): Statement) -> Result<Vec<PgRow>, sqlx::Error> {
     let rows = sql.build().persistent(persistent).fetch_all(connection);
-    rows.with_subscriber(NoSubscriber::new()).await
+    rows.with_subscriber(Dispatch::none()).await
 }
 
 /// Whether the connection is no longer there: it broke, or the server ended the session (SQLSTATE class 57P).

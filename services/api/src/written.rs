@@ -10,9 +10,8 @@ use certctl_model::time::Time;
 use serde::{
     Serialize, Serializer,
     de::DeserializeOwned,
-    ser::{Error, SerializeMap, SerializeSeq},
+    ser::{Error, SerializeSeq},
 };
-use serde_json::value::RawValue;
 use sqlx::{
     Column, Decode, Postgres, Row, Type,
     error::BoxDynError,
@@ -91,45 +90,84 @@ pub struct Shown<'r> {
     pub fields: &'static [Field],
 }
 
-impl Serialize for Shown<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
+impl Shown<'_> {
+    /// Writes it behind what is there.
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), sqlx::Error> {
         let mut cells = Cells::of(self.row);
+        out.push(b'{');
         for (n, field) in self.fields.iter().enumerate() {
             debug_assert_eq!(self.row.column(n).name(), field.name);
             match field.kind {
-                Kind::Text => field.write(&mut map, cells.take::<Option<&str>>()),
-                Kind::Texts => field.write(&mut map, cells.take::<Option<Texts<'_>>>()),
-                Kind::Integer => field.write(&mut map, cells.take::<Option<i32>>()),
-                Kind::Time => field.write(&mut map, cells.take::<Option<Time>>()),
-                Kind::Json => field.write(&mut map, cells.take::<Option<Json<&RawValue>>>()),
-            }?;
+                Kind::Text => field.write(out, cells.take::<Option<&str>>()?, json),
+                Kind::Texts => field.write(out, cells.take::<Option<Texts<'_>>>()?, json),
+                Kind::Integer => field.write(out, cells.take::<Option<i32>>()?, json),
+                Kind::Time => field.write(out, cells.take::<Option<Time>>()?, json),
+                Kind::Json => field.write(out, cells.take::<Option<JsonText<'_>>>()?, |out, text| {
+                    out.extend_from_slice(text.0);
+                    Ok(())
+                }),
+            }
+            .map_err(|error| sqlx::Error::Decode(error.into()))?;
         }
-        map.end()
+        out.push(b'}');
+        Ok(())
     }
-}
 
-impl Field {
-    fn write<M: SerializeMap>(
-        &self,
-        map: &mut M,
-        value: Result<Option<impl Serialize>, sqlx::Error>,
-    ) -> Result<(), M::Error> {
-        match (value.map_err(M::Error::custom)?, &self.when_null) {
-            (None, WhenNull::Omitted) => Ok(()),
-            (value, _) => map.serialize_entry(self.name, &value),
-        }
-    }
-}
-
-impl Shown<'_> {
     /// The value that the JSON of the row is.
     ///
     /// # Errors
     /// When the row does not have the columns of the fields, or what they hold is not of the type.
     pub fn read<T: DeserializeOwned>(self) -> Result<T, sqlx::Error> {
-        let value = serde_json::to_vec(&self).and_then(|json| serde_json::from_slice(&json));
-        value.map_err(|error| sqlx::Error::Decode(error.into()))
+        let mut json = vec![];
+        self.write(&mut json)?;
+        serde_json::from_slice(&json).map_err(|error| sqlx::Error::Decode(error.into()))
+    }
+}
+
+fn json(out: &mut Vec<u8>, value: impl Serialize) -> serde_json::Result<()> {
+    serde_json::to_writer(out, &value)
+}
+
+impl Field {
+    /// Writes it into an object. Its name is a word, and is not looked at again in every row.
+    fn write<V>(
+        &self,
+        out: &mut Vec<u8>,
+        value: Option<V>,
+        write: impl FnOnce(&mut Vec<u8>, V) -> serde_json::Result<()>,
+    ) -> serde_json::Result<()> {
+        if value.is_none() && matches!(self.when_null, WhenNull::Omitted) {
+            return Ok(());
+        }
+        if out.last() != Some(&b'{') {
+            out.push(b',');
+        }
+        out.push(b'"');
+        out.extend_from_slice(self.name.as_bytes());
+        out.extend_from_slice(b"\":");
+        match value {
+            Some(value) => write(out, value),
+            None => json(out, ()),
+        }
+    }
+}
+
+/// `jsonb`, which is JSON already.
+struct JsonText<'r>(&'r [u8]);
+
+impl Type<Postgres> for JsonText<'_> {
+    fn type_info() -> PgTypeInfo {
+        <Json<()> as Type<Postgres>>::type_info()
+    }
+}
+
+impl<'r> Decode<'r, Postgres> for JsonText<'r> {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        match value.as_bytes()?.split_first() {
+            // The version of its form.
+            Some((1, text)) => Ok(Self(text)),
+            _ => Err("not jsonb".into()),
+        }
     }
 }
 
@@ -185,16 +223,40 @@ pub struct Written<R> {
 
 /// Room for a row: growing to the size of a page would copy it several times.
 const ROOM: usize = 1024;
+/// What a page begins with.
+const ROWS: &[u8] = br#"{"data":["#;
 
 /// Writes a page of rows.
 ///
 /// # Errors
 /// When the rows do not have the columns of the fields.
-pub fn page<T>(page: &Page<PgRow>, fields: &'static [Field]) -> Result<Written<Page<T>>, ApiError> {
-    let page = page.as_ref().try_map(|row| Ok::<_, ApiError>(Shown { row, fields }))?;
-    let mut octets = Vec::with_capacity((page.data.len() + 1) * ROOM);
-    let written = serde_json::to_writer(&mut octets, &page);
-    written.map_err(|error| ApiError::internal(format!("a row cannot be written: {error}")))?;
+pub fn page<T>(page: Page<PgRow>, fields: &'static [Field]) -> Result<Written<Page<T>>, ApiError> {
+    let Page {
+        data: rows,
+        total,
+        page,
+        per_page,
+        page_size,
+        next_cursor,
+    } = page;
+    let mut octets = Vec::with_capacity((rows.len() + 1) * ROOM);
+    octets.extend_from_slice(ROWS);
+    for (n, row) in rows.iter().enumerate() {
+        if n > 0 {
+            octets.push(b',');
+        }
+        Shown { row, fields }.write(&mut octets)?;
+    }
+    let frame = Page::<()> {
+        data: vec![],
+        total,
+        page,
+        per_page,
+        page_size,
+        next_cursor,
+    };
+    let frame = serde_json::to_vec(&frame).expect("numbers and a text are plain data");
+    octets.extend_from_slice(frame.strip_prefix(ROWS).expect("the rows are first"));
     Ok(Written {
         octets,
         of: PhantomData,

@@ -7,10 +7,16 @@
 use certctl_model::time::Time;
 use sqlx::{PgConnection, PgPool};
 
-use crate::error::*;
+use crate::{error::*, tx};
 
 /// Statuses settled at a time.
 const BATCH: u64 = 500;
+
+/// Asks whether there is a status that changed by itself until the instant that follows. The index says, and only its
+/// first entry is looked at.
+pub const UNSETTLED: &str =
+    "SELECT EXISTS (SELECT FROM (SELECT status_until AS first FROM certificates WHERE status_until < 'infinity'
+                                  ORDER BY status_until LIMIT 1) waiting WHERE first <= ";
 
 /// Brings the statuses up to date that changed by themselves until `now`. Returns how many.
 ///
@@ -19,7 +25,17 @@ const BATCH: u64 = 500;
 /// # Errors
 /// When the database cannot be asked.
 pub async fn settle(pool: &PgPool, now: Time) -> Result<u64> {
-    settle_in(&mut *pool.acquire().await?, now).await
+    let mut settled = 0;
+    loop {
+        // Nobody waits for the disk: what is lost with the server is settled again.
+        let mut tx = tx::begin(pool, Some("BEGIN; SET LOCAL synchronous_commit = off")).await?;
+        let batch = settle_batch(&mut tx, now).await?;
+        tx.commit().await?;
+        settled += batch;
+        if batch < BATCH {
+            return Ok(settled);
+        }
+    }
 }
 
 /// Does the same within a unit of work.
@@ -29,22 +45,26 @@ pub async fn settle(pool: &PgPool, now: Time) -> Result<u64> {
 pub async fn settle_in(db: &mut PgConnection, now: Time) -> Result<u64> {
     let mut settled = 0;
     loop {
-        let batch = sqlx::query(
-            "UPDATE certificates SET status_at = $1
-              WHERE id IN (SELECT id FROM certificates
-                            WHERE status_until <= $1 AND status_until < 'infinity'
-                            ORDER BY status_until LIMIT $2 FOR UPDATE SKIP LOCKED)",
-        )
-        .bind(now)
-        .bind(BATCH.cast_signed())
-        .execute(&mut *db)
-        .await?
-        .rows_affected();
+        let batch = settle_batch(db, now).await?;
         settled += batch;
         if batch < BATCH {
             return Ok(settled);
         }
     }
+}
+
+async fn settle_batch(db: &mut PgConnection, now: Time) -> Result<u64> {
+    let settled = sqlx::query(
+        "UPDATE certificates SET status_at = $1
+          WHERE id IN (SELECT id FROM certificates
+                        WHERE status_until <= $1 AND status_until < 'infinity'
+                        ORDER BY status_until LIMIT $2 FOR UPDATE SKIP LOCKED)",
+    )
+    .bind(now)
+    .bind(BATCH.cast_signed())
+    .execute(db)
+    .await?;
+    Ok(settled.rows_affected())
 }
 
 /// Replaces differences by their sums. Whoever reads meanwhile sees the ones or the others.

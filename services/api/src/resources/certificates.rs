@@ -107,10 +107,7 @@ impl Listed for Certificate {
         sql.eq("c.profile_id", &f.profile_id);
         // As it is indexed; what has not been issued ends neither before nor after.
         sql.before("coalesce(c.not_after, 'infinity')", &f.expires_before);
-        sql.after("coalesce(c.not_after, 'infinity')", &f.expires_after);
-        if f.expires_after.is_some() {
-            sql.and("coalesce(c.not_after, 'infinity') < 'infinity'");
-        }
+        sql.after_until("coalesce(c.not_after, 'infinity')", &f.expires_after, "'infinity'");
         sql.after("c.created_at", &f.created_after);
         sql.before("c.created_at", &f.created_before);
         sql.after("c.updated_at", &f.updated_after);
@@ -127,6 +124,15 @@ impl Listed for Certificate {
         if let Some(q) = &f.q {
             let patterns = q.patterns();
             sql.within("c.id", |sql| push_found(sql, &patterns));
+        }
+    }
+
+    fn follows(f: &CertificateFilter, sort: CertificateSort, sql: &mut Where<'_>) {
+        // Nothing is updated before it is created.
+        match sort {
+            CertificateSort::UpdatedAt => sql.after("c.updated_at", &f.created_after),
+            CertificateSort::CreatedAt => sql.before("c.created_at", &f.updated_before),
+            _ => {}
         }
     }
 
@@ -184,7 +190,7 @@ async fn list(cx: Cx, rq: Request<ListCertificates>) -> Result<Written<Page<Cert
     };
     let restrict = |sql: &mut Where<'_>| Certificate::restrict(&rq.query.filter, sql);
     let page = listing::rows::<Certificate>(&cx, &rq.query, restrict, expected).await?;
-    written::page(&page, &FIELDS)
+    written::page(page, &FIELDS)
 }
 
 async fn get(cx: Cx, rq: Request<GetCertificate>) -> Result<Certificate, ApiError> {

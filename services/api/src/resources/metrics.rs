@@ -5,9 +5,12 @@ use std::{collections::BTreeMap, time::Duration};
 use certctl_contract::metrics::*;
 use certctl_model::certificate::CertificateStatus;
 
+use tokio::try_join;
+
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
+    listing,
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
@@ -19,7 +22,16 @@ const HEARD: Duration = Duration::from_secs(300);
 /// A certificate that ends within this time is counted as expiring.
 const SOON: Duration = Duration::from_secs(30 * 86_400);
 
-#[derive(sqlx::FromRow)]
+/// What the tallies add up to.
+#[derive(Default)]
+struct Figures {
+    certificates: Certificates,
+    jobs: Jobs,
+    issued: i64,
+    by_status: BTreeMap<String, i64>,
+}
+
+#[derive(Default)]
 struct Certificates {
     total: i64,
     active: i64,
@@ -28,34 +40,98 @@ struct Certificates {
     revoked: i64,
 }
 
+#[derive(Default)]
+struct Jobs {
+    open: i64,
+    completed: i64,
+    failed: i64,
+    renewed: i64,
+}
+
+/// What is tallied under one word: how many, of them those that have a day, and whose day lies before today or before
+/// the last of [`SOON`]. Each with what has ended today, and will have ended on the last day, until this time.
+#[derive(sqlx::FromRow)]
+struct Tallied {
+    subject: String,
+    kind: String,
+    status: String,
+    count: i64,
+    dated: i64,
+    past: i64,
+    nearly: i64,
+    today: i64,
+    last: i64,
+}
+
 /// Active, expiring, expired and revoked exclude each other; what is archived or not issued yet is none of them. Whole
-/// days are tallied; only those that end on the two days at the edges are counted.
-async fn certificates(cx: &Cx) -> Result<Certificates, ApiError> {
+/// days are tallied; only those that end on the two days at the edges are counted: all of them, which the index holds,
+/// without those few that are none.
+async fn figures(cx: &Cx) -> Result<Figures, ApiError> {
+    listing::settle_statuses(cx).await?;
     let now = cx.now();
-    Ok(sqlx::query_as(
-        "SELECT total, live - ended - soon AS active, soon AS expiring, ended AS expired, revoked
-           FROM (SELECT total, live, revoked, past + today AS ended, nearly + edge - past - today AS soon
-                   FROM (SELECT coalesce(sum(delta), 0)::bigint AS total,
-                                coalesce(sum(delta) FILTER (WHERE status = 'Revoked'), 0)::bigint AS revoked,
-                                coalesce(sum(delta) FILTER (WHERE issued), 0)::bigint AS live,
-                                coalesce(sum(delta) FILTER (WHERE issued AND day < utc_day($1)), 0)::bigint AS past,
-                                coalesce(sum(delta) FILTER (WHERE issued AND day < utc_day($2)), 0)::bigint AS nearly
-                           FROM (SELECT *, day IS NOT NULL AND status NOT IN ('Revoked', 'Archived') AS issued
-                                   FROM tallies WHERE subject = 'certificate') t) tallied,
-                        (SELECT count(*) AS today FROM certificates
-                          WHERE coalesce(not_after, 'infinity') >= utc_day($1)::timestamp AT TIME ZONE 'UTC'
-                            AND coalesce(not_after, 'infinity') <= $1
-                            AND revoked_at IS NULL AND archived_at IS NULL) begun,
-                        (SELECT count(*) AS edge FROM certificates
-                          WHERE coalesce(not_after, 'infinity') >= utc_day($2)::timestamp AT TIME ZONE 'UTC'
-                            AND coalesce(not_after, 'infinity') <= $2
-                            AND revoked_at IS NULL AND archived_at IS NULL) last) counted",
+    let tallied: Vec<Tallied> = sqlx::query_as(
+        "SELECT subject, kind, status, sum(delta)::bigint AS count,
+                coalesce(sum(delta) FILTER (WHERE day IS NOT NULL), 0)::bigint AS dated,
+                coalesce(sum(delta) FILTER (WHERE day < utc_day($1)), 0)::bigint AS past,
+                coalesce(sum(delta) FILTER (WHERE day < utc_day($2)), 0)::bigint AS nearly,
+                (SELECT count(*) FROM certificates
+                  WHERE coalesce(not_after, 'infinity') >= utc_day($1)::timestamp AT TIME ZONE 'UTC'
+                    AND coalesce(not_after, 'infinity') <= $1)
+              - (SELECT count(*) FROM certificates
+                  WHERE coalesce(not_after, 'infinity') >= utc_day($1)::timestamp AT TIME ZONE 'UTC'
+                    AND coalesce(not_after, 'infinity') <= $1 AND status IN ('Revoked', 'Archived')) AS today,
+                (SELECT count(*) FROM certificates
+                  WHERE coalesce(not_after, 'infinity') >= utc_day($2)::timestamp AT TIME ZONE 'UTC'
+                    AND coalesce(not_after, 'infinity') <= $2)
+              - (SELECT count(*) FROM certificates
+                  WHERE coalesce(not_after, 'infinity') >= utc_day($2)::timestamp AT TIME ZONE 'UTC'
+                    AND coalesce(not_after, 'infinity') <= $2 AND status IN ('Revoked', 'Archived')) AS last
+           FROM tallies GROUP BY subject, kind, status",
     )
     .bind(now)
     .bind(now + SOON)
     .persistent(false)
-    .fetch_one(cx.pool())
-    .await?)
+    .fetch_all(cx.pool())
+    .await?;
+    let none = |status: &CertificateStatus| (status.to_string(), 0);
+    let mut figures = Figures {
+        by_status: CertificateStatus::ALL.iter().map(none).collect(),
+        ..Figures::default()
+    };
+    let (certificates, jobs) = (&mut figures.certificates, &mut figures.jobs);
+    let (mut live, mut ended, mut nearly) = match tallied.first() {
+        Some(first) => (0, first.today, first.last),
+        None => (0, 0, 0),
+    };
+    for one in tallied {
+        match (one.subject.as_str(), one.status.as_str()) {
+            ("certificate", status) => {
+                certificates.total += one.count;
+                match status {
+                    "Revoked" => certificates.revoked += one.count,
+                    "Archived" => {}
+                    _ => {
+                        live += one.dated;
+                        ended += one.past;
+                        nearly += one.nearly;
+                    }
+                }
+                *figures.by_status.entry(one.status).or_default() += one.count;
+            }
+            ("job", "Completed") => {
+                jobs.completed += one.count;
+                jobs.renewed += if one.kind == "Renewal" { one.count } else { 0 };
+            }
+            ("job", "Failed") => jobs.failed += one.count,
+            ("job", "Cancelled") => {}
+            ("job", _) => jobs.open += one.count,
+            _ => figures.issued += one.count,
+        }
+    }
+    certificates.expired = ended;
+    certificates.expiring = nearly - ended;
+    certificates.active = live - nearly;
+    Ok(figures)
 }
 
 #[derive(sqlx::FromRow)]
@@ -75,42 +151,14 @@ async fn agents(cx: &Cx) -> Result<Agents, ApiError> {
     .await?)
 }
 
-#[derive(sqlx::FromRow)]
-struct Jobs {
-    open: i64,
-    completed: i64,
-    failed: i64,
-    renewed: i64,
-    issued: i64,
-}
-
-async fn jobs(cx: &Cx) -> Result<Jobs, ApiError> {
-    Ok(sqlx::query_as(
-        "SELECT coalesce(sum(delta) FILTER (WHERE subject = 'job'
-                                              AND status NOT IN ('Completed', 'Failed', 'Cancelled')), 0)::bigint AS open,
-                coalesce(sum(delta) FILTER (WHERE subject = 'job' AND status = 'Completed'), 0)::bigint AS completed,
-                coalesce(sum(delta) FILTER (WHERE subject = 'job' AND status = 'Failed'), 0)::bigint AS failed,
-                coalesce(sum(delta) FILTER (WHERE subject = 'job' AND status = 'Completed'
-                                              AND kind = 'Renewal'), 0)::bigint AS renewed,
-                coalesce(sum(delta) FILTER (WHERE subject = 'version'), 0)::bigint AS issued
-           FROM tallies",
-    )
-    .fetch_one(cx.pool())
-    .await?)
-}
-
-/// Certificates of each status, by the status's word.
-async fn by_status(cx: &Cx) -> Result<BTreeMap<String, i64>, ApiError> {
-    let counts = super::stats::statuses(cx).await?;
-    Ok(counts
-        .into_iter()
-        .map(|one| (one.status.to_string(), one.count))
-        .collect())
-}
-
 async fn metrics(cx: Cx, _: Request<Metrics>) -> Result<MetricsReport, ApiError> {
-    let (certificates, agents, jobs) = (certificates(&cx).await?, agents(&cx).await?, jobs(&cx).await?);
-    let by_status = by_status(&cx).await?;
+    let (figures, agents) = try_join!(figures(&cx), agents(&cx))?;
+    let Figures {
+        certificates,
+        jobs,
+        issued,
+        by_status,
+    } = figures;
     let (now, started) = (cx.now(), cx.app.started);
     Ok(MetricsReport {
         gauge: Gauges {
@@ -128,7 +176,7 @@ async fn metrics(cx: Cx, _: Request<Metrics>) -> Result<MetricsReport, ApiError>
         counter: Counters {
             job_completed_total: jobs.completed,
             job_failed_total: jobs.failed,
-            issuance_total: jobs.issued,
+            issuance_total: issued,
             renewal_total: jobs.renewed,
         },
         uptime: Uptime {
@@ -140,8 +188,13 @@ async fn metrics(cx: Cx, _: Request<Metrics>) -> Result<MetricsReport, ApiError>
 }
 
 async fn summary(cx: Cx, _: Request<DashboardSummary>) -> Result<Summary, ApiError> {
-    let (certificates, agents, jobs) = (certificates(&cx).await?, agents(&cx).await?, jobs(&cx).await?);
-    let by_status = by_status(&cx).await?;
+    let (figures, agents) = try_join!(figures(&cx), agents(&cx))?;
+    let Figures {
+        certificates,
+        jobs,
+        by_status,
+        ..
+    } = figures;
     Ok(Summary {
         total_certificates: certificates.total,
         expiring_certificates: certificates.expiring,

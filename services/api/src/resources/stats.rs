@@ -9,6 +9,7 @@ use certctl_store::tallies::{self, Subject};
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
+    listing,
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
@@ -16,8 +17,8 @@ pub(super) fn routes(r: Routes) -> Routes {
 }
 
 /// Certificates of each status, those of which there are none included.
-pub(super) async fn statuses(cx: &Cx) -> Result<Vec<StatusCount>, ApiError> {
-    tallies::settle(cx.pool(), cx.now()).await?;
+async fn by_status(cx: Cx, _: Request<CertificatesByStatus>) -> Result<Vec<StatusCount>, ApiError> {
+    listing::settle_statuses(&cx).await?;
     let counts: BTreeMap<String, i64> = tallies::by_status(cx.pool(), Subject::Certificate)
         .await?
         .into_iter()
@@ -29,12 +30,8 @@ pub(super) async fn statuses(cx: &Cx) -> Result<Vec<StatusCount>, ApiError> {
     Ok(CertificateStatus::ALL.iter().map(count).collect())
 }
 
-async fn by_status(cx: Cx, _: Request<CertificatesByStatus>) -> Result<Vec<StatusCount>, ApiError> {
-    statuses(&cx).await
-}
-
 async fn expirations(cx: Cx, rq: Request<ExpirationTimeline>) -> Result<Vec<ExpirationDay>, ApiError> {
-    tallies::settle(cx.pool(), cx.now()).await?;
+    listing::settle_statuses(&cx).await?;
     // Of today, those that have ended are taken away.
     let rows: Vec<(String, Option<String>, i64)> = sqlx::query_as(
         "SELECT d.day::text, n.status, coalesce(sum(n.delta), 0)::bigint
