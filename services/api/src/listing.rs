@@ -920,6 +920,60 @@ mod tests {
     }
 
     #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+    async fn a_range_is_entered_in_each_group_where_it_begins(db: PgPool) {
+        inventory(&db).await;
+        let now = Time::from_unix(1_800_000_000);
+        let query = List {
+            filter: CertificateFilter {
+                created_after: Some(Time::from_unix(1_700_010_000)),
+                ..CertificateFilter::default()
+            },
+            ..List::default()
+        };
+        let cursor = Cursor {
+            s: String::new(),
+            f: String::new(),
+            k: "env-3".to_owned(),
+            t: Some("2023-11-15T03:00:00Z".to_owned()),
+            i: "mc-5".to_owned(),
+        };
+        for (descending, cursor) in [
+            (false, None),
+            (false, Some(&cursor)),
+            (true, None),
+            (true, Some(&cursor)),
+        ] {
+            let sort = Sort {
+                key: CertificateSort::Environment,
+                descending,
+            };
+            let restrict = |sql: &mut Where<'_>| Certificate::restrict(&query.filter, sql);
+            let (mut sql, _) =
+                statement::<Certificate>("EXPLAIN (FORMAT JSON) ", now, &query, sort, cursor, None, &restrict);
+            let plan: Value = sql.build_query_scalar().persistent(false).fetch_one(&db).await.unwrap();
+            let mut entered = vec![];
+            conditions(&plan[0]["Plan"], &mut entered);
+            entered.retain(|condition| condition.contains("created_at"));
+            assert_eq!(
+                entered.len(),
+                2,
+                "in the first group, and in those that follow: {plan:#}"
+            );
+            for condition in entered {
+                assert!(condition.contains("(environment = "), "{condition}");
+            }
+        }
+    }
+
+    /// What the indexes of a plan are asked for.
+    fn conditions(node: &Value, out: &mut Vec<String>) {
+        out.extend(node["Index Cond"].as_str().map(str::to_owned));
+        for child in node["Plans"].as_array().into_iter().flatten() {
+            conditions(child, out);
+        }
+    }
+
+    #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
     async fn a_walk_meets_the_same_rows_in_the_same_order_whether_they_are_few_or_many(db: PgPool) {
         inventory(&db).await;
         let now = Time::from_unix(1_800_000_000);
