@@ -509,11 +509,7 @@ async fn settle<T: Listed>(cx: &Cx, query: &List<T::Filter, T::Sort>) -> Result<
 
 /// Brings statuses up to date.
 pub async fn settle_statuses(cx: &Cx) -> Result<(), ApiError> {
-    let unsettled = cx.app.readers.rows(|| {
-        let mut sql = QueryBuilder::new(tallies::UNSETTLED);
-        sql.push_bind(cx.now()).push(")");
-        (sql, true)
-    });
+    let unsettled = cx.app.readers.rows(|| (tallies::unsettled(cx.now()), true));
     if only(&unsettled.await?)? {
         tallies::settle(cx.pool(), cx.now()).await?;
     }

@@ -5,18 +5,22 @@
 //! by it.
 
 use certctl_model::time::Time;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder};
 
 use crate::{error::*, tx};
 
 /// Statuses settled at a time.
 const BATCH: u64 = 500;
 
-/// Asks whether there is a status that changed by itself until the instant that follows. The index says, and only its
-/// first entry is looked at.
-pub const UNSETTLED: &str =
-    "SELECT EXISTS (SELECT FROM (SELECT status_until AS first FROM certificates WHERE status_until < 'infinity'
-                                  ORDER BY status_until LIMIT 1) waiting WHERE first <= ";
+/// A statement that tells whether there is a status that changed by itself until `now`: the index knows which is next.
+pub fn unsettled(now: Time) -> QueryBuilder<Postgres> {
+    let mut sql = QueryBuilder::new("SELECT ");
+    sql.push_bind(now).push(
+        " >= coalesce((SELECT status_until FROM certificates WHERE status_until < 'infinity'
+                         ORDER BY status_until LIMIT 1), 'infinity')",
+    );
+    sql
+}
 
 /// Brings the statuses up to date that changed by themselves until `now`. Returns how many.
 ///
