@@ -1,14 +1,15 @@
 //! The command line against the whole of certctl.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
+use anyhow::ensure;
 use certctl_tests::{
-    Ran, run_command, target_dir,
+    Ran, eventually, run_command, target_dir,
     world::{KEY, World},
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::Value;
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use tokio::process::Command;
 
 async fn cli(w: &World, line: &str) -> Ran {
@@ -77,6 +78,78 @@ async fn a_bundle_is_taken_over_once_however_often_it_is_sent_and_then_walked(db
         std::fs::read_to_string(&file)
             .unwrap()
             .starts_with("-----BEGIN CERTIFICATE-----")
+    );
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn an_import_that_was_killed_is_finished_by_the_next_which_shows_how_far_it_is(db: PgPool) {
+    const COUNT: usize = 1_200;
+    let w = World::new(db).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bundle.pem");
+    bundle(&file, COUNT);
+    // Whoever adds to what is there already waits.
+    w.sql(
+        "CREATE FUNCTION wait_behind_the_first() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             IF EXISTS (SELECT FROM certificates) THEN PERFORM pg_advisory_xact_lock_shared(42); END IF;
+             RETURN NULL;
+         END $$",
+    )
+    .await;
+    w.sql(
+        "CREATE TRIGGER wait BEFORE INSERT ON certificates FOR EACH STATEMENT EXECUTE FUNCTION wait_behind_the_first()",
+    )
+    .await;
+    let mut holds = w.db.acquire().await.unwrap();
+    let lock = async |holds: &mut PgConnection, what: &str| {
+        let sql = format!("SELECT pg_advisory_{what}(42)");
+        sqlx::query(AssertSqlSafe(sql)).execute(holds).await.unwrap();
+    };
+    lock(&mut holds, "lock").await;
+    let mut killed = Command::new(target_dir().join("certctl-cli"))
+        .arg("import")
+        .arg(&file)
+        .env("CERTCTL_SERVER_URL", &w.url)
+        .env("CERTCTL_API_KEY", KEY)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    eventually("a batch to wait", Duration::from_secs(60), async || {
+        let waits: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_locks WHERE objid = 42 AND NOT granted)")
+            .fetch_one(&w.db)
+            .await?;
+        ensure!(waits);
+        Ok(())
+    })
+    .await;
+    killed.kill().await.unwrap();
+    lock(&mut holds, "unlock").await;
+
+    // On a terminal, where the bar is drawn.
+    let line = format!(
+        "{} import {}",
+        target_dir().join("certctl-cli").display(),
+        file.display()
+    );
+    let mut command = Command::new("script");
+    command
+        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+        .env("CERTCTL_SERVER_URL", &w.url)
+        .env("CERTCTL_API_KEY", KEY);
+    let shown = run_command(command).await.ok();
+    assert!(shown.contains(&format!("/{COUNT} ")), "no bar: {shown}");
+    let (_, said) = shown.rsplit_once("\u{1b}[2K").expect("the bar is taken away");
+    let numbers: Vec<usize> = said
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|n| n.parse().ok())
+        .collect();
+    assert_eq!((numbers[0] + numbers[1], numbers[2]), (COUNT, 0), "{said}");
+    assert!(numbers[0] > 0 && numbers[1] > 0, "{said}");
+    assert_eq!(
+        w.text("SELECT count(*) || ' ' || count(DISTINCT name) FROM certificates")
+            .await,
+        format!("{COUNT} {COUNT}")
     );
 }
 
