@@ -37,6 +37,8 @@ const COST_PAGES: u32 = 128;
 const COST_ROUNDS: u32 = 8;
 /// Requests for totals, searches and summaries each.
 const OTHERS: u64 = 300;
+/// Two pages are near each other when the slower takes at most this many times what the faster does.
+const NEAR: f64 = 1.2;
 /// Pages of the walk that is really made.
 const WALKED: u32 = 100;
 
@@ -52,7 +54,41 @@ struct Chosen {
 struct Taken {
     text: String,
     first: Figures,
+    /// The first page once more: what is between both is chance.
+    again: Figures,
     far: Option<Figures>,
+    /// How many octets the first page has, and the far one, if there is one.
+    octets: [usize; 2],
+}
+
+/// How far the first and the far page of each combination are apart, by one percentile, and by chance: how far the
+/// first page is apart from itself.
+fn apart(all: &[Taken], percentile: f64) -> Value {
+    let ratio = |a: f64, b: f64| a.max(b) / a.min(b).max(0.001);
+    let (mut by_chance, mut beyond, mut unlike) = (0, 0, vec![]);
+    for taken in all {
+        let Some(far) = &taken.far else { continue };
+        let [first, again, far] = [&taken.first, &taken.again, far].map(|figures| figures.percentile(percentile));
+        by_chance += u32::from(ratio(first, again) > NEAR);
+        if ratio(first, far) > NEAR {
+            beyond += 1;
+            // What has not been issued is shorter, and sorts side by side.
+            let [first_octets, far_octets] = taken.octets.map(|octets| octets as f64);
+            let longer_is_slower = (far > first) == (far_octets > first_octets);
+            if !longer_is_slower || ratio(first, far) > NEAR * ratio(first_octets, far_octets) {
+                unlike.push((ratio(first, far), &taken.text, [first, far], taken.octets));
+            }
+        }
+    }
+    unlike.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let furthest = unlike.iter().take(10);
+    let furthest = furthest.map(|(ratio, text, ms, octets)| json!([text, round(*ratio), ms, octets]));
+    json!({
+        "beyond": beyond,
+        "beyond_by_more_than_their_octets": unlike.len(),
+        "furthest_of_these": furthest.collect::<Vec<_>>(),
+        "first_page_from_itself": by_chance,
+    })
 }
 
 /// Measures all combinations, then totals, searches, the summary, and what a page costs.
@@ -104,7 +140,6 @@ pub(crate) async fn run(args: &Combinations) -> anyhow::Result<Value> {
     let select_1 = ceilings::select_1(&pool, 1).await;
 
     let (mut first, mut far) = (Figures::default(), Figures::default());
-    let mut worst_ratio: (f64, &str) = (0.0, "");
     let mut slowest: Vec<(f64, String)> = Vec::new();
     // What is slow by itself, whatever else the machine did.
     let mut slow_medians: Vec<(f64, String)> = Vec::new();
@@ -118,10 +153,6 @@ pub(crate) async fn run(args: &Combinations) -> anyhow::Result<Value> {
         if let Some(there) = &taken.far {
             far.add(there);
             slow(there, format!("{} far page", taken.text));
-            let ratio = there.percentile(50.0) / taken.first.percentile(50.0).max(0.001);
-            if ratio > worst_ratio.0 {
-                worst_ratio = (ratio, &taken.text);
-            }
         }
     }
     let failed = [&first, &far, &totals, &first_searches, &searches, &summary];
@@ -147,8 +178,7 @@ pub(crate) async fn run(args: &Combinations) -> anyhow::Result<Value> {
         "p50_first_ms": first.percentile(50.0),
         "p50_far_ms": far.percentile(50.0),
         "deep_over_first": round(far.percentile(99.0) / first.percentile(99.0).max(0.001)),
-        "deep_over_first_of_medians": round(worst_ratio.0),
-        "deep_over_first_of_medians_at": worst_ratio.1,
+        "pairs_apart": { "more_than": NEAR, "medians": apart(&all, 50.0), "p99s": apart(&all, 99.0) },
         "combinations": all.len(),
         "combinations_with_far_page": all.iter().filter(|taken| taken.far.is_some()).count(),
         "repeat": args.repeat,
@@ -195,7 +225,7 @@ async fn timed(client: &Client, query: Certificates, figures: &mut Figures) {
     figures.note(status, began.elapsed());
 }
 
-/// Asks for both pages in turn, so that what else the machine does meets both.
+/// Asks for the pages in turn, so that what else the machine does meets them all.
 async fn combination(
     client: &Client,
     sort: Sort<CertificateSort>,
@@ -226,7 +256,9 @@ async fn combination(
     let mut taken = Taken {
         text,
         first: Figures::default(),
+        again: Figures::default(),
         far: cursor.as_ref().map(|_| Figures::default()),
+        octets: [0; 2],
     };
     let far = cursor.map(|cursor| Certificates {
         cursor: Some(cursor),
@@ -235,12 +267,17 @@ async fn combination(
     });
     if !args.once {
         // What is asked for the first time is read from disk.
-        timed(client, first.clone(), &mut Figures::default()).await;
+        for (query, octets) in [Some(&first), far.as_ref()].into_iter().zip(&mut taken.octets) {
+            if let Some(query) = query {
+                *octets = ask(client, query.clone()).await?.encode().len();
+            }
+        }
     }
     for _ in 0..if args.once { 1 } else { args.repeat } {
         timed(client, first.clone(), &mut taken.first).await;
         if let (Some(far), Some(figures)) = (&far, &mut taken.far) {
             timed(client, far.clone(), figures).await;
+            timed(client, first.clone(), &mut taken.again).await;
         }
     }
     Ok(taken)
