@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use certctl_contract::metrics::*;
 use certctl_model::certificate::CertificateStatus;
 
+use sqlx::AssertSqlSafe;
 use tokio::try_join;
 
 use crate::{
@@ -69,30 +70,32 @@ struct Tallied {
 async fn figures(cx: &Cx) -> Result<Figures, ApiError> {
     listing::settle_statuses(cx).await?;
     let now = cx.now();
-    let tallied: Vec<Tallied> = sqlx::query_as(
+    // Each count in an index of its own.
+    let ended_that_day = |until: &str| {
+        let ended = format!(
+            "SELECT count(*) FROM certificates
+              WHERE coalesce(not_after, 'infinity') >= utc_day({until})::timestamp AT TIME ZONE 'UTC'
+                AND coalesce(not_after, 'infinity') <= {until}"
+        );
+        format!("({ended}) - ({ended} AND status IN ('Revoked', 'Archived'))")
+    };
+    let sql = format!(
         "SELECT subject, kind, status, sum(delta)::bigint AS count,
                 coalesce(sum(delta) FILTER (WHERE day IS NOT NULL), 0)::bigint AS dated,
                 coalesce(sum(delta) FILTER (WHERE day < utc_day($1)), 0)::bigint AS past,
                 coalesce(sum(delta) FILTER (WHERE day < utc_day($2)), 0)::bigint AS nearly,
-                (SELECT count(*) FROM certificates
-                  WHERE coalesce(not_after, 'infinity') >= utc_day($1)::timestamp AT TIME ZONE 'UTC'
-                    AND coalesce(not_after, 'infinity') <= $1)
-              - (SELECT count(*) FROM certificates
-                  WHERE coalesce(not_after, 'infinity') >= utc_day($1)::timestamp AT TIME ZONE 'UTC'
-                    AND coalesce(not_after, 'infinity') <= $1 AND status IN ('Revoked', 'Archived')) AS today,
-                (SELECT count(*) FROM certificates
-                  WHERE coalesce(not_after, 'infinity') >= utc_day($2)::timestamp AT TIME ZONE 'UTC'
-                    AND coalesce(not_after, 'infinity') <= $2)
-              - (SELECT count(*) FROM certificates
-                  WHERE coalesce(not_after, 'infinity') >= utc_day($2)::timestamp AT TIME ZONE 'UTC'
-                    AND coalesce(not_after, 'infinity') <= $2 AND status IN ('Revoked', 'Archived')) AS last
+                {} AS today, {} AS last
            FROM tallies GROUP BY subject, kind, status",
-    )
-    .bind(now)
-    .bind(now + SOON)
-    .persistent(false)
-    .fetch_all(cx.pool())
-    .await?;
+        ended_that_day("$1"),
+        ended_that_day("$2"),
+    );
+    // Made of texts that stand here.
+    let tallied: Vec<Tallied> = sqlx::query_as(AssertSqlSafe(sql))
+        .bind(now)
+        .bind(now + SOON)
+        .persistent(false)
+        .fetch_all(cx.pool())
+        .await?;
     let none = |status: &CertificateStatus| (status.to_string(), 0);
     let mut figures = Figures {
         by_status: CertificateStatus::ALL.iter().map(none).collect(),
