@@ -39,6 +39,8 @@ const COST_ROUNDS: u32 = 8;
 const OTHERS: u64 = 300;
 /// Two pages are near each other when the slower takes at most this many times what the faster does.
 const NEAR: f64 = 1.2;
+/// Of a filter with more values than this, the commonest, a middling and the rarest are asked for.
+const MOST_VALUES: usize = 4;
 /// Pages of the walk that is really made.
 const WALKED: u32 = 100;
 
@@ -307,7 +309,7 @@ async fn walk_agrees(client: &Client, rows: u64) -> anyhow::Result<u32> {
     Ok(pages)
 }
 
-/// No filter, and each filter the list offers with a common, a middling and a rare value of the data.
+/// No filter, and each filter the list offers with common, middling and rare values of the data.
 async fn filters(pool: &PgPool) -> anyhow::Result<Vec<Chosen>> {
     let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM certificates")
         .fetch_one(pool)
@@ -321,7 +323,7 @@ async fn filters(pool: &PgPool) -> anyhow::Result<Vec<Chosen>> {
         // What is searched for is measured by itself.
         let Some(sql) = values_of(param.name) else { continue };
         let mut values: Vec<(String, i64)> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(pool).await?;
-        if values.len() > 3 {
+        if values.len() > MOST_VALUES {
             values = vec![
                 values[0].clone(),
                 values[values.len() / 2].clone(),
@@ -353,8 +355,8 @@ fn values_of(filter: &str) -> Option<String> {
     };
     let time = |column: &str, after: bool| {
         let (shares, operator) = match after {
-            true => ("0.1, 0.5, 0.999", ">"),
-            false => ("0.9, 0.5, 0.001", "<"),
+            true => ("0.1, 0.5, 0.95, 0.999", ">"),
+            false => ("0.9, 0.5, 0.05, 0.001", "<"),
         };
         Some(format!(
             "SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),

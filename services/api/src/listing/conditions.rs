@@ -10,7 +10,7 @@ pub struct Column {
     pub(super) expression: &'static str,
     pub(super) cast: &'static str,
     /// Whether it has so few values that many rows are equal under it.
-    groups: bool,
+    pub(super) groups: bool,
 }
 
 impl Column {

@@ -391,7 +391,7 @@ mod tests {
                     'iss-local', 'rp-default', 'p-' || 1 + n % 10, CASE WHEN n % 100 = 0 THEN now() END,
                     to_timestamp(1700000000 + n * 7919 % 20000), to_timestamp(1700000000 + n * 104729 % 20000)
                FROM generate_series(1, 20000) n",
-            "ANALYZE",
+            "VACUUM (ANALYZE)",
         ] {
             sqlx::query(sqlx::AssertSqlSafe(sql)).execute(db).await.unwrap();
         }
@@ -489,6 +489,63 @@ mod tests {
             );
             for condition in entered {
                 assert!(condition.contains("(environment = "), "{condition}");
+            }
+        }
+    }
+
+    #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+    async fn what_a_range_leaves_out_of_an_order_is_passed_in_the_index(db: PgPool) {
+        inventory(&db).await;
+        let now = Time::from_unix(1_800_000_000);
+        let middle = Some(Time::from_unix(1_700_010_000));
+        let none = CertificateFilter::default();
+        for filter in [
+            CertificateFilter {
+                created_before: middle,
+                ..none.clone()
+            },
+            CertificateFilter {
+                created_after: middle,
+                ..none.clone()
+            },
+            CertificateFilter {
+                updated_before: middle,
+                ..none.clone()
+            },
+            CertificateFilter {
+                updated_after: middle,
+                ..none.clone()
+            },
+            CertificateFilter {
+                expires_before: middle,
+                ..none.clone()
+            },
+            CertificateFilter {
+                expires_after: middle,
+                ..none.clone()
+            },
+        ] {
+            let query = List {
+                filter,
+                ..List::default()
+            };
+            for key in CertificateSort::all()
+                .iter()
+                .filter(|key| !Certificate::column(**key).groups)
+            {
+                for descending in [false, true] {
+                    let sort = Sort { key: *key, descending };
+                    let (mut sql, _) = asked(now, &query, sort, None).statement("EXPLAIN (FORMAT JSON) ", None);
+                    let plan: Value = sql.build_query_scalar().persistent(false).fetch_one(&db).await.unwrap();
+                    let mut found = vec![];
+                    faults(&plan[0]["Plan"], f64::from(query.limit() + 1), &mut found);
+                    assert!(
+                        found.is_empty(),
+                        "{:?} by {}: {found:?}\n{plan:#}",
+                        query.filter,
+                        key.as_str()
+                    );
+                }
             }
         }
     }
