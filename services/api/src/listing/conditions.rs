@@ -113,7 +113,8 @@ impl<'a> Where<'a> {
 pub(super) struct Window<'a> {
     /// What the rows are ordered by, the value first.
     pub(super) keys: String,
-    pub(super) descending: bool,
+    /// What is behind a place compares with it like this.
+    pub(super) beyond: &'static str,
     /// Where the page before ended: the keys behind the value, each with its type.
     pub(super) behind: Vec<(&'a str, &'static str)>,
 }
@@ -131,8 +132,7 @@ impl Window<'_> {
         if self.behind.is_empty() {
             return;
         }
-        let beyond = if self.descending { "<" } else { ">" };
-        sql.push(format!(" AND ({}) {beyond} ((SELECT ", self.keys))
+        sql.push(format!(" AND ({}) {} ((SELECT ", self.keys, self.beyond))
             .push_bind(value.clone())
             .push(")");
         for (text, cast) in &self.behind {

@@ -161,7 +161,7 @@ impl<'a, T: Listed, R: Fn(&mut Where<'_>)> Asked<'a, T, R> {
         }
         let window = Window {
             keys: keys.join(", "),
-            descending: self.sort.descending,
+            beyond: self.beyond(),
             behind: self.behind(),
         };
         (self.restrict)(&mut Where::in_window(&window, sql, self.now));
