@@ -27,6 +27,7 @@ pub mod failpoint;
 pub mod journal;
 mod pace;
 pub mod periodic;
+mod rarely;
 pub mod serve;
 pub mod served;
 pub mod tasks;

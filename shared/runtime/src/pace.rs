@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use std::{io, io::IoSlice};
@@ -31,11 +31,9 @@ pub(crate) enum Verdict {
 /// What happened on a connection. It counts, and does not look at a clock: [`Watch`] does, now and then.
 #[derive(Default)]
 pub(crate) struct Pace {
-    /// Requests that are not wholly answered.
-    open: AtomicUsize,
-    /// Requests that are.
+    /// Requests that have a whole head, and those of them that are wholly answered.
+    asked: AtomicU64,
     answered: AtomicU64,
-    asked: AtomicBool,
     /// Frames of HTTP/2 arrive between requests as well, so they say nothing about heads.
     frames: AtomicBool,
     /// Heads that began and heads that ended: odd while one is under way.
@@ -55,11 +53,15 @@ impl Pace {
 
     /// A request has a whole head; it is open until what is returned is dropped.
     pub(crate) fn asked(self: &Arc<Self>, version: Version) -> Open {
-        self.open.fetch_add(1, Relaxed);
-        self.asked.store(true, Relaxed);
+        self.asked.fetch_add(1, Relaxed);
         self.frames.store(version == Version::HTTP_2, Relaxed);
         set(&self.heads, false);
         Open(self.clone())
+    }
+
+    /// Whether some request is not wholly answered.
+    fn is_open(&self) -> bool {
+        self.answered.load(Relaxed) != self.asked.load(Relaxed)
     }
 }
 
@@ -117,10 +119,10 @@ impl Watch {
         if self.stalls.count % 2 == 1 && stall >= limits.idle_timeout {
             return Verdict::Stuck;
         }
-        if pace.open.load(Relaxed) > 0 {
+        if pace.is_open() {
             return Verdict::Fine;
         }
-        let counts = !pace.frames.load(Relaxed) || !pace.asked.load(Relaxed);
+        let counts = !pace.frames.load(Relaxed) || pace.asked.load(Relaxed) == 0;
         match () {
             () if counts && self.heads.count % 2 == 1 && head >= limits.header_timeout => Verdict::Stuck,
             () if quiet >= limits.idle_timeout => Verdict::Idle,
@@ -135,7 +137,6 @@ pub(crate) struct Open(Arc<Pace>);
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.answered.fetch_add(1, Relaxed);
-        self.0.open.fetch_sub(1, Relaxed);
     }
 }
 
@@ -205,7 +206,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.0).poll_read(cx, buf);
         let pace = &self.1;
-        if buf.filled().len() > before && pace.open.load(Relaxed) == 0 {
+        if buf.filled().len() > before && !pace.is_open() {
             set(&pace.heads, true);
         }
         read

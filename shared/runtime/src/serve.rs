@@ -18,9 +18,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use axum::serve::{Listener, ListenerExt};
 use axum::{Json, Router};
-use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, Either, join_all, ready};
-use futures_util::stream::FuturesUnordered;
 use hyper::body::{Bytes, Incoming};
 use hyper::rt::Executor;
 use hyper::service::service_fn;
@@ -39,6 +37,7 @@ use tracing::{debug, warn};
 
 use crate::client_addr::Proxies;
 use crate::pace::{Answered, Open, Pace, Paced, Verdict, Watch};
+use crate::rarely::Rarely;
 use crate::tasks::{Tasks, caught};
 use crate::telemetry;
 use crate::tls::Tls;
@@ -273,8 +272,8 @@ async fn connection(
         stop: tasks.token(),
         kill: tasks.kill_token(),
     };
-    // Polled only when there is an event: the tokens are shared by all connections, and a connection moves often.
-    let mut next = FuturesUnordered::from_iter([events.next(false)]);
+    // The tokens are shared by all connections, and a connection moves often.
+    let mut next = Rarely::new(events.next(false));
     let mut stopping = false;
     loop {
         let event = tokio::select! {
@@ -285,7 +284,7 @@ async fn connection(
                 }
                 return;
             }
-            Some(event) = next.next() => event,
+            event = &mut next => event,
         };
         match event {
             Event::Kill => return,
@@ -303,7 +302,7 @@ async fn connection(
                 connection.as_mut().graceful_shutdown();
             }
         }
-        next.push(events.next(stopping));
+        next = Rarely::new(events.next(stopping));
     }
 }
 

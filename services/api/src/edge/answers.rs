@@ -77,10 +77,17 @@ impl Kept {
         self.tag.to_str().expect("is printable ASCII")
     }
 
-    /// What is said of it, besides what is said of all.
+    /// Says of it what is not said of all, where there is room for it.
     pub fn say(&self, headers: &mut HeaderMap) {
-        for (name, value) in [(ETAG, &self.tag), (LAST_MODIFIED, &self.begin), (EXPIRES, &self.end)] {
-            headers.insert(name, value.clone());
+        // To look at each costs less than to look three up.
+        for (name, value) in headers {
+            let own = match () {
+                () if name == ETAG => &self.tag,
+                () if name == LAST_MODIFIED => &self.begin,
+                () if name == EXPIRES => &self.end,
+                () => continue,
+            };
+            *value = own.clone();
         }
     }
 

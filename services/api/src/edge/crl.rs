@@ -105,7 +105,7 @@ pub async fn serve(app: &App, list: &List, asked: &HeaderMap) -> Result<Response
         (header::VARY, "accept-encoding".to_owned()),
         (header::ACCEPT_RANGES, "bytes".to_owned()),
     ];
-    if has_already(asked, &etag, crl.this_update) {
+    if has_already(asked, || &etag, crl.this_update) {
         return Ok(response(StatusCode::NOT_MODIFIED, answer, Body::empty()));
     }
     let chunks = Chunks::of(app.pool.clone(), list, crl.body);

@@ -188,7 +188,7 @@ impl Said {
 /// The answer to a GET. A client that has it already is told so.
 fn to_get(app: &App, kept: &Kept, asked: &HeaderMap) -> Response<Bytes> {
     let mut response = Response::new(kept.der());
-    if has_already(asked, kept.tag(), kept.this_update) {
+    if has_already(asked, || kept.tag(), kept.this_update) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         *response.body_mut() = Bytes::new();
     }
