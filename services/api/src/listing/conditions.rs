@@ -11,6 +11,8 @@ pub struct Column {
     pub(super) cast: &'static str,
     /// Whether it has so few values that many rows are equal under it.
     pub(super) groups: bool,
+    /// Whether there is an index for it behind the fortnight of each other date.
+    pub(super) by_fortnight: bool,
 }
 
 impl Column {
@@ -20,6 +22,7 @@ impl Column {
             expression,
             cast: "text",
             groups: false,
+            by_fortnight: false,
         }
     }
 
@@ -34,18 +37,25 @@ impl Column {
     /// A whole number.
     pub const fn integer(expression: &'static str) -> Self {
         Self {
-            expression,
             cast: "integer",
-            groups: false,
+            ..Self::text(expression)
         }
     }
 
     /// An instant.
     pub const fn time(expression: &'static str) -> Self {
         Self {
-            expression,
             cast: "timestamptz",
-            groups: false,
+            ..Self::text(expression)
+        }
+    }
+
+    /// An instant that is one of several by which there are ranges and orders. There is an index for it behind the
+    /// [`fortnight`] of each other.
+    pub const fn date(expression: &'static str) -> Self {
+        Self {
+            by_fortnight: true,
+            ..Self::time(expression)
         }
     }
 }
@@ -59,6 +69,23 @@ impl Column {
             _ => None,
         }
     }
+
+    /// The date that the filter asks a range of, where the order is that of another one: what lies outside of the range
+    /// may be side by side in it too.
+    pub(super) fn other_date(self, shape: &Shape) -> Option<&str> {
+        match shape {
+            Shape::Range(expression) if self.by_fortnight && expression != self.expression => Some(expression),
+            _ => None,
+        }
+    }
+}
+
+/// Two weeks, also where clocks change.
+pub(super) const FORTNIGHT: &str = "interval '336 hours'";
+
+/// The fortnight of a date, by its first instant, as it is indexed.
+pub(super) fn fortnight(date: &str) -> String {
+    format!("date_bin({FORTNIGHT}, {date}, '2000-01-03Z')")
 }
 
 /// Conditions under construction.
@@ -66,10 +93,7 @@ pub struct Where<'a> {
     sql: &'a mut QueryBuilder<Postgres>,
     /// The instant of the request.
     pub now: Time,
-    /// Whether values are kept from the planner.
-    hidden: bool,
-    /// Where the page lies among the rows that have the one value asked for.
-    window: Option<&'a Window<'a>>,
+    told: Told<'a>,
     values: Vec<String>,
     ranges: Vec<String>,
     others: bool,
@@ -81,8 +105,7 @@ impl<'a> Where<'a> {
         Self {
             sql,
             now,
-            hidden: false,
-            window: None,
+            told: Told::Values,
             values: vec![],
             ranges: vec![],
             others: false,
@@ -92,7 +115,7 @@ impl<'a> Where<'a> {
     /// The same, with values kept from the planner.
     pub(super) fn hidden(sql: &'a mut QueryBuilder<Postgres>, now: Time) -> Self {
         Self {
-            hidden: true,
+            told: Told::Nothing,
             ..Self::new(sql, now)
         }
     }
@@ -100,10 +123,30 @@ impl<'a> Where<'a> {
     /// The same, for a part of the rows that have the one value asked for.
     pub(super) fn in_window(window: &'a Window<'a>, sql: &'a mut QueryBuilder<Postgres>, now: Time) -> Self {
         Self {
-            window: Some(window),
-            ..Self::hidden(sql, now)
+            told: Told::Window(window),
+            ..Self::new(sql, now)
         }
     }
+
+    /// The same, for the rows of one fortnight of the date asked for.
+    pub(super) fn in_fortnight(sql: &'a mut QueryBuilder<Postgres>, now: Time) -> Self {
+        Self {
+            told: Told::Passed,
+            ..Self::new(sql, now)
+        }
+    }
+}
+
+/// What the planner is told of values.
+enum Told<'a> {
+    /// What they are.
+    Values,
+    /// That there are some.
+    Nothing,
+    /// Where the page lies among the rows that have the one value asked for.
+    Window(&'a Window<'a>),
+    /// That what lies outside of a range of dates is passed: they are compared as no other index has them.
+    Passed,
 }
 
 /// A part of the rows that have one value, in an order that begins with it.
@@ -176,8 +219,8 @@ impl Where<'_> {
         T: Clone + Send + for<'q> Encode<'q, Postgres> + Type<Postgres> + 'static,
     {
         self.values.extend(value.as_ref().map(|_| expression.to_owned()));
-        match (self.window, value) {
-            (Some(window), Some(value)) => window.push(self.sql, expression, value),
+        match (&self.told, value) {
+            (Told::Window(window), Some(value)) => window.push(self.sql, expression, value),
             _ => self.compare(expression, "=", value),
         }
     }
@@ -208,7 +251,16 @@ impl Where<'_> {
     pub fn after_until(&mut self, expression: &str, value: &Option<Time>, end: &'static str) {
         self.after(expression, value);
         if value.is_some() {
-            self.sql.push(format!(" AND {expression} < {end}"));
+            let zone = self.zone();
+            self.sql.push(format!(" AND {expression}{zone} < {end}"));
+        }
+    }
+
+    /// What dates are compared in.
+    fn zone(&self) -> &'static str {
+        match self.told {
+            Told::Passed => " AT TIME ZONE 'UTC'",
+            _ => "",
         }
     }
 
@@ -217,11 +269,15 @@ impl Where<'_> {
         T: Clone + Send + for<'q> Encode<'q, Postgres> + Type<Postgres> + 'static,
     {
         if let Some(value) = value {
-            let (before, after) = if self.hidden { ("(SELECT ", ")") } else { ("", "") };
+            let (before, after) = match self.told {
+                Told::Values => ("", ""),
+                _ => ("(SELECT ", ")"),
+            };
+            let zone = self.zone();
             self.sql
-                .push(format!(" AND {expression} {operator} {before}"))
+                .push(format!(" AND {expression}{zone} {operator} {before}"))
                 .push_bind(value.clone())
-                .push(after);
+                .push(format!("{zone}{after}"));
         }
     }
 

@@ -9,7 +9,7 @@ use sqlx::{Postgres, QueryBuilder, Row, postgres::PgRow};
 
 use super::{
     Listed,
-    conditions::{Column, Shape, Where, Window},
+    conditions::{Column, FORTNIGHT, Shape, Where, Window, fortnight},
     filter_text, push_ids, push_select,
 };
 use crate::{
@@ -17,6 +17,9 @@ use crate::{
     error::ApiError,
     readers::Statement,
 };
+
+/// What part of a page's rows is first looked for in each fortnight: so many of them make a page.
+const SHARES: u32 = 8;
 
 /// A page as it is asked for.
 pub(super) struct Asked<'a, T: Listed, R> {
@@ -143,12 +146,20 @@ impl<'a, T: Listed, R: Fn(&mut Where<'_>)> Asked<'a, T, R> {
             self.push_in_order(&mut sql);
             return (sql, true);
         }
-        match (few, self.tie()) {
-            (Some(most), _) if !in_order => self.push_first_of_all(&mut sql, most),
-            (_, Some(tie)) if self.skipped() == 0 => self.push_from_group_to_group(&mut sql, tie),
-            _ => self.push_along_the_order(&mut sql),
+        if let (Some(most), false) = (few, in_order) {
+            self.push_first_of_all(&mut sql, most);
+            return (sql, false);
         }
-        (sql, false)
+        let in_parts = self.skipped() == 0;
+        match (self.tie(), self.column().other_date(&self.shape)) {
+            (Some(tie), _) if in_parts => self.push_from_group_to_group(&mut sql, tie),
+            (_, Some(date)) if in_parts => self.push_from_fortnight_to_fortnight(&mut sql, date),
+            _ => {
+                self.push_along_the_order(&mut sql);
+                return (sql, false);
+            }
+        }
+        (sql, true)
     }
 
     /// An index has the rows in their order.
@@ -198,12 +209,12 @@ impl<'a, T: Listed, R: Fn(&mut Where<'_>)> Asked<'a, T, R> {
             // Without OFFSET both would be put in for each mention, and looked for as often.
             sql.push(" OFFSET 0) g CROSS JOIN LATERAL (SELECT ARRAY(");
             push_ids::<T>(sql, id, self.now);
-            self.push_conditions(sql);
+            (self.restrict)(&mut Where::hidden(sql, self.now));
             sql.push(format!(" AND {group} = g.k"));
             if let Some(cursor) = cursor {
-                sql.push(format!(" AND ({tie}, {id}) {beyond} ("));
-                sql.push_bind(cursor.t.clone()).push("::timestamptz, ");
-                sql.push_bind(cursor.i.clone()).push("::text)");
+                sql.push(format!(" AND ({tie}, {id}) {beyond} ((SELECT "));
+                sql.push_bind(cursor.t.clone()).push("::timestamptz), (SELECT ");
+                sql.push_bind(cursor.i.clone()).push("::text))");
             }
             sql.push(self.order(&[tie, id]))
                 .push(format!(" LIMIT {rows}) AS ids OFFSET 0) found"));
@@ -229,11 +240,57 @@ impl<'a, T: Listed, R: Fn(&mut Where<'_>)> Asked<'a, T, R> {
         });
     }
 
+    /// Takes the first few rows of each fortnight that the range has rows in. Behind the last of these it goes on only
+    /// where that one is on the page, as in fewer than [`SHARES`] fortnights.
+    fn push_from_fortnight_to_fortnight(&self, sql: &mut QueryBuilder<Postgres>, date: &str) {
+        let fortnight = fortnight(date);
+        let (sort, id, rows, beyond) = (self.column().expression, T::ID, self.rows(), self.beyond());
+        let few = rows.div_ceil(SHARES);
+        let order = self.order(&[sort, id]);
+        let push_next = |sql: &mut QueryBuilder<Postgres>, condition: &str| {
+            push_ids::<T>(sql, &fortnight, self.now);
+            (self.restrict)(&mut Where::hidden(sql, self.now));
+            sql.push(format!("{condition} ORDER BY {date} LIMIT 1)"));
+        };
+        let push_in_it = |sql: &mut QueryBuilder<Postgres>, columns: &str| {
+            push_ids::<T>(sql, columns, self.now);
+            (self.restrict)(&mut Where::in_fortnight(sql, self.now));
+            sql.push(format!(" AND {fortnight} = fortnight"));
+        };
+        sql.push("WITH RECURSIVE walk (fortnight) AS ((");
+        push_next(sql, "");
+        sql.push(" UNION ALL SELECT (");
+        push_next(sql, &format!(" AND {date} >= fortnight + {FORTNIGHT}"));
+        sql.push(" FROM walk WHERE fortnight IS NOT NULL), firsts AS (SELECT fortnight, k, i, n FROM walk CROSS JOIN LATERAL (");
+        push_in_it(
+            sql,
+            &format!("{sort} AS k, {id} AS i, row_number() OVER ({order}) AS n"),
+        );
+        self.push_behind(sql, &[sort, id]);
+        sql.push(format!("{order} LIMIT {few}) f) "));
+        self.push_shown(sql, &self.shown(), |sql| {
+            sql.push(
+                "SELECT i FROM (SELECT k, i FROM firsts UNION ALL SELECT f.k, f.i FROM firsts CROSS JOIN LATERAL (",
+            );
+            push_in_it(sql, &format!("{sort} AS k, {id} AS i"));
+            sql.push(format!(
+                " AND ({sort}, {id}) {beyond} (firsts.k, firsts.i){order} LIMIT {}) f
+                 WHERE n = {few} AND ((firsts.k, firsts.i) {beyond} (SELECT k, i FROM firsts{} OFFSET {} LIMIT 1)) IS NOT TRUE) found",
+                rows - few,
+                self.order(&["k", "i"]),
+                rows - 1
+            ));
+            self.push_order(sql, &["k", "i"]);
+        });
+    }
+
     /// Goes along the order and takes what matches.
     fn push_along_the_order(&self, sql: &mut QueryBuilder<Postgres>) {
         self.push_shown(sql, &self.shown(), |sql| {
             push_ids::<T>(sql, T::ID, self.now);
-            self.push_conditions(sql);
+            let mut conditions = Where::new(sql, self.now);
+            (self.restrict)(&mut conditions);
+            T::follows(&self.query.filter, self.sort.key, &mut conditions);
             self.push_window(sql, &self.keys());
         });
     }
@@ -309,18 +366,17 @@ impl<'a, T: Listed, R: Fn(&mut Where<'_>)> Asked<'a, T, R> {
         format!(" ORDER BY {} {direction}", keys.join(&format!(" {direction}, ")))
     }
 
-    /// Adds the conditions of the list and what follows from them.
-    fn push_conditions(&self, sql: &mut QueryBuilder<Postgres>) {
-        let mut conditions = Where::new(sql, self.now);
-        (self.restrict)(&mut conditions);
-        T::follows(&self.query.filter, self.sort.key, &mut conditions);
-    }
-
     /// Adds where the page begins, its order, and where it ends.
     ///
     /// Subselects hide from the planner where an index has all rows in order: it would take rows beyond a frequent value
     /// for few, and an index that has only some of the columns for the best.
     fn push_window(&self, sql: &mut QueryBuilder<Postgres>, keys: &[&str]) {
+        self.push_behind(sql, keys);
+        self.push_order(sql, keys);
+    }
+
+    /// Adds where the page begins.
+    fn push_behind(&self, sql: &mut QueryBuilder<Postgres>, keys: &[&str]) {
         if self.cursor.is_some() {
             sql.push(format!(" AND ({}) {} (", keys.join(", "), self.beyond()));
             let mut ends = sql.separated(", ");
@@ -331,7 +387,6 @@ impl<'a, T: Listed, R: Fn(&mut Where<'_>)> Asked<'a, T, R> {
             }
             sql.push(")");
         }
-        self.push_order(sql, keys);
     }
 
     /// Adds the order, and where the page ends.
@@ -385,11 +440,15 @@ mod tests {
              SELECT 'p-' || n, 'p-' || n, now(), now() FROM generate_series(1, 10) n",
             "INSERT INTO owners (id, name, team_id, created_at, updated_at)
              SELECT 'o-' || n, 'o-' || n, 't-unassigned', now(), now() FROM generate_series(1, 50) n",
+            // Which versions they have is not looked at.
+            "ALTER TABLE certificates DROP CONSTRAINT certificates_current_version_fkey",
             "INSERT INTO certificates (id, name, common_name, environment, owner_id, team_id, issuer_id,
-                                       renewal_policy_id, profile_id, archived_at, created_at, updated_at)
+                                       renewal_policy_id, profile_id, archived_at, current_version_id, not_after, created_at,
+                                       updated_at)
              SELECT 'mc-' || n, 'name-' || n, 'host-' || n % 9000, 'env-' || n % 7, 'o-' || 1 + n * n % 50, 't-unassigned',
                     'iss-local', 'rp-default', 'p-' || 1 + n % 10, CASE WHEN n % 100 = 0 THEN now() END,
-                    to_timestamp(1700000000 + n * 7919 % 20000), to_timestamp(1700000000 + n * 104729 % 20000)
+                    CASE WHEN n % 9 > 0 THEN 'v-' || n END, CASE WHEN n % 9 > 0 THEN to_timestamp(1701000000 + n * 3571 % 20000 * 600) END,
+                    to_timestamp(1700000000 + n * 7919 % 20000 * 600), to_timestamp(1700000000 + n * 104729 % 20000 * 600)
                FROM generate_series(1, 20000) n",
             "VACUUM (ANALYZE)",
         ] {
@@ -447,7 +506,7 @@ mod tests {
                         ..List::default()
                     };
                     let key_of_last = match Certificate::column(*key).cast {
-                        "timestamptz" => "2023-11-15T00:00:00Z",
+                        "timestamptz" => "2024-01-23T00:00:00Z",
                         _ => "host-5",
                     };
                     let cursor = deep.then(|| behind(key_of_last, None, "mc-5"));
@@ -471,13 +530,13 @@ mod tests {
         let now = Time::from_unix(1_800_000_000);
         let query = List {
             filter: CertificateFilter {
-                created_after: Some(Time::from_unix(1_700_010_000)),
+                created_after: Some(Time::from_unix(1_706_000_000)),
                 ..CertificateFilter::default()
             },
             ..List::default()
         };
         for (descending, deep) in [(false, false), (false, true), (true, false), (true, true)] {
-            let cursor = deep.then(|| behind("env-3", Some("2023-11-15T03:00:00Z"), "mc-5"));
+            let cursor = deep.then(|| behind("env-3", Some("2024-01-23T03:00:00Z"), "mc-5"));
             let sort = Sort {
                 key: CertificateSort::Environment,
                 descending,
@@ -501,7 +560,7 @@ mod tests {
     async fn what_a_range_leaves_out_of_an_order_is_passed_in_the_index(db: PgPool) {
         inventory(&db).await;
         let now = Time::from_unix(1_800_000_000);
-        let middle = Some(Time::from_unix(1_700_010_000));
+        let middle = Some(Time::from_unix(1_706_000_000));
         let none = CertificateFilter::default();
         for filter in [
             CertificateFilter {
@@ -539,15 +598,26 @@ mod tests {
             {
                 for descending in [false, true] {
                     let sort = Sort { key: *key, descending };
-                    let (plan, _) = plan(&db, &asked(now, &query, sort, None)).await;
-                    let mut found = vec![];
-                    faults(&plan[0]["Plan"], f64::from(query.limit() + 1), &mut found);
+                    let asked = asked(now, &query, sort, None);
+                    let by_fortnight = asked.column().other_date(&asked.shape).is_some();
+                    let (plan, _) = plan(&db, &asked).await;
+                    let (mut found, mut conditions_of) = (vec![], vec![]);
+                    // How many rows fortnights have is not known to the planner; of all theirs only a page is kept.
+                    let most = if by_fortnight {
+                        f64::MAX
+                    } else {
+                        f64::from(query.limit() + 1)
+                    };
+                    faults(&plan[0]["Plan"], most, &mut found);
+                    conditions(&plan[0]["Plan"], &mut conditions_of);
                     assert!(
                         found.is_empty(),
                         "{:?} by {}: {found:?}\n{plan:#}",
                         query.filter,
                         key.as_str()
                     );
+                    let entered = conditions_of.iter().any(|condition| condition.contains("date_bin"));
+                    assert_eq!(entered, by_fortnight, "{plan:#}");
                 }
             }
         }
@@ -566,11 +636,15 @@ mod tests {
         inventory(&db).await;
         let now = Time::from_unix(1_800_000_000);
         for (filter, key) in [
-            ("created_after=2023-11-15T00:00:00Z", CertificateSort::Status),
-            ("updated_before=2023-11-15T00:00:00Z", CertificateSort::Environment),
-            ("created_before=2023-11-15T00:00:00Z", CertificateSort::Name),
-            ("created_after=2023-11-15T00:00:00Z", CertificateSort::UpdatedAt),
-            ("updated_before=2023-11-15T00:00:00Z", CertificateSort::CreatedAt),
+            ("created_after=2024-01-23T00:00:00Z", CertificateSort::Status),
+            ("updated_before=2024-01-23T00:00:00Z", CertificateSort::Environment),
+            ("created_before=2024-01-23T00:00:00Z", CertificateSort::Name),
+            ("created_after=2024-01-23T00:00:00Z", CertificateSort::UpdatedAt),
+            ("created_before=2024-01-23T00:00:00Z", CertificateSort::NotAfter),
+            ("updated_after=2024-01-23T00:00:00Z", CertificateSort::NotAfter),
+            ("updated_before=2024-01-23T00:00:00Z", CertificateSort::CreatedAt),
+            ("expires_after=2024-01-23T00:00:00Z", CertificateSort::CreatedAt),
+            ("expires_before=2024-01-23T00:00:00Z", CertificateSort::UpdatedAt),
         ] {
             let (name, value) = filter.split_once('=').unwrap();
             let filter_of = certctl_contract::query::parse::<CertificateFilter>(vec![(name.into(), value.into())]);

@@ -81,11 +81,11 @@ impl Listed for Certificate {
 
     fn column(key: CertificateSort) -> Column {
         match key {
-            CertificateSort::CreatedAt => Column::time("c.created_at"),
-            CertificateSort::UpdatedAt => Column::time("c.updated_at"),
+            CertificateSort::CreatedAt => Column::date("c.created_at"),
+            CertificateSort::UpdatedAt => Column::date("c.updated_at"),
             // What has not been issued ends last.
             CertificateSort::NotAfter | CertificateSort::ExpiresAt => {
-                Column::time("(coalesce(c.not_after, 'infinity'))")
+                Column::date("(coalesce(c.not_after, 'infinity'))")
             }
             CertificateSort::CommonName => Column::text("c.common_name"),
             CertificateSort::Name => Column::text("c.name"),
@@ -106,8 +106,8 @@ impl Listed for Certificate {
         sql.eq("c.issuer_id", &f.issuer_id);
         sql.eq("c.profile_id", &f.profile_id);
         // As it is indexed; what has not been issued ends neither before nor after.
-        sql.before("coalesce(c.not_after, 'infinity')", &f.expires_before);
-        sql.after_until("coalesce(c.not_after, 'infinity')", &f.expires_after, "'infinity'");
+        sql.before("(coalesce(c.not_after, 'infinity'))", &f.expires_before);
+        sql.after_until("(coalesce(c.not_after, 'infinity'))", &f.expires_after, "'infinity'");
         sql.after("c.created_at", &f.created_after);
         sql.before("c.created_at", &f.created_before);
         sql.after("c.updated_at", &f.updated_after);
