@@ -81,11 +81,12 @@ async fn plan(scheduler: &Scheduler, due: &[Due]) -> Result<u64, Error> {
     }
     let mut tx = scheduler.begin_as_leader().await?;
     let jobs = planning::request_due(&mut tx, due).await?;
+    tx.let_sleep();
+    // Without jobs too: what a rule keeps from being issued is recorded then, and not due any more.
+    tx.commit().await?;
     if jobs.is_empty() {
         return Ok(0);
     }
-    tx.let_sleep();
-    tx.commit().await?;
     metrics::counter!("renewals_planned_total").increment(jobs.len() as u64);
     let mut planned: BTreeMap<&CertificateId, Vec<&JobId>> = BTreeMap::new();
     for (certificate, job) in &jobs {

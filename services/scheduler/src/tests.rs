@@ -459,6 +459,25 @@ async fn a_renewal_is_planned_once_when_it_is_due(db: PgPool) {
 }
 
 #[sqlx::test(migrations = "../../migrations")]
+async fn a_renewal_that_a_rule_blocks_is_told_of_once_also_when_nothing_else_is_planned(db: PgPool) {
+    let w = World::new(db, Mood::Signs).await;
+    w.certificate(1).await;
+    w.sql("UPDATE certificates SET renew_at = $1").await;
+    w.sql(
+        r#"INSERT INTO policy_rules (id, name, type, severity, config, created_at, updated_at)
+           VALUES ('pol-1', 'only there', 'AllowedEnvironments', 'Error', '{"environments": ["there"]}', $1, $1)"#,
+    )
+    .await;
+    for _ in 0..2 {
+        assert_eq!(renewals::sweep(w.scheduler.clone()).await.unwrap(), 0);
+        let told = "SELECT concat_ws(' ', (SELECT count(*) FROM jobs),
+                                     (SELECT count(*) FROM policy_violations WHERE closed_at IS NULL),
+                                     (SELECT count(*) FROM audit_events WHERE action = 'job_blocked'))";
+        assert_eq!(w.text(told).await, "0 1 1");
+    }
+}
+
+#[sqlx::test(migrations = "../../migrations")]
 async fn what_falls_due_at_once_is_planned_once_by_two_schedulers(db: PgPool) {
     let w = World::new(db, Mood::Signs).await;
     w.sql(
