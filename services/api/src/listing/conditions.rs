@@ -149,6 +149,24 @@ enum Told<'a> {
     Passed,
 }
 
+/// What a row has in a column that orders it, as a text, and the column's type.
+pub(super) type Key<'a> = (&'a str, &'static str);
+
+/// Adds that rows lie behind a place in the order of these columns, when there is one.
+pub(super) fn push_behind(sql: &mut QueryBuilder<Postgres>, columns: &[&str], beyond: &str, place: &[Key<'_>]) {
+    if place.is_empty() {
+        return;
+    }
+    sql.push(format!(" AND ({}) {beyond} (", columns.join(", ")));
+    let mut keys = sql.separated(", ");
+    for (text, cast) in place {
+        keys.push("(SELECT ")
+            .push_bind_unseparated((*text).to_owned())
+            .push_unseparated(format!("::{cast})"));
+    }
+    sql.push(")");
+}
+
 /// A part of the rows that have one value, in an order that begins with it.
 ///
 /// Postgres forgets that an order begins with what is said to be equal in all rows, and then may take an index without
@@ -158,8 +176,8 @@ pub(super) struct Window<'a> {
     pub(super) keys: String,
     /// What is behind a place compares with it like this.
     pub(super) beyond: &'static str,
-    /// Where the page before ended: the keys behind the value, each with its type.
-    pub(super) behind: Vec<(&'a str, &'static str)>,
+    /// Where the page before ended: the keys behind the value.
+    pub(super) behind: Vec<Key<'a>>,
 }
 
 impl Window<'_> {

@@ -9,7 +9,7 @@ use sqlx::{Postgres, QueryBuilder, Row, postgres::PgRow};
 
 use super::{
     Listed,
-    conditions::{Column, FORTNIGHT, Shape, Where, Window, fortnight},
+    conditions::{Column, FORTNIGHT, Key, Shape, Where, Window, fortnight, push_behind},
     filter_text, push_ids, push_select,
 };
 use crate::{
@@ -205,17 +205,13 @@ impl<'a, T: Listed, R: Fn(&mut Where<'_>)> Asked<'a, T, R> {
             push_ids::<T>(sql, group, self.now);
             sql.push(condition).push(self.order(&[group])).push(" LIMIT 1) AS k");
         };
-        let push_ids_in_it = |sql: &mut QueryBuilder<Postgres>, cursor: Option<&Cursor>| {
+        let push_ids_in_it = |sql: &mut QueryBuilder<Postgres>, place: &[Key<'_>]| {
             // Without OFFSET both would be put in for each mention, and looked for as often.
             sql.push(" OFFSET 0) g CROSS JOIN LATERAL (SELECT ARRAY(");
             push_ids::<T>(sql, id, self.now);
             (self.restrict)(&mut Where::hidden(sql, self.now));
             sql.push(format!(" AND {group} = g.k"));
-            if let Some(cursor) = cursor {
-                sql.push(format!(" AND ({tie}, {id}) {beyond} ((SELECT "));
-                sql.push_bind(cursor.t.clone()).push("::timestamptz), (SELECT ");
-                sql.push_bind(cursor.i.clone()).push("::text))");
-            }
+            push_behind(sql, &[tie, id], beyond, place);
             sql.push(self.order(&[tie, id]))
                 .push(format!(" LIMIT {rows}) AS ids OFFSET 0) found"));
         };
@@ -226,11 +222,12 @@ impl<'a, T: Listed, R: Fn(&mut Where<'_>)> Asked<'a, T, R> {
             }
             None => push_nearest(sql, ""),
         }
-        push_ids_in_it(sql, self.cursor.as_ref());
+        // What is behind the first key, the group.
+        push_ids_in_it(sql, self.behind().get(1..).unwrap_or_default());
         sql.push(" UNION ALL SELECT g.k, ids, g.n + cardinality(ids) FROM (");
         push_nearest(sql, &format!(" AND {group} {beyond} walk.k"));
         sql.push(format!(", n FROM walk WHERE k IS NOT NULL AND n < {rows}"));
-        push_ids_in_it(sql, None);
+        push_ids_in_it(sql, &[]);
         sql.push(") ");
         self.push_shown(sql, &self.shown(), |sql| {
             sql.push(format!(
@@ -266,7 +263,7 @@ impl<'a, T: Listed, R: Fn(&mut Where<'_>)> Asked<'a, T, R> {
             sql,
             &format!("{sort} AS k, {id} AS i, row_number() OVER ({order}) AS n"),
         );
-        self.push_behind(sql, &[sort, id]);
+        push_behind(sql, &[sort, id], beyond, &self.behind());
         sql.push(format!("{order} LIMIT {few}) f) "));
         self.push_shown(sql, &self.shown(), |sql| {
             sql.push(
@@ -342,8 +339,8 @@ impl<'a, T: Listed, R: Fn(&mut Where<'_>)> Asked<'a, T, R> {
         keys.into_iter().flatten().collect()
     }
 
-    /// Where the page before ended in this order, behind the value that all rows have: texts and their types.
-    fn behind(&self) -> Vec<(&str, &'static str)> {
+    /// Where the page before ended in this order, behind the value that all rows have.
+    fn behind(&self) -> Vec<Key<'_>> {
         let Some(cursor) = &self.cursor else { return vec![] };
         let sort = self.sort().map(|_| (cursor.k.as_str(), self.column().cast));
         let tie = cursor.t.as_deref().map(|text| (text, "timestamptz"));
@@ -371,22 +368,8 @@ impl<'a, T: Listed, R: Fn(&mut Where<'_>)> Asked<'a, T, R> {
     /// Subselects hide from the planner where an index has all rows in order: it would take rows beyond a frequent value
     /// for few, and an index that has only some of the columns for the best.
     fn push_window(&self, sql: &mut QueryBuilder<Postgres>, keys: &[&str]) {
-        self.push_behind(sql, keys);
+        push_behind(sql, keys, self.beyond(), &self.behind());
         self.push_order(sql, keys);
-    }
-
-    /// Adds where the page begins.
-    fn push_behind(&self, sql: &mut QueryBuilder<Postgres>, keys: &[&str]) {
-        if self.cursor.is_some() {
-            sql.push(format!(" AND ({}) {} (", keys.join(", "), self.beyond()));
-            let mut ends = sql.separated(", ");
-            for (text, cast) in self.behind() {
-                ends.push("(SELECT ")
-                    .push_bind_unseparated(text.to_owned())
-                    .push_unseparated(format!("::{cast})"));
-            }
-            sql.push(")");
-        }
     }
 
     /// Adds the order, and where the page ends.
