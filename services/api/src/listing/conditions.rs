@@ -51,7 +51,7 @@ impl Column {
     }
 
     /// An instant that is one of several by which there are ranges and orders. There is an index for it behind the
-    /// [`fortnight`] of each other.
+    /// fortnight of each other.
     pub const fn date(expression: &'static str) -> Self {
         Self {
             by_fortnight: true,
