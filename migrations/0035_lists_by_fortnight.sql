@@ -7,19 +7,20 @@
 -- order, looks as if it could serve.
 DO $$
 DECLARE
-    asked record;
-    sort record;
+    pair record;
 BEGIN
-    CREATE TEMPORARY TABLE dates (name, expression) ON COMMIT DROP AS VALUES
-        ('created_at', 'created_at'), ('updated_at', 'updated_at'), ('not_after', '(coalesce(not_after, ''infinity''))');
-    FOR asked IN SELECT * FROM dates LOOP
-        FOR sort IN SELECT * FROM dates WHERE name <> asked.name LOOP
-            EXECUTE format(
-                'CREATE INDEX %1$I ON certificates
-                 (date_bin(''336 hours'', %2$s, ''2000-01-03Z''), %3$s, id, (%2$s AT TIME ZONE ''UTC'')) INCLUDE (%4$s)',
-                format('certificates_by_fortnight_%s_by_%s', asked.name, sort.name), asked.expression, sort.expression,
-                concat_ws(', ', asked.name, CASE WHEN sort.name = 'not_after' THEN sort.name END));
-        END LOOP;
+    FOR pair IN
+        WITH dates (name, expression) AS (VALUES
+            ('created_at', 'created_at'), ('updated_at', 'updated_at'), ('not_after', '(coalesce(not_after, ''infinity''))')
+        )
+        SELECT asked.name AS asked, asked.expression AS range, sort.name AS sort, sort.expression AS "order"
+          FROM dates asked JOIN dates sort ON sort.name <> asked.name
+    LOOP
+        EXECUTE format(
+            'CREATE INDEX %1$I ON certificates
+             (date_bin(''336 hours'', %2$s, ''2000-01-03Z''), %3$s, id, (%2$s AT TIME ZONE ''UTC'')) INCLUDE (%4$s)',
+            format('certificates_by_fortnight_%s_by_%s', pair.asked, pair.sort), pair.range, pair."order",
+            concat_ws(', ', pair.asked, CASE WHEN pair.sort = 'not_after' THEN pair.sort END));
     END LOOP;
 END
 $$;

@@ -55,6 +55,9 @@ pub(super) fn routes(r: Routes) -> Routes {
 /// Names a certificate may have at most.
 const MOST_NAMES: usize = 100;
 
+/// When a certificate ends, as it is indexed: what has not been issued ends last.
+const ENDS: &str = "(coalesce(c.not_after, 'infinity'))";
+
 impl Listed for Certificate {
     type Filter = CertificateFilter;
     type Sort = CertificateSort;
@@ -83,10 +86,7 @@ impl Listed for Certificate {
         match key {
             CertificateSort::CreatedAt => Column::date("c.created_at"),
             CertificateSort::UpdatedAt => Column::date("c.updated_at"),
-            // What has not been issued ends last.
-            CertificateSort::NotAfter | CertificateSort::ExpiresAt => {
-                Column::date("(coalesce(c.not_after, 'infinity'))")
-            }
+            CertificateSort::NotAfter | CertificateSort::ExpiresAt => Column::date(ENDS),
             CertificateSort::CommonName => Column::text("c.common_name"),
             CertificateSort::Name => Column::text("c.name"),
             CertificateSort::Status => Column::group("c.status"),
@@ -105,9 +105,9 @@ impl Listed for Certificate {
         sql.eq("c.team_id", &f.team_id);
         sql.eq("c.issuer_id", &f.issuer_id);
         sql.eq("c.profile_id", &f.profile_id);
-        // As it is indexed; what has not been issued ends neither before nor after.
-        sql.before("(coalesce(c.not_after, 'infinity'))", &f.expires_before);
-        sql.after_until("(coalesce(c.not_after, 'infinity'))", &f.expires_after, "'infinity'");
+        // What has not been issued ends neither before nor after.
+        sql.before(ENDS, &f.expires_before);
+        sql.after_until(ENDS, &f.expires_after, "'infinity'");
         sql.after("c.created_at", &f.created_after);
         sql.before("c.created_at", &f.created_before);
         sql.after("c.updated_at", &f.updated_after);
