@@ -3,6 +3,7 @@
 mod approval_matrix;
 mod approvals;
 mod arrows;
+mod attacks;
 mod audit;
 mod bad_input;
 mod broken_nginx;

@@ -1,0 +1,1 @@
+//! Operators who try to approve what they took part in.

@@ -1,0 +1,1 @@
+//! Servers and proxies that attack the programs which call them.

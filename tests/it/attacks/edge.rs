@@ -1,0 +1,1 @@
+//! Relying parties and networks that attack the public listener.

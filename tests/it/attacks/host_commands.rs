@@ -1,0 +1,1 @@
+//! Servers that try to make an agent run programs its host did not allow.

@@ -1,0 +1,1 @@
+//! Principals that try to pass as another principal.
