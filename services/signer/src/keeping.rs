@@ -4,14 +4,15 @@
 //! nothing, or a key whose certificate is made at the next start, or both. Two signers that start at once take turns.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{ErrorKind, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    fs::{self, File},
+    io::{Read, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use certctl_model::{key::KeyFacts, secret::Secret, time::Time};
+use certctl_runtime::private::{NewFile, PrivateDir};
 use certctl_x509::{facts::CertificateFacts, keys::KeyPair, pem, scheme::RsaPadding};
 use zeroize::Zeroizing;
 
@@ -130,12 +131,9 @@ impl Home<'_> {
 
 /// Makes a directory that only its owner can enter.
 pub(crate) fn make_directory(path: &Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .with_context(|| format!("cannot make the directory {}", path.display()))?;
-    let mode = fs::metadata(path)?.permissions().mode();
+    let made = PrivateDir::open(path, 0o700);
+    let directory = made.with_context(|| format!("cannot make the directory {}", path.display()))?;
+    let mode = fs::metadata(directory.path())?.permissions().mode();
     ensure!(
         mode & 0o077 == 0,
         "the directory {} is open to others (mode {:o}); chmod 700 it",
@@ -194,20 +192,9 @@ fn read(file: File, path: &Path) -> Result<String> {
 /// Writes beside the place and renames, so that the file is there whole or not at all, after a power failure too.
 pub(crate) fn replace(path: &Path, mode: u32, octets: &[u8]) -> Result<()> {
     let written = || -> std::io::Result<()> {
-        let beside = path.with_added_extension("new");
-        match fs::remove_file(&beside) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&beside)?;
+        let mut file = NewFile::beside(path, mode)?;
         file.write_all(octets)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+        file.commit()
     };
     written().with_context(|| format!("cannot write {}", path.display()))
 }

@@ -1,17 +1,19 @@
 //! A journal: lines appended to files, on the disk before anybody is told that they are.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     thread,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 use uuid::Uuid;
+
+use crate::private::PrivateDir;
 
 /// A file is closed when it has so many octets, and another begun.
 const FULL: u64 = 16 << 20;
@@ -123,20 +125,12 @@ impl Writer {
     }
 }
 
-/// Makes a directory that only we can write to.
+/// Makes a directory that only this user can write to.
 ///
 /// # Errors
-/// When it cannot be made, belongs to somebody else or can be written by others.
-pub fn private_directory(path: &Path) -> anyhow::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    let (found, us) = (fs::symlink_metadata(path)?, fs::metadata("/proc/self")?.uid());
-    ensure!(found.is_dir(), "{} is not a directory", path.display());
-    ensure!(
-        found.uid() == us && found.mode() & 0o022 == 0,
-        "{} must belong to this user, and nobody else may write to it",
-        path.display()
-    );
-    Ok(())
+/// When it cannot be made or is not private.
+pub fn private_directory(path: &Path) -> io::Result<()> {
+    PrivateDir::open(path, 0o700).map(|_| ())
 }
 
 #[cfg(test)]
@@ -186,6 +180,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let refused = Journal::open(dir.path(), "test").err().unwrap();
-        assert!(format!("{refused:#}").contains("nobody else may write"), "{refused:#}");
+        assert!(
+            format!("{refused:#}").contains("other users can write to"),
+            "{refused:#}"
+        );
     }
 }

@@ -10,6 +10,7 @@
 //! | run | [`client_addr`] | who asks, behind proxies that are trusted |
 //! | run | [`tls`] | the certificate of a public address |
 //! | run | [`served`] | what a TLS server really serves |
+//! | run | [`private`] | directories and files that other users cannot plant or replace |
 //! | run | [`journal`] | lines on disk before anybody is told |
 //! | run | [`periodic`] | loops that run at intervals or when woken |
 //! | drain | [`tasks`] | the owner of every task, and the shutdown in two stages |
@@ -27,6 +28,7 @@ pub mod failpoint;
 pub mod journal;
 mod pace;
 pub mod periodic;
+pub mod private;
 mod rarely;
 pub mod serve;
 pub mod served;
