@@ -6,7 +6,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgPool};
 
 /// What became of a statement of a role, undone afterwards: `ok` or the code of the error.
-async fn as_role(db: &PgPool, role: Option<&str>, sql: &str) -> String {
+pub(crate) async fn as_role(db: &PgPool, role: Option<&str>, sql: &str) -> String {
     let mut tx = begin(db, None).await.unwrap();
     if let Some(role) = role {
         sqlx::query(AssertSqlSafe(format!("SET LOCAL ROLE certctl_{role}")))
@@ -23,7 +23,7 @@ async fn as_role(db: &PgPool, role: Option<&str>, sql: &str) -> String {
     }
 }
 
-const DENIED: &str = "42501";
+pub(crate) const DENIED: &str = "42501";
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
 async fn every_role_may_do_its_work_and_no_more(db: PgPool) {

@@ -112,6 +112,7 @@ impl From<StoreError> for ApiError {
             }
             StoreError::Unstorable => Self::malformed("a text holds a NUL character, which is not accepted", vec![]),
             StoreError::Busy(cause) => Self::unavailable(cause.to_string()),
+            StoreError::Refused(why) => Self::unavailable(why),
             StoreError::LeaseLost | StoreError::Silent | StoreError::Broken(_) => Self::internal(error.to_string()),
         }
     }

@@ -127,7 +127,11 @@ pub fn hear(app: &Arc<App>, tasks: &Tasks) {
 /// Serves until told to stop.
 pub async fn run(config: &Config, app: Arc<App>, tasks: &Tasks) -> anyhow::Result<()> {
     let pool = app.pool.clone();
-    let ready = Ready::new().check("database", move || ping(pool.clone()));
+    certctl_store::admit(&pool).await?;
+    let ready = Ready::new().check("database", move || {
+        let pool = pool.clone();
+        async move { Ok(certctl_store::ready(&pool).await?) }
+    });
     let ops = serve::listen(config.ops_listen).await?;
     let public = serve::listen(SocketAddr::new(config.server_host, config.server_port)).await?;
     hear(&app, tasks);
@@ -167,10 +171,4 @@ fn ends_at(tls: &Tls) {
         Ok(facts) => metrics::gauge!("tls_certificate_not_after_timestamp").set(facts.not_after.unix() as f64),
         Err(error) => tracing::warn!("the end of the TLS certificate cannot be read: {error}"),
     }
-}
-
-/// Whether the database answers.
-pub async fn ping(pool: sqlx::PgPool) -> anyhow::Result<()> {
-    sqlx::query("SELECT 1").execute(&pool).await?;
-    Ok(())
 }

@@ -21,14 +21,13 @@ async fn main() -> anyhow::Result<()> {
     telemetry::init(&config.settings, "notifier")?;
     let notifier = Notifier::build(&config, Clock::told())?;
 
+    certctl_store::admit(notifier.db()).await?;
+
     let tasks = Tasks::new();
     let db = notifier.db().clone();
     let ready = Ready::new().check("database", move || {
         let db = db.clone();
-        async move {
-            sqlx::query("SELECT 1").execute(&db).await?;
-            Ok(())
-        }
+        async move { Ok(certctl_store::ready(&db).await?) }
     });
     let listener = serve::listen(config.ops_listen).await?;
     serve::serve(listener, serve::ops_router(ready), &tasks).await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use certctl_client::Client;
 use certctl_model::time::Clock;
 use certctl_runtime::{
@@ -29,6 +29,8 @@ async fn main() -> anyhow::Result<()> {
         .build()?;
     let scheduler = Scheduler::build(&config, Clock::told(), signer)?;
 
+    certctl_store::admit(scheduler.db()).await?;
+
     let tasks = Tasks::new();
     let listener = serve::listen(config.ops_listen).await?;
     serve::serve(listener, serve::ops_router(ready(&config, &scheduler)), &tasks).await;
@@ -41,12 +43,25 @@ async fn main() -> anyhow::Result<()> {
 }
 
 fn ready(config: &Config, scheduler: &Scheduler) -> Ready {
-    let (db, socket) = (scheduler.db().clone(), config.signer_socket.clone());
+    let (db, restored, socket) = (
+        scheduler.db().clone(),
+        scheduler.db().clone(),
+        config.signer_socket.clone(),
+    );
     Ready::new()
         .check("database", move || {
             let db = db.clone();
+            async move { Ok(certctl_store::ready(&db).await?) }
+        })
+        .check("recovery", move || {
+            let db = restored.clone();
             async move {
-                sqlx::query("SELECT 1").execute(&db).await?;
+                let fenced = "SELECT EXISTS (SELECT 1 FROM fences WHERE lifted_at IS NULL)";
+                ensure!(
+                    !sqlx::query_scalar::<_, bool>(fenced).fetch_one(&db).await?,
+                    "the database was restored from an older copy; nothing is issued until the recovery is finished \
+                     (certctl-cli restore-revocations)"
+                );
                 Ok(())
             }
         })

@@ -154,14 +154,11 @@ impl Signer {
 
     /// What the service cannot do without.
     pub fn ready(&self) -> Ready {
-        let (database, authority) = (self.shared.clone(), self.shared.clone());
+        let (database, authority, recovery) = (self.shared.clone(), self.shared.clone(), self.shared.clone());
         Ready::new()
             .check("database", move || {
                 let shared = database.clone();
-                async move {
-                    sqlx::query("SELECT 1").execute(&shared.pool).await?;
-                    Ok(())
-                }
+                async move { Ok(certctl_store::ready(&shared.pool).await?) }
             })
             .check("authority", move || {
                 let shared = authority.clone();
@@ -171,6 +168,10 @@ impl Signer {
                         false => bail!("the authority of {FIRST} is not loaded yet"),
                     }
                 }
+            })
+            .check("recovery", move || {
+                let shared = recovery.clone();
+                async move { Ok(shared.fence.check().await?) }
             })
     }
 
@@ -183,6 +184,7 @@ impl Signer {
         if self.config.public_url.is_none() {
             warn!("CERTCTL_PUBLIC_URL is not set: certificates will not say where to learn of their revocation");
         }
+        certctl_store::admit(&self.shared.pool).await?;
         let ops = serve::listen(self.config.ops_listen).await?;
         serve::serve(ops, serve::ops_router(self.ready()), tasks).await;
         serve::serve_unix(&self.config.signer_socket, self.router(), tasks).await?;
@@ -198,12 +200,18 @@ impl Signer {
         let first: IssuerId = FIRST.parse()?;
         loop {
             match self.shared.authorities.get(&first).await {
-                Ok(_) => return Ok(()),
+                Ok(_) => break,
                 Err(Error::NoAuthority(why)) => return Err(anyhow::anyhow!(why)).context("refusing to start"),
                 Err(error) => warn!("the authority of {FIRST} cannot be loaded yet: {error}"),
             }
             tokio::time::sleep(AGAIN).await;
         }
+        // A database that was restored is found out now, and not with the next signature.
+        match self.shared.fence.check().await {
+            Ok(()) | Err(Error::Fenced) => {}
+            Err(error) => warn!("whether the database was restored is not known yet: {error}"),
+        }
+        Ok(())
     }
 }
 

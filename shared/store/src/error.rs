@@ -2,6 +2,8 @@
 
 use certctl_model::job::JobStatus;
 
+use crate::session;
+
 /// What happened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -50,6 +52,9 @@ pub enum Error {
     /// The database has no time for us or cannot be reached; worth trying again.
     #[error("the database is busy or away: {0}")]
     Busy(#[source] sqlx::Error),
+    /// The database cannot be used as it is reached; says what to change.
+    #[error("{0}")]
+    Refused(String),
     /// Something is wrong with us.
     #[error("database error: {0}")]
     Broken(#[source] sqlx::Error),
@@ -77,6 +82,16 @@ impl From<sqlx::Error> for Error {
                     },
                     // lock_not_available, query_canceled, serialization_failure, deadlock_detected
                     "55P03" | "57014" | "40001" | "40P01" => Error::Busy(error),
+                    // read_only_sql_transaction: the primary has become a replica, or is locked; the session is given up
+                    "25006" => {
+                        session::suspect();
+                        Error::Busy(error)
+                    }
+                    // admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped
+                    "57P01" | "57P02" | "57P03" | "57P04" => {
+                        session::suspect();
+                        Error::Busy(error)
+                    }
                     // connection exceptions, operator intervention, insufficient resources
                     code if ["08", "57P", "53"].iter().any(|class| code.starts_with(class)) => Error::Busy(error),
                     // character_not_in_repertoire, untranslatable_character

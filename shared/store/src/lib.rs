@@ -23,6 +23,7 @@
 //! | [`lease`] | who runs a periodic loop |
 //! | [`loops`] | how periodic loops went |
 //! | [`wake`] | LISTEN and NOTIFY |
+//! | [`connect`], [`migrate`] | sessions, what has to hold before one is used, and the schema |
 //! | [`error`] | what can happen to data |
 //!
 //! Not here: SQL of tables with a single writer and reads for lists (they are in the API), HTTP, the time of day.
@@ -47,92 +48,24 @@ pub mod outbox;
 pub mod planning;
 pub mod policies;
 pub mod revocations;
+mod session;
 pub mod tallies;
 pub mod tx;
 pub mod validations;
 pub mod wake;
 
-use std::{
-    str::FromStr,
-    time::{Duration, Instant},
-};
-
-use certctl_model::time::{Clock, Time};
-use sqlx::{
-    PgConnection, PgPool,
-    migrate::Migrator,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+use sqlx::migrate::Migrator;
 
 pub use self::{
     error::{Error, Result},
+    session::{admit, connect, migrate, ready},
     tx::Tx,
 };
 
 /// The schema: forward-only, applied in one transaction each, under an advisory lock.
 pub static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 
-/// How long a caller waits for a connection before it hears [`Error::Busy`].
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Opens a pool whose sessions run as `role` (`certctl_api`, …), in UTC, with bounded statements.
-///
-/// The login in `url` must be that role or a member of it. No connection is made yet, so that a service starts while
-/// the database is away and is ready when it is back. Each new connection tells `clock` what time it is in the database,
-/// before anything is asked that depends on it.
-///
-/// # Errors
-/// When `url` cannot be read.
-pub fn connect(url: &str, role: &str, max_connections: u32, clock: &Clock) -> Result<PgPool> {
-    let options = PgConnectOptions::from_str(url)?.application_name(role).options([
-        ("role", role),
-        ("timezone", "UTC"),
-        ("statement_timeout", "30s"),
-        ("lock_timeout", "10s"),
-        // A process that hangs in the middle keeps nobody waiting for longer.
-        ("idle_in_transaction_session_timeout", "10s"),
-        // Statements are short: to compile one, or to share it out, would cost more than it saves.
-        ("jit", "off"),
-        ("max_parallel_workers_per_gather", "0"),
-    ]);
-    Ok(PgPoolOptions::new()
-        .max_connections(max_connections)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .after_connect({
-            let clock = clock.clone();
-            move |db, _| {
-                let clock = clock.clone();
-                Box::pin(async move { agree(db, &clock).await })
-            }
-        })
-        .connect_lazy_with(options))
-}
-
-/// All replicas go by the clock of the database: one whose own is wrong would see leases run out that did not, and
-/// certificates expire that have not.
-async fn agree(db: &mut PgConnection, clock: &Clock) -> sqlx::Result<()> {
-    const WORTH_A_WORD: f64 = 5.0;
-    let asked = Instant::now();
-    let said: Time = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(db).await?;
-    if let Some(ahead) = clock.tell(said, asked).filter(|ahead| ahead.abs() > WORTH_A_WORD) {
-        let (by, which) = (ahead.abs(), if ahead > 0.0 { "ahead of" } else { "behind" });
-        tracing::warn!("this machine's clock is {by:.0} s {which} the database's, which counts");
-    }
-    Ok(())
-}
-
 /// One value of each row, to be bound as an array.
 fn column<'a, T, V>(rows: &'a [T], of: impl Fn(&'a T) -> V) -> Vec<V> {
     rows.iter().map(of).collect()
-}
-
-/// Applies the migrations that are missing, as the owner of the database.
-///
-/// # Errors
-/// When the database cannot be reached or its history differs from ours.
-pub async fn migrate(url: &str) -> Result<(), sqlx::migrate::MigrateError> {
-    let pool = PgPoolOptions::new().max_connections(1).connect(url).await?;
-    MIGRATOR.run(&pool).await?;
-    pool.close().await;
-    Ok(())
 }
