@@ -1,8 +1,7 @@
 //! At most one platform per directory, and how to find and stop it.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::files;
 
+const LOCK: &str = "certctl-local.lock";
 const POLL: Duration = Duration::from_millis(50);
 
 /// The right to run in a directory, held by a lock that ends with the process.
@@ -28,17 +28,7 @@ impl Instance {
     /// The directory is not ours.
     pub fn acquire(dir: &Path) -> anyhow::Result<Option<Self>> {
         files::directory(&dir.join("run"), 0o700)?;
-        // Whoever asks for the holder has the lock for a moment.
-        let taken = (0..10).find_map(|_| match lock(dir) {
-            Ok(None) => {
-                std::thread::sleep(Duration::from_millis(10));
-                None
-            }
-            other => Some(other),
-        });
-        let Some(mut lock) = taken.transpose()?.flatten() else {
-            return Ok(None);
-        };
+        let Some(mut lock) = lock(dir)? else { return Ok(None) };
         forget_ready(dir);
         lock.set_len(0)?;
         write!(lock, "{}", std::process::id())?;
@@ -71,22 +61,40 @@ impl Drop for Instance {
 ///
 /// The directory is not ours.
 pub fn holder(dir: &Path) -> anyhow::Result<Option<u32>> {
-    if !lock_file(dir).exists() || lock(dir)?.is_some() {
-        return Ok(None);
-    }
-    // Between taking the lock and writing the id lies a moment.
+    // Its id is written after the lock is taken, and removed before the lock is released: without an id there is no
+    // holder yet or no more, unless that lasts.
     for _ in 0..40 {
-        if let Ok(pid) = fs::read_to_string(lock_file(dir))?.trim().parse() {
+        let Some(text) = files::read(&lock_file(dir))? else {
+            return Ok(None);
+        };
+        if !is_locked(dir)? {
+            return Ok(None);
+        }
+        if let Ok(pid) = text.trim().parse() {
             return Ok(Some(pid));
         }
         std::thread::sleep(POLL);
     }
-    bail!("{} names no process", lock_file(dir).display())
+    bail!(
+        "a process holds {} and has not written its id; see who does with: fuser {0}",
+        lock_file(dir).display()
+    )
+}
+
+/// Whether a process holds the lock. The lock of the one who asks is shared and lasts for this question, so that two
+/// who ask do not take each other for the holder.
+fn is_locked(dir: &Path) -> anyhow::Result<bool> {
+    let path = lock_file(dir);
+    match open_lock(dir)?.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
 }
 
 /// What the process that has the directory announced.
 pub fn announced(dir: &Path) -> Option<String> {
-    fs::read_to_string(ready_file(dir)).ok()
+    files::read(&ready_file(dir)).ok().flatten()
 }
 
 /// Asks the process that has the directory to end, waits, and after `grace` kills it.
@@ -116,23 +124,31 @@ pub async fn stop(dir: &Path, grace: Duration) -> anyhow::Result<Option<u32>> {
 }
 
 fn lock(dir: &Path) -> anyhow::Result<Option<File>> {
-    let path = lock_file(dir);
-    let open = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path);
-    let file = open.with_context(|| format!("cannot open {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    let file = open_lock(dir)?;
+    // One that asks whether there is a holder has the lock for a moment.
+    for _ in 0..50 {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", lock_file(dir).display()));
+            }
+        }
+        if files::read(&lock_file(dir))?.is_some_and(|text| !text.is_empty()) && is_locked(dir)? {
+            return Ok(None);
+        }
     }
+    Ok(None)
+}
+
+fn open_lock(dir: &Path) -> anyhow::Result<File> {
+    let run = files::directory(&dir.join("run"), 0o700)?;
+    let open = run.append(LOCK, 0o600);
+    open.with_context(|| format!("cannot open {}", lock_file(dir).display()))
 }
 
 fn lock_file(dir: &Path) -> PathBuf {
-    dir.join("run/certctl-local.lock")
+    dir.join("run").join(LOCK)
 }
 
 fn ready_file(dir: &Path) -> PathBuf {
@@ -140,7 +156,7 @@ fn ready_file(dir: &Path) -> PathBuf {
 }
 
 fn forget_ready(dir: &Path) {
-    let _ = fs::remove_file(ready_file(dir));
+    let _ = std::fs::remove_file(ready_file(dir));
 }
 
 #[cfg(test)]
@@ -161,6 +177,24 @@ mod tests {
 
         drop(first);
         assert_eq!(announced(dir.path()), None);
+        assert!(Instance::acquire(dir.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_holder_that_leaves_is_no_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let leaving = Instance::acquire(dir.path()).unwrap().unwrap();
+        // Its id is gone, its lock not yet.
+        leaving.lock.set_len(0).unwrap();
+        let asked = std::thread::scope(|scope| {
+            let asked = scope.spawn(|| holder(dir.path()).unwrap());
+            drop(leaving);
+            asked.join().unwrap()
+        });
+        assert_eq!(asked, None);
+        // What a holder that was killed has left behind.
+        std::fs::write(lock_file(dir.path()), "1").unwrap();
+        assert_eq!(holder(dir.path()).unwrap(), None);
         assert!(Instance::acquire(dir.path()).unwrap().is_some());
     }
 }

@@ -1,8 +1,6 @@
 //! `certctl-local`: certctl on this machine with one command.
 
-use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::{Command, ExitCode, Stdio, exit};
@@ -10,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use certctl_local::instance::{self, Instance};
-use certctl_local::platform::{Builder, Platform};
+use certctl_local::platform::{self, Builder, Platform};
 use certctl_local::postgres::Cluster;
 use certctl_local::{files, nginx, process, story};
 use certctl_runtime::{config, tasks};
@@ -85,8 +83,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         println!("certctl does not run in {}", cli.dir.display());
         return Ok(code(matches!(cli.action, Action::Down)));
     }
-    files::directory(&cli.dir, 0o711)?;
-    let dir = fs::canonicalize(&cli.dir)?;
+    let dir = files::directory(&cli.dir, 0o711)?.path().to_owned();
     match cli.action {
         Action::Up(up) if up.detach => detach(&dir).await,
         Action::Up(up) => foreground(&dir, up).await,
@@ -123,9 +120,12 @@ async fn foreground(dir: &Path, up: Up) -> anyhow::Result<ExitCode> {
     if failure.is_none() {
         let summary = summary(&platform, &bin_dir(&up)?);
         instance.announce(&summary)?;
-        println!("\n{summary}");
+        // The output of a daemon is a log, and the summary has the API key: who started it shows it.
         if !up.daemon {
-            println!("Ctrl-C stops everything; what is in {} stays.", dir.display());
+            println!(
+                "\n{summary}\nCtrl-C stops everything; what is in {} stays.",
+                dir.display()
+            );
         }
         loop {
             tokio::select! {
@@ -162,6 +162,15 @@ async fn start(dir: &Path, up: &Up) -> Result<Platform, (Option<Platform>, anyho
     let mut builder = Builder::new(dir, &bin_dir)
         .database_url(given(&up.database_url))
         .preferred_ports(8443, 8444);
+    let given = platform::given(std::env::vars_os());
+    for (name, value) in &given.passed {
+        builder = platform::SERVICES
+            .iter()
+            .fold(builder, |builder, service| builder.env(service, name, value));
+    }
+    for line in given.report() {
+        say(&line);
+    }
     if up.no_demo {
         builder = builder.without_demo();
     }
@@ -227,13 +236,14 @@ async fn already_running(dir: &Path) -> anyhow::Result<ExitCode> {
 
 /// Starts this program again as a daemon, shows what it prints, and returns once it is ready or has failed.
 async fn detach(dir: &Path) -> anyhow::Result<ExitCode> {
+    const LOG: &str = "certctl-local.log";
     if instance::holder(dir)?.is_some() {
         return already_running(dir).await;
     }
-    files::directory(&dir.join("logs"), 0o700)?;
-    let path = dir.join("logs/certctl-local.log");
-    let log = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
-    let mut tail = File::open(&path)?;
+    let logs = files::directory(&dir.join("logs"), 0o700)?;
+    let path = logs.path().join(LOG);
+    let log = logs.append(LOG, 0o600)?;
+    let mut tail = logs.file(LOG)?.context("the log was removed")?;
     tail.seek(SeekFrom::End(0))?;
     let mut daemon = Command::new(std::env::current_exe()?)
         .args(std::env::args_os().skip(1).filter(|arg| arg != "--detach"))
@@ -243,20 +253,30 @@ async fn detach(dir: &Path) -> anyhow::Result<ExitCode> {
         .stderr(log)
         .spawn()
         .context("cannot start the daemon")?;
+    let mut said = Vec::new();
     loop {
         let ended = daemon.try_wait()?;
-        let ready = instance::announced(dir).is_some();
+        let summary = instance::announced(dir);
         let mut text = Vec::new();
         tail.read_to_end(&mut text)?;
         std::io::stdout().write_all(&text)?;
+        said.extend_from_slice(&text);
         match ended {
-            Some(status) if !status.success() => bail!("it did not start; the lines above are in {}", path.display()),
-            Some(_) => return Ok(ExitCode::SUCCESS),
-            None if ready && text.is_empty() => {
-                println!("It runs as process {}; script/down stops it.", daemon.id());
-                return Ok(ExitCode::SUCCESS);
+            Some(status) if !status.success() => {
+                let said = String::from_utf8_lossy(&said);
+                // What a program of ours says when it ends.
+                let why = said.lines().rev().find_map(|line| line.strip_prefix("Error: "));
+                let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+                bail!("it did not start{why}; the lines above are in {}", path.display())
             }
-            None => sleep(Duration::from_millis(50)).await,
+            Some(_) => return Ok(ExitCode::SUCCESS),
+            None => match summary.filter(|_| text.is_empty()) {
+                Some(summary) => {
+                    println!("\n{summary}\nIt runs as process {}; script/down stops it.", daemon.id());
+                    return Ok(ExitCode::SUCCESS);
+                }
+                None => sleep(Duration::from_millis(50)).await,
+            },
         }
     }
 }

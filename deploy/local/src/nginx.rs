@@ -1,6 +1,5 @@
 //! An nginx of its own on a high port, and what any TLS server serves.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -49,7 +48,7 @@ impl Demo {
         files::directory(&dir.join("tls"), 0o711)?;
         let server = Spec::new("nginx", &program, home).args(arguments(&dir));
         write_placeholder(&dir)?;
-        fs::write(dir.join("nginx.conf"), configuration(&dir, address)).context("cannot write nginx.conf")?;
+        files::write(&dir.join("nginx.conf"), 0o644, &configuration(&dir, address))?;
         let mut demo = Self {
             server: Service::spawn(server)?,
             program,
@@ -218,7 +217,7 @@ fn write_placeholder(dir: &Path) -> anyhow::Result<()> {
     }
     let pair = rcgen::generate_simple_self_signed([SERVER_NAME.to_owned()]).context("cannot make a placeholder")?;
     files::write_private(&key, &pair.signing_key.serialize_pem())?;
-    fs::write(&cert, pair.cert.pem()).with_context(|| format!("cannot write {}", cert.display()))
+    files::write(&cert, 0o644, &pair.cert.pem())
 }
 
 /// The certificate a TLS server showed.
@@ -257,6 +256,7 @@ pub async fn served(address: SocketAddr, server_name: &str) -> anyhow::Result<Se
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::net::Ipv4Addr;
 
     use super::*;

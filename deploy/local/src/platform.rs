@@ -1,12 +1,14 @@
 //! Everything together: started in order, waited for, tended, stopped.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::files;
@@ -17,6 +19,94 @@ use crate::process::{self, Service, Spec};
 
 /// The name under which the platform's agent registers.
 pub const AGENT_NAME: &str = "local";
+
+/// The programs that are started, by the names that settings are given for.
+pub const SERVICES: [&str; 5] = ["signer", "api", "scheduler", "notifier", "agent"];
+
+/// Settings that are decided here: a different value of one service would not fit the others.
+const DECIDED: [&str; 24] = [
+    "CERTCTL_AGENT_ID",
+    "CERTCTL_AGENT_NAME",
+    "CERTCTL_API_KEY",
+    "CERTCTL_AUDIT_SPOOL_DIR",
+    "CERTCTL_AUTH_SECRET",
+    "CERTCTL_AUTH_SECRET_FILE",
+    "CERTCTL_AUTH_TYPE",
+    "CERTCTL_BOOTSTRAP_TOKEN",
+    "CERTCTL_BOOTSTRAP_TOKEN_FILE",
+    "CERTCTL_CA_DIR",
+    "CERTCTL_DATABASE_URL",
+    "CERTCTL_DEMO_TLS",
+    "CERTCTL_KEY_DIR",
+    "CERTCTL_OPS_LISTEN",
+    "CERTCTL_PROFILE",
+    "CERTCTL_PUBLIC_URL",
+    "CERTCTL_REVOCATION_JOURNAL_DIR",
+    "CERTCTL_SERVER_HOST",
+    "CERTCTL_SERVER_PORT",
+    "CERTCTL_SERVER_URL",
+    "CERTCTL_SIGNER_SOCKET",
+    "CERTCTL_STATE_DIR",
+    "CERTCTL_TLS_CERT_PATH",
+    "CERTCTL_TLS_KEY_PATH",
+];
+/// Those of them that are used here, or that `<dir>/env` sets for clients: to have them is no mistake.
+const EXPECTED: [&str; 5] = [
+    "CERTCTL_API_KEY",
+    "CERTCTL_DATABASE_URL",
+    "CERTCTL_DEMO_TLS",
+    "CERTCTL_PROFILE",
+    "CERTCTL_SERVER_URL",
+];
+
+/// Settings of certctl in the environment.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// For every service; each reads what is its own.
+    pub passed: BTreeMap<String, String>,
+    /// Decided here, and therefore without effect.
+    pub ignored: Vec<String>,
+}
+
+/// Sorts the variables of an environment: those of certctl are passed on, or reported because they have no effect.
+pub fn given(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Given {
+    let mut given = Given::default();
+    for (name, value) in variables {
+        let Some(name) = name.to_str().filter(|name| name.starts_with("CERTCTL_")) else {
+            continue;
+        };
+        if EXPECTED.contains(&name) || value.is_empty() {
+            continue;
+        }
+        match value.into_string() {
+            Ok(value) if !DECIDED.contains(&name) => drop(given.passed.insert(name.to_owned(), value)),
+            _ => given.ignored.push(name.to_owned()),
+        }
+    }
+    given.ignored.sort();
+    given
+}
+
+impl Given {
+    /// What is said of them: names, and no values, which may be secrets.
+    pub fn report(&self) -> Vec<String> {
+        let names: Vec<&str> = self.passed.keys().map(String::as_str).collect();
+        let mut lines = vec![];
+        if !names.is_empty() {
+            lines.push(format!(
+                "  settings     passed on from the environment: {}",
+                names.join(", ")
+            ));
+        }
+        if !self.ignored.is_empty() {
+            let names = self.ignored.join(", ");
+            lines.push(format!(
+                "  settings     ignored, because certctl-local decides them: {names}"
+            ));
+        }
+        lines
+    }
+}
 
 /// Where progress is told, line by line.
 pub type Say<'a> = &'a mut (dyn FnMut(&str) + Send);
@@ -117,8 +207,7 @@ impl Builder {
     pub async fn start(self, say: Say<'_>) -> anyhow::Result<Platform> {
         let mut steps = Steps::new(say);
         // Postgres may run as another user and passes through; the files are private each by itself.
-        files::directory(&self.dir, 0o711)?;
-        let dir = fs::canonicalize(&self.dir)?;
+        let dir = files::directory(&self.dir, 0o711)?.path().to_owned();
         let bin_dir =
             fs::canonicalize(&self.bin_dir).with_context(|| format!("there is no {}", self.bin_dir.display()))?;
         let socket = dir.join("run/signer.sock");
@@ -219,8 +308,14 @@ impl Builder {
         steps.done("migrations", "applied");
         for (spec, ops) in specs {
             let mut member = Member::new(Service::spawn(spec)?, ops);
-            member.wait_ready(&platform.api.http).await?;
-            steps.done(member.service.name(), "ready");
+            match member.wait_ready(&platform.api.http).await? {
+                Readiness::Ready => steps.done(member.service.name(), "ready"),
+                Readiness::Recovering => steps.done(
+                    member.service.name(),
+                    "runs; the database was restored from an older copy, and nothing is issued until \
+                     certctl-cli restore-revocations has brought revocations back",
+                ),
+            }
             platform.members.push(member);
         }
         if self.demo {
@@ -345,6 +440,13 @@ impl<'a> Steps<'a> {
     }
 }
 
+/// What a service says of itself.
+enum Readiness {
+    Ready,
+    /// It does what it can until revocations are brought back, which needs it to run.
+    Recovering,
+}
+
 /// A service with the address of its operational routes.
 struct Member {
     service: Service,
@@ -366,15 +468,21 @@ impl Member {
         }
     }
 
-    async fn wait_ready(&mut self, http: &reqwest::Client) -> anyhow::Result<()> {
+    async fn wait_ready(&mut self, http: &reqwest::Client) -> anyhow::Result<Readiness> {
         const TIMEOUT: Duration = Duration::from_secs(60);
         let started = Instant::now();
         let url = format!("http://{}/ready", self.ops);
         let mut last = "it does not answer".to_owned();
         loop {
             match http.get(&url).send().await {
-                Ok(response) if response.status().is_success() => return Ok(()),
-                Ok(response) => last = response.text().await.unwrap_or_default(),
+                Ok(response) if response.status().is_success() => return Ok(Readiness::Ready),
+                Ok(response) => {
+                    last = response.text().await.unwrap_or_default();
+                    let said: Value = serde_json::from_str(&last).unwrap_or_default();
+                    if said["failing"] == json!(["recovery"]) {
+                        return Ok(Readiness::Recovering);
+                    }
+                }
                 Err(_) => {}
             }
             if !self.service.is_running() {
@@ -466,7 +574,7 @@ impl Platform {
         let http = self.api.http.clone();
         let member = self.member(name);
         member.service.restart()?;
-        member.wait_ready(&http).await
+        member.wait_ready(&http).await.map(|_| ())
     }
 
     fn member(&mut self, name: &str) -> &mut Member {
@@ -626,4 +734,40 @@ async fn answer(response: reqwest::Response) -> anyhow::Result<Value> {
         return Ok(Value::Null);
     }
     serde_json::from_str(&text).context("the answer is not JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_the_environment_are_passed_on_or_reported() {
+        let variables = [
+            ("CERTCTL_LEAF_VALIDITY", "1h"),
+            ("CERTCTL_WEBHOOK_SECRET", "hunter2"),
+            ("CERTCTL_SERVER_PORT", "9999"),
+            ("CERTCTL_API_KEY", "of-the-client"),
+            ("CERTCTL_CRL_LIFETIME", ""),
+            ("HOME", "/root"),
+        ];
+        let given = given(variables.map(|(name, value)| (name.into(), value.into())));
+        assert_eq!(
+            given.passed.keys().collect::<Vec<_>>(),
+            ["CERTCTL_LEAF_VALIDITY", "CERTCTL_WEBHOOK_SECRET"]
+        );
+        assert_eq!(given.ignored, ["CERTCTL_SERVER_PORT"]);
+        let report = given.report().join("\n");
+        assert!(
+            report.contains("CERTCTL_LEAF_VALIDITY, CERTCTL_WEBHOOK_SECRET") && report.contains("CERTCTL_SERVER_PORT")
+        );
+        assert!(!report.contains("hunter2"), "{report}");
+    }
+
+    #[test]
+    fn settings_that_are_decided_here_exist() {
+        let documented = include_str!("../../../docs/CONFIGURATION.md");
+        for name in DECIDED.iter().filter(|name| !EXPECTED.contains(name)) {
+            assert!(documented.contains(&format!("`{name}`")), "{name}");
+        }
+    }
 }

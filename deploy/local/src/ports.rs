@@ -1,7 +1,6 @@
 //! Free ports on the loopback address, remembered, so that addresses survive a restart.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
@@ -22,9 +21,9 @@ impl Ports {
     ///
     /// The file is not ours.
     pub fn open(file: &Path) -> anyhow::Result<Self> {
-        let taken = match fs::read(file) {
-            Ok(json) => serde_json::from_slice(&json).with_context(|| format!("{} is damaged", file.display()))?,
-            Err(_) => BTreeMap::new(),
+        let taken = match files::read(file)? {
+            Some(json) => serde_json::from_str(&json).with_context(|| format!("{} is damaged", file.display()))?,
+            None => BTreeMap::new(),
         };
         Ok(Self {
             file: file.to_owned(),

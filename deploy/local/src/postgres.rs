@@ -2,8 +2,8 @@
 //!
 //! There is no Unix socket and nothing is trusted: the one superuser has a generated password.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::fs;
+use std::os::unix::fs::{MetadataExt, lchown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use aws_lc_rs::digest;
+use certctl_runtime::private::PrivateDir;
 use rustix::process::{Signal, geteuid};
 use tokio::time::{Instant, sleep};
 
@@ -19,6 +20,11 @@ use crate::ports::Ports;
 use crate::process::{self, Leftover, PATH, Service, Spec, User};
 
 const SUPERUSER: &str = "certctl";
+/// Where clusters are whose directory the server's user cannot reach. Not the directory of installed services, which is
+/// closed to other users.
+const ELSEWHERE: &str = "/var/lib/certctl-local";
+/// Holds the password while a cluster is made.
+const PASSWORD: &str = "initdb-password";
 
 /// Recovery after a crash reads the log of a busy minute or two.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
@@ -38,14 +44,15 @@ impl Cluster {
     /// Starts the cluster of `dir`, making it first if there is none.
     ///
     /// Its data are in `<dir>/postgres`. Postgres does not run as root; for root the user `postgres` runs it, and where
-    /// that user cannot reach `dir`, the data are in `/var/lib/certctl/<hash of dir>` ([`Cluster::root`] says which).
+    /// that user cannot reach `dir`, the data are in `/var/lib/certctl-local/<hash of dir>` ([`Cluster::root`] says
+    /// which).
     /// Without a `port` a free one is taken and remembered.
     ///
     /// # Errors
     ///
     /// Postgres is not installed, does not start (with the end of its log), or its password is lost.
     pub async fn start(dir: &Path, port: Option<u16>) -> anyhow::Result<Self> {
-        Self::open(dir, port, false).await
+        Self::open(dir, port, false, Path::new(ELSEWHERE)).await
     }
 
     /// Starts a cluster for tests: quick instead of durable, and its data are removed when it is dropped.
@@ -54,13 +61,14 @@ impl Cluster {
     ///
     /// As [`Cluster::start`].
     pub async fn scratch(dir: &Path) -> anyhow::Result<Self> {
-        Self::open(dir, None, true).await
+        Self::open(dir, None, true, Path::new(ELSEWHERE)).await
     }
 
-    async fn open(dir: &Path, port: Option<u16>, scratch: bool) -> anyhow::Result<Self> {
-        let dir = fs::canonicalize(dir).with_context(|| format!("there is no directory {}", dir.display()))?;
+    async fn open(dir: &Path, port: Option<u16>, scratch: bool, elsewhere: &Path) -> anyhow::Result<Self> {
+        let home = PrivateDir::existing(dir)?.with_context(|| format!("there is no directory {}", dir.display()))?;
+        let dir = home.path().to_owned();
         let user = server_user()?;
-        let root = root_for(&dir, user);
+        let root = root_for(&dir, user, elsewhere);
         let data = root.join("data");
         let port = match port {
             Some(port) => port,
@@ -77,7 +85,8 @@ impl Cluster {
         let version = fs::read_to_string(data.join("PG_VERSION")).ok();
         let bin = binaries(version.as_deref().map(str::trim_end))?;
         if !data.exists() {
-            initialise(&bin, &root, user, &password, scratch)?;
+            initialise(&bin, &root, user, &password, scratch)
+                .with_context(|| format!("cannot make a cluster in {}", root.display()))?;
         }
         end_stale_server(&bin, &data).await?;
 
@@ -251,7 +260,11 @@ impl Drop for Cluster {
 }
 
 /// The user that runs the server: ourselves, unless we are root.
-fn server_user() -> anyhow::Result<Option<User>> {
+///
+/// # Errors
+///
+/// We are root, and there is no user postgres.
+pub fn server_user() -> anyhow::Result<Option<User>> {
     if !geteuid().is_root() {
         return Ok(None);
     }
@@ -275,15 +288,25 @@ fn user_in(passwd: &str, name: &str) -> Option<User> {
     passwd.lines().find_map(fields)
 }
 
-/// Where the data of the cluster of `dir` are.
-fn root_for(dir: &Path, user: Option<User>) -> PathBuf {
+/// Where the data of the cluster of `dir` are: in it, or below `elsewhere` when the server's user cannot reach it.
+fn root_for(dir: &Path, user: Option<User>, elsewhere: &Path) -> PathBuf {
     match user {
-        Some(user) if !dir.ancestors().all(|dir| may_traverse(dir, user)) => {
+        Some(user) if !reaches(dir, user) => {
             let hash = digest::digest(&digest::SHA256, dir.as_os_str().as_encoded_bytes());
-            Path::new("/var/lib/certctl").join(&hex::encode(hash)[..16])
+            let name = &hex::encode(hash)[..16];
+            // Where earlier versions put them, as long as nothing was installed there.
+            let earlier = Path::new("/var/lib/certctl").join(name);
+            match earlier.join("data").exists() && reaches(&earlier, user) {
+                true => earlier,
+                false => elsewhere.join(name),
+            }
         }
         _ => dir.join("postgres"),
     }
+}
+
+fn reaches(dir: &Path, user: User) -> bool {
+    dir.ancestors().all(|dir| may_traverse(dir, user))
 }
 
 fn may_traverse(dir: &Path, user: User) -> bool {
@@ -320,20 +343,23 @@ fn binaries(version: Option<&str>) -> anyhow::Result<PathBuf> {
 
 /// Makes the cluster beside and renames it, so that a directory `data` is always whole.
 fn initialise(bin: &Path, root: &Path, user: Option<User>, password: &str, scratch: bool) -> anyhow::Result<()> {
-    if let Some(parent) = root.parent().filter(|parent| !parent.exists()) {
-        files::directory(parent, 0o711)?;
+    // Ours alone, and open to the server's user, who gets a directory of its own in it.
+    let parent = files::directory(root.parent().context("a cluster is in a directory")?, 0o711)?;
+    match fs::symlink_metadata(root) {
+        Ok(found) if user.is_some_and(|user| found.is_dir() && found.uid() == user.uid) => {}
+        _ => drop(files::directory(root, 0o700)?),
     }
-    files::directory(root, 0o700)?;
     let beside = root.join("data.new");
     if beside.exists() {
         fs::remove_dir_all(&beside).with_context(|| format!("cannot remove {}", beside.display()))?;
     }
-    // initdb runs as the server's user and takes the password from a file only.
-    let password_file = root.join("password");
-    files::write_private(&password_file, password)?;
+    // initdb runs as the server's user and takes the password from a file only. It is not in the directory of that user,
+    // who could put a link there.
+    let password_file = parent.path().join(PASSWORD);
+    parent.write(PASSWORD, 0o600, password.as_bytes())?;
     if let Some(user) = user {
         for path in [root, &password_file] {
-            chown(path, Some(user.uid), Some(user.gid))
+            lchown(path, Some(user.uid), Some(user.gid))
                 .with_context(|| format!("cannot give {} to the server's user", path.display()))?;
         }
     }
@@ -359,11 +385,9 @@ fn initialise(bin: &Path, root: &Path, user: Option<User>, password: &str, scrat
         initdb.uid(user.uid).gid(user.gid);
     }
     let made = output_of(initdb, "initdb");
-    let _ = fs::remove_file(&password_file);
+    let _ = parent.remove(PASSWORD);
     made?;
-    fs::rename(&beside, root.join("data")).context("cannot move the new cluster into place")?;
-    fs::set_permissions(root, Permissions::from_mode(0o700))?;
-    Ok(())
+    fs::rename(&beside, root.join("data")).context("cannot move the new cluster into place")
 }
 
 /// Ends a server that still runs on the data, and removes a lock file whose process is gone or is another program:
@@ -399,6 +423,9 @@ fn output_of(mut command: Command, name: &str) -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -450,14 +477,21 @@ mod tests {
     #[tokio::test]
     async fn a_scratch_cluster_ends_an_earlier_server_and_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        // Where the server's user cannot reach the directory, the data are elsewhere.
-        fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
-        let mut first = Cluster::scratch(dir.path()).await.unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        // Where the server's user cannot reach the directory, the data are elsewhere, in a directory that is opened to it.
+        for path in [dir.path(), elsewhere.path()] {
+            fs::set_permissions(path, Permissions::from_mode(0o700)).unwrap();
+        }
+        let mut first = Cluster::open(dir.path(), None, true, elsewhere.path()).await.unwrap();
         let root = first.root().to_owned();
-        assert_eq!(root.starts_with(dir.path()), !geteuid().is_root());
+        let root_of = |path: &Path| root.starts_with(path.canonicalize().unwrap());
+        assert_eq!(
+            (root_of(dir.path()), root_of(elsewhere.path())),
+            (!geteuid().is_root(), geteuid().is_root())
+        );
         let earlier = first.pid();
         // Another run on the same directory, as after a crash that left the server running.
-        let second = Cluster::start(dir.path(), None).await.unwrap();
+        let second = Cluster::open(dir.path(), None, false, elsewhere.path()).await.unwrap();
         assert!(!first.is_running());
         assert_ne!(second.pid(), earlier);
         drop(second);

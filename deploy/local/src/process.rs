@@ -4,7 +4,7 @@
 //! id lets the next start end what is still there.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -165,15 +165,15 @@ impl Service {
             if !spec.program.is_file() {
                 bail!("there is no program {}", spec.program.display());
             }
-            files::directory(&spec.dir.join("logs"), 0o700)?;
             files::directory(&spec.dir.join("run"), 0o700)?;
-            let log = OpenOptions::new().append(true).create(true).open(spec.log())?;
+            let logs = files::directory(&spec.dir.join("logs"), 0o700)?;
+            let log = logs.append(&format!("{}.log", spec.name), 0o600)?;
             let log_start = log.metadata()?.len();
             let child = spawn_from_lasting_thread(spec.command(log)?)?;
             let id = child.id();
             let (since, stop) = (started_at(id).unwrap_or_default(), spec.stop.as_raw());
             let record = format!("{id} {since} {stop} {}\n", spec.program.display());
-            fs::write(spec.pid_file(), record)?;
+            files::write_private(&spec.pid_file(), &record)?;
             Ok((child, log_start))
         };
         let (child, log_start) = start().with_context(|| format!("cannot start {}", spec.name))?;
@@ -346,7 +346,8 @@ pub async fn end_leftovers(dir: &Path) -> Vec<String> {
         if path.extension() != Some(OsStr::new("pid")) {
             continue;
         }
-        if let Some(leftover) = fs::read_to_string(&path).ok().and_then(|text| Leftover::read(&text)) {
+        let record = files::read(&path).ok().flatten();
+        if let Some(leftover) = record.and_then(|text| Leftover::read(&text)) {
             leftover.end().await;
             ended.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
         }
