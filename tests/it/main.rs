@@ -15,6 +15,7 @@ mod compatibility;
 mod conformance;
 mod crashes;
 mod crls;
+mod databases;
 mod discovery;
 mod documents;
 mod edges;

@@ -1,16 +1,20 @@
-//! What stands in front of and beside the API, and what serves certificates: HAProxy and Redis of this machine.
+//! What stands in front of and beside the API, and what serves certificates: HAProxy, Redis and PgBouncer of this
+//! machine.
 
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::ensure;
 use certctl_local::ports::Ports;
+use certctl_local::postgres::server_user;
 use certctl_local::process::{Service, Spec, find};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use url::Url;
 
 use crate::eventually;
 
@@ -90,6 +94,69 @@ impl Redis {
             Ok(())
         })
         .await;
+    }
+}
+
+/// A PgBouncer between a client and a Postgres.
+pub struct PgBouncer {
+    port: u16,
+    _service: Service,
+}
+
+impl PgBouncer {
+    /// Starts it in a pool mode (`session`, `transaction`) before the Postgres of a URL, whose user and password it
+    /// knows besides `more`. Settings that a client sends when it connects are dropped.
+    ///
+    /// # Panics
+    ///
+    /// It does not start.
+    pub async fn start(dir: &Path, mode: &str, postgres: &Url, more: &[(&str, &str)]) -> Self {
+        let port = port(dir, &format!("pgbouncer-{mode}"));
+        let home = dir.join(format!("pgbouncer-{mode}"));
+        fs::create_dir_all(&home).unwrap();
+        let (users, log) = (home.join("users"), home.join("log"));
+        let password = postgres.password().unwrap_or_default();
+        let known = more.iter().copied().chain([(postgres.username(), password)]);
+        let known: String = known
+            .map(|(user, password)| format!("\"{user}\" \"{password}\"\n"))
+            .collect();
+        fs::write(&users, known).unwrap();
+        let config = format!(
+            "[databases]\n* = host={} port={}\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\n\
+             auth_type=trust\nauth_file={}\npool_mode={mode}\nlogfile={}\nunix_socket_dir=\n\
+             ignore_startup_parameters=extra_float_digits,options\n",
+            postgres.host_str().unwrap_or("127.0.0.1"),
+            postgres.port().unwrap_or(5432),
+            users.display(),
+            log.display(),
+        );
+        let file = home.join("pgbouncer.ini");
+        fs::write(&file, config).unwrap();
+        // It does not run as root, and reads its files as the user that it becomes.
+        let spec = Spec::new(&format!("pgbouncer-{mode}"), &program("pgbouncer"), dir)
+            .args(["-q"])
+            .args([&file]);
+        let user = server_user().unwrap();
+        if let Some(user) = user {
+            for path in [&home, &users, &file] {
+                chown(path, Some(user.uid), Some(user.gid)).unwrap();
+            }
+            fs::set_permissions(dir, Permissions::from_mode(0o711)).unwrap();
+        }
+        let service = Service::spawn(spec.user(user)).unwrap();
+        eventually("PgBouncer to listen", PATIENCE, async || {
+            Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?)
+        })
+        .await;
+        Self {
+            port,
+            _service: service,
+        }
+    }
+
+    /// The URL of a database through it, for one of its users.
+    pub fn url(&self, user: &str, database: &str) -> String {
+        format!("postgres://{user}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
 }
 
