@@ -96,7 +96,7 @@ async fn session_mode_works_with_own_settings_and_transaction_mode_is_refused(db
     run(&db, format!("DROP OWNED BY \"{login}\"; DROP ROLE \"{login}\"")).await;
     outcome.unwrap();
     let why = why.unwrap_err();
-    assert!(why.contains("ransaction mode does not work"), "{why}");
+    assert!(why.contains("transaction mode does not work"), "{why}");
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]

@@ -54,6 +54,10 @@ const POOLER: &str = "the settings sent at connect have no effect: a connection 
     Connect to PostgreSQL directly, or use the pooler in session mode with logins that have these settings \
     themselves (docs/ARCHITECTURE.md, \"Connection poolers\")";
 
+const TRANSACTION_MODE: &str = "a connection pooler in transaction mode does not work, because prepared statements and \
+    LISTEN belong to a session: use session mode, or connect to PostgreSQL directly (docs/ARCHITECTURE.md, \
+    \"Connection poolers\")";
+
 /// When the database was last seen to be a replica or to shut down.
 static SUSPECT_SINCE: Mutex<Option<Instant>> = Mutex::new(None);
 
@@ -222,31 +226,50 @@ pub async fn admit(pool: &PgPool) -> Result<()> {
 async fn examine(pool: &PgPool) -> Result<()> {
     let options = pool.connect_options();
     let role = options.get_application_name().unwrap_or_default().to_owned();
-    let mut db = timeout(ACQUIRE_TIMEOUT, PgConnection::connect_with(&options))
-        .await
-        .map_err(|_| sqlx::Error::PoolTimedOut)?
-        .map_err(connecting)?;
-    let session = Session::of(&mut db).await?;
+    let mut db = open(&options).await?;
+    let session = Session::of(&mut db).await.map_err(shared)?;
     if let Some(why) = session.misconfigured(&role) {
         return Err(Error::Refused(why));
     }
     if session.replica || session.read_only {
         return Ok(());
     }
+    // Where two clients have one session, the second finds the prepared statement of the first.
+    let mut other = open(&options).await?;
+    Session::of(&mut other).await.map_err(shared)?;
+    let own = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT);
+    let own = own.connect_lazy_with((*options).clone());
     let channel = format!("certctl_probe_{}", uuid::Uuid::new_v4().simple());
-    let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen(&channel).await?;
+    let mut listener = PgListener::connect_with(&own).await.map_err(shared)?;
+    listener.listen(&channel).await.map_err(shared)?;
     sqlx::query("SELECT pg_notify($1, '')")
         .bind(&channel)
-        .execute(&mut db)
-        .await?;
-    let _ = db.close().await;
+        .execute(&mut other)
+        .await
+        .map_err(shared)?;
+    for db in [db, other] {
+        let _ = db.close().await;
+    }
     match timeout(NOTIFY_TIMEOUT, listener.recv()).await {
-        Ok(heard) => heard.map(|_| ()).map_err(Error::from),
-        Err(_) => Err(Error::Refused(format!(
-            "LISTEN has no effect; {POOLER}. Transaction mode does not work: prepared statements and LISTEN belong \
-             to a session"
-        ))),
+        Ok(heard) => heard.map(|_| ()).map_err(shared),
+        Err(_) => Err(Error::Refused(format!("LISTEN has no effect; {TRANSACTION_MODE}"))),
+    }
+}
+
+async fn open(options: &PgConnectOptions) -> Result<PgConnection> {
+    let opened = timeout(ACQUIRE_TIMEOUT, PgConnection::connect_with(options)).await;
+    opened.map_err(|_| sqlx::Error::PoolTimedOut)?.map_err(connecting)
+}
+
+/// A pooler that hands one session to several clients mixes up their prepared statements.
+fn shared(error: sqlx::Error) -> Error {
+    // duplicate_prepared_statement, invalid_sql_statement_name, protocol_violation
+    const MIXED_UP: [&str; 3] = ["42P05", "26000", "08P01"];
+    match &error {
+        sqlx::Error::Database(database) if database.code().is_some_and(|code| MIXED_UP.contains(&&*code)) => {
+            Error::Refused(format!("{}; {TRANSACTION_MODE}", database.message()))
+        }
+        _ => error.into(),
     }
 }
 
@@ -301,8 +324,8 @@ async fn why_not(pool: &PgPool) -> Error {
     let options = pool.connect_options();
     let role = options.get_application_name().unwrap_or_default().to_owned();
     let asked = async {
-        let mut db = PgConnection::connect_with(&options).await.map_err(connecting)?;
-        let session = Session::of(&mut db).await?;
+        let mut db = open(&options).await?;
+        let session = Session::of(&mut db).await.map_err(shared)?;
         let _ = db.close().await;
         session.must_serve(&role).map_err(Error::Refused)
     };
