@@ -268,6 +268,7 @@ impl Worker {
             (KeyAlgorithm::Ecdsa, None) => KeyFacts::P256,
             (KeyAlgorithm::Rsa, None) => KeyFacts { algorithm, bits: 2048 },
             (KeyAlgorithm::Ed25519, None) => KeyFacts { algorithm, bits: 256 },
+            (other, None) => return Err(format!("keys of algorithm {other} are not made")),
         };
         let (keys, certificate, id) = (self.keys.clone(), job.certificate_id.clone(), job.id.clone());
         blocking(move || {

@@ -1,19 +1,19 @@
 //! Taking over the certificates of PEM files: read as a stream, sent in batches.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     fs::File,
-    io::{self, BufRead, BufReader, Read},
+    io::{self, BufRead, BufReader, Read, Seek},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use certctl_client::{Body, ClientError, retry::Backoff};
 use certctl_contract::{catalogue, endpoint::Operation};
+use certctl_x509::{facts::CertificateFacts, pem};
 use clap::ArgMatches;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{args::Format, commands::Session, failure::Failure, output};
 
@@ -51,7 +51,8 @@ struct Certificate {
 ///
 /// What cannot be taken over is said and counted; the rest goes on, unless the server is gone.
 pub(crate) async fn run(session: &Session, matches: &ArgMatches) -> Result<(), Failure> {
-    let files: Vec<&PathBuf> = matches.get_many("files").into_iter().flatten().collect();
+    let files = matches.get_many::<PathBuf>("files").into_iter().flatten();
+    let files: Vec<Source> = files.map(|path| Source::new(path)).collect();
     let operation = catalogue()
         .into_iter()
         .find(|o| o.path() == "/api/v1/certificates/import");
@@ -108,7 +109,7 @@ pub(crate) async fn run(session: &Session, matches: &ArgMatches) -> Result<(), F
 }
 
 /// Reads the files once: collects the CA certificates, counts the others, and says what cannot be read.
-fn survey(files: &[&PathBuf]) -> (Authorities, u64, Tally) {
+fn survey(files: &[Source]) -> (Authorities, u64, Tally) {
     let (mut authorities, mut leaves, mut tally) = (Authorities::default(), 0, Tally::default());
     for file in files {
         let before = leaves;
@@ -132,7 +133,7 @@ fn survey(files: &[&PathBuf]) -> (Authorities, u64, Tally) {
         .unwrap_or_else(|never| match never {});
         if found == 0 && leaves == before {
             bad += 1;
-            output::note(&format!("{}: has no certificate in PEM", file.display()));
+            output::note(&format!("{}: has no certificate in PEM", file.name));
         }
         tally.rejected += bad;
     }
@@ -183,7 +184,7 @@ struct Sender<'a> {
 }
 
 impl Sender<'_> {
-    async fn all(&mut self, files: &[&PathBuf], tally: &mut Tally) -> Result<(), Failure> {
+    async fn all(&mut self, files: &[Source], tally: &mut Tally) -> Result<(), Failure> {
         for file in files {
             let mut blocks = match Blocks::open(file) {
                 Ok(blocks) => blocks,
@@ -256,7 +257,7 @@ impl Sender<'_> {
     }
 }
 
-/// What stands in a file.
+/// What a file holds.
 enum Item {
     Certificate(Box<Certificate>),
     /// A private key: it is not sent.
@@ -266,7 +267,7 @@ enum Item {
 }
 
 /// Hands out what a file holds, one by one.
-fn read<E>(file: &Path, mut each: impl FnMut(Item) -> Result<(), E>) -> Result<(), E> {
+fn read<E>(file: &Source, mut each: impl FnMut(Item) -> Result<(), E>) -> Result<(), E> {
     match Blocks::open(file) {
         Ok(mut blocks) => {
             while let Some(item) = blocks.next() {
@@ -274,7 +275,49 @@ fn read<E>(file: &Path, mut each: impl FnMut(Item) -> Result<(), E>) -> Result<(
             }
             Ok(())
         }
-        Err(why) => each(Item::Bad(format!("{}: {why}", file.display()))),
+        Err(why) => each(Item::Bad(format!("{}: {why}", file.name))),
+    }
+}
+
+/// A file that is read twice: once for what it holds, once to send it.
+struct Source {
+    name: String,
+    origin: Result<Origin, String>,
+}
+
+enum Origin {
+    Path(PathBuf),
+    /// What came through a pipe, which can be read once.
+    Copy(File),
+}
+
+impl Source {
+    fn new(path: &Path) -> Self {
+        let origin = || {
+            let mut file = File::open(path)?;
+            if file.metadata()?.is_file() {
+                return Ok(Origin::Path(path.to_owned()));
+            }
+            let mut copy = tempfile::tempfile()?;
+            io::copy(&mut file, &mut copy)?;
+            Ok(Origin::Copy(copy))
+        };
+        Self {
+            name: path.display().to_string(),
+            origin: origin().map_err(|error: io::Error| error.to_string()),
+        }
+    }
+
+    fn open(&self) -> io::Result<File> {
+        match &self.origin {
+            Ok(Origin::Path(path)) => File::open(path),
+            Ok(Origin::Copy(copy)) => {
+                let mut copy = copy.try_clone()?;
+                copy.rewind()?;
+                Ok(copy)
+            }
+            Err(why) => Err(io::Error::other(why.clone())),
+        }
     }
 }
 
@@ -282,101 +325,88 @@ fn read<E>(file: &Path, mut each: impl FnMut(Item) -> Result<(), E>) -> Result<(
 struct Blocks<R> {
     reader: R,
     name: String,
-    line: usize,
-    /// Whether reading failed.
-    broken: bool,
+    parser: Option<pem::Parser>,
+    found: VecDeque<pem::Found>,
 }
 
 impl Blocks<BufReader<File>> {
-    fn open(file: &Path) -> io::Result<Self> {
-        let reader = BufReader::with_capacity(1 << 16, File::open(file)?);
-        Ok(Self {
-            reader,
-            name: file.display().to_string(),
-            line: 0,
-            broken: false,
-        })
+    fn open(file: &Source) -> io::Result<Self> {
+        Ok(Self::new(BufReader::with_capacity(1 << 16, file.open()?), &file.name))
     }
 }
 
 impl<R: BufRead> Blocks<R> {
+    fn new(reader: R, name: &str) -> Self {
+        Self {
+            reader,
+            name: name.to_owned(),
+            parser: Some(pem::Parser::new(MAX_BLOCK_BYTES)),
+            found: VecDeque::new(),
+        }
+    }
+
     fn next(&mut self) -> Option<Item> {
-        while !self.broken {
-            let line = match self.line() {
-                Ok(Some(line)) => line,
-                Ok(None) => return None,
-                Err(why) => return self.end(why),
-            };
-            let Some(tag) = line
-                .trim()
-                .strip_prefix("-----BEGIN ")
-                .and_then(|rest| rest.strip_suffix("-----"))
-            else {
+        loop {
+            if let Some(found) = self.found.pop_front() {
+                if let Some(item) = self.item(found) {
+                    return Some(item);
+                }
                 continue;
-            };
-            let place = format!("{} line {}", self.name, self.line);
-            let text = match self.block(&line) {
-                Ok(Some(text)) => text,
-                Ok(None) => return Some(Item::Bad(format!("{place}: the block does not end"))),
-                Err(why) => return self.end(why),
-            };
-            match tag {
-                "CERTIFICATE" | "X509 CERTIFICATE" => return Some(certificate(&text, place)),
-                _ if tag.ends_with("PRIVATE KEY") => return Some(Item::Key),
-                _ => {}
             }
-        }
-        None
-    }
-
-    /// The rest of a block after its first line; none when it does not end.
-    fn block(&mut self, first: &str) -> io::Result<Option<String>> {
-        let mut text = format!("{}\n", first.trim());
-        while let Some(line) = self.line()? {
-            text.push_str(line.trim());
-            text.push('\n');
-            if line.trim().starts_with("-----END ") {
-                return Ok(Some(text));
+            let parser = self.parser.as_mut()?;
+            match next_line(&mut self.reader) {
+                Ok(Some(line)) => parser.line(line.trim_end_matches(['\r', '\n']), |found| self.found.push_back(found)),
+                Ok(None) => self.found.extend(self.parser.take()?.finish()),
+                // What cannot be read further is reported once.
+                Err(why) => {
+                    self.parser = None;
+                    return Some(Item::Bad(format!("{}: {why}", self.name)));
+                }
             }
-            if text.len() > MAX_BLOCK_BYTES {
-                return Ok(None);
-            }
-        }
-        Ok(None)
-    }
-
-    /// A line; what is too long for one comes in pieces.
-    fn line(&mut self) -> io::Result<Option<String>> {
-        let mut octets = Vec::new();
-        let mut limited = (&mut self.reader).take(MAX_BLOCK_BYTES as u64);
-        self.line += 1;
-        match limited.read_until(b'\n', &mut octets)? {
-            0 => Ok(None),
-            _ => Ok(Some(String::from_utf8_lossy(&octets).into_owned())),
         }
     }
 
-    /// What cannot be read further is said once.
-    fn end(&mut self, why: io::Error) -> Option<Item> {
-        self.broken = true;
-        Some(Item::Bad(format!("{}: {why}", self.name)))
+    fn item(&self, found: pem::Found) -> Option<Item> {
+        let place = format!("{} line {}", self.name, found.line);
+        let block = match found.block {
+            Ok(block) => block,
+            Err(why) => return Some(Item::Bad(format!("{place}: {why}"))),
+        };
+        match block.label.as_str() {
+            "CERTIFICATE" | "X509 CERTIFICATE" => Some(certificate(&block.der, place)),
+            "TRUSTED CERTIFICATE" => Some(Item::Bad(format!(
+                "{place}: a block TRUSTED CERTIFICATE is not read; convert it with `openssl x509 -in FILE`"
+            ))),
+            "PKCS7" | "CMS" => Some(Item::Bad(format!(
+                "{place}: a block {} is not read; convert it with `openssl pkcs7 -print_certs -in FILE`",
+                block.label
+            ))),
+            label if label.ends_with("PRIVATE KEY") => Some(Item::Key),
+            // Parameters, requests and CRLs hold no certificate.
+            _ => None,
+        }
     }
 }
 
-fn certificate(text: &str, place: String) -> Item {
-    let block = match pem::parse(text) {
-        Ok(block) => block,
-        Err(why) => return Item::Bad(format!("{place}: is not PEM: {why}")),
-    };
-    match X509Certificate::from_der(block.contents()) {
-        Ok((_, parsed)) => Item::Certificate(Box::new(Certificate {
-            subject: parsed.subject().as_raw().to_vec(),
-            issuer: parsed.issuer().as_raw().to_vec(),
-            is_ca: parsed.is_ca(),
-            pem: text.to_owned(),
+/// A line; one that is longer than a block comes in pieces.
+fn next_line(reader: &mut impl BufRead) -> io::Result<Option<String>> {
+    let mut bytes = Vec::new();
+    match reader.take(MAX_BLOCK_BYTES as u64).read_until(b'\n', &mut bytes)? {
+        0 => Ok(None),
+        _ => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+    }
+}
+
+fn certificate(der: &[u8], place: String) -> Item {
+    match CertificateFacts::inventory_der(der) {
+        Ok(facts) => Item::Certificate(Box::new(Certificate {
+            is_ca: facts.is_ca && !facts.is_self_signed_server(),
+            pem: facts.to_pem(),
+            subject: facts.subject_der,
+            issuer: facts.issuer_der,
             place,
         })),
-        Err(why) => Item::Bad(format!("{place}: holds a certificate that cannot be read: {why}")),
+        Err(why) => Item::Bad(format!("{place}: {why}")),
     }
 }
 
@@ -385,12 +415,7 @@ mod tests {
     use super::*;
 
     fn items(text: &str) -> Vec<String> {
-        let mut blocks = Blocks {
-            reader: text.as_bytes(),
-            name: "x.pem".into(),
-            line: 0,
-            broken: false,
-        };
+        let mut blocks = Blocks::new(text.as_bytes(), "x.pem");
         let mut said = vec![];
         while let Some(item) = blocks.next() {
             said.push(match item {
@@ -406,21 +431,34 @@ mod tests {
     fn blocks_are_read_one_by_one_and_keys_are_told_apart() {
         let good = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).unwrap();
         let (pem, key) = (good.cert.pem(), good.signing_key.serialize_pem());
-        let lines = pem.lines().count();
         let text = format!(
             "subject=/CN=a.test\n{pem}{key}-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n{pem}"
         );
         let said = items(&text.replace('\n', "\r\n"));
         assert_eq!(said.len(), 4, "{said:?}");
         assert_eq!((said[0].as_str(), said[1].as_str()), ("x.pem line 2", "key"));
-        assert!(said[2].contains("cannot be read"), "{said:?}");
-        assert!(said[3].starts_with("x.pem line") && lines > 3);
-        assert_eq!(
-            items("-----BEGIN CERTIFICATE-----\nMAA="),
-            ["x.pem line 1: the block does not end"]
+        assert!(
+            said[2].contains("cannot be read") || said[2].contains("not DER"),
+            "{said:?}"
         );
+        assert!(said[3].starts_with("x.pem line"));
+        assert!(items("-----BEGIN CERTIFICATE-----\nMAA=")[0].contains("no matching END"));
         assert_eq!(items("hello"), Vec::<String>::new());
         let endless = format!("-----BEGIN CERTIFICATE-----\n{}", "A".repeat(MAX_BLOCK_BYTES * 3));
-        assert!(items(&endless)[0].contains("does not end"));
+        assert!(items(&endless)[0].contains("at most"), "{:?}", items(&endless)[0]);
+    }
+
+    #[test]
+    fn every_certificate_of_a_file_is_read_or_reported() {
+        let pem = |name: &str| {
+            let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+            made.cert.pem()
+        };
+        let (a, b) = (pem("a.test"), pem("b.test"));
+        let glued = format!("{}{}", a.trim_end(), b);
+        assert_eq!(items(&glued).len(), 2);
+        assert_eq!(items(&format!("\u{feff}{a}\u{feff}{b}")).len(), 2);
+        let trusted = a.replace("CERTIFICATE", "TRUSTED CERTIFICATE");
+        assert!(items(&trusted)[0].contains("openssl x509"));
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use axum::{Json, Router, extract::Request};
 use serde_json::{Value, json};
-use tokio::process::Command;
+use tokio::{io::AsyncWriteExt, process::Command};
 
 /// What the server was asked, and with which body.
 type Asked = Arc<Mutex<Vec<(String, Value)>>>;
@@ -178,4 +178,32 @@ async fn what_cannot_be_imported_is_said_and_the_exit_code_tells_some_from_all()
     let output = cli("http://127.0.0.1:1", &format!("certs import {good}")).await;
     assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("the same command goes on"));
+}
+
+#[tokio::test]
+async fn certificates_that_come_through_a_pipe_are_all_imported() {
+    let asked = Asked::default();
+    against(importing(asked.clone()), async |server| {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_certctl-cli"))
+            .args(["import", "/dev/stdin"])
+            .env("CERTCTL_SERVER_URL", server)
+            .env("CERTCTL_API_KEY", "s3cr3t")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let both = format!("{}{}", pem("a.test", false), pem("b.test", false));
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(both.as_bytes()).await.unwrap();
+        drop(input);
+        let output = child.wait_with_output().await.unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert!(
+            text(&output.stdout).starts_with("2 created"),
+            "{}",
+            text(&output.stdout)
+        );
+    })
+    .await;
 }

@@ -76,14 +76,6 @@ async fn odd_certification_requests_are_refused_for_what_is_wrong_with_them(db: 
         },
         &[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 11, 5, 0],
     );
-    let bmp: Vec<u8> = name.encode_utf16().flat_map(u16::to_be_bytes).collect();
-    let name_of_type = |tag: u8, text: &[u8]| Crafted {
-        subject: der(
-            0x30,
-            &[&der(0x31, &[&der(0x30, &[&[6, 3, 0x55, 4, 3], &*der(tag, &[text])])])],
-        ),
-        ..Crafted::new(name, vec![own()])
-    };
     let (unprocessable, too_large) = ((422, "invalid"), (413, "too-large"));
     for (what, csr, (status, kind), word) in [
         (
@@ -163,12 +155,6 @@ async fn odd_certification_requests_are_refused_for_what_is_wrong_with_them(db: 
         ),
         ("no names in the extension", asks(&[]).pem(), unprocessable, "csr_pem"),
         (
-            "a common name in UTF-16",
-            name_of_type(0x1e, &bmp).pem(),
-            unprocessable,
-            "common name",
-        ),
-        (
             "a common name of 65 characters",
             Crafted::new(&"a".repeat(65), vec![own()]).pem(),
             unprocessable,
@@ -236,6 +222,44 @@ async fn odd_certification_requests_are_refused_for_what_is_wrong_with_them(db: 
         let said = format!("{} {:?}", problem.detail, problem.errors);
         assert!(said.contains(word), "{what}: \"{word}\" is not named: {answer:?}");
         assert_eq!(w.contents().await, before, "{what}");
+    }
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn requests_that_other_software_reads_are_accepted(db: PgPool) {
+    let (w, host) = waiting(db).await;
+    let name = "mc-1.example.net";
+    // DirectoryString has five types (RFC 5280 §4.1.2.4).
+    let common_name_of_type = |tag: u8, text: &[u8]| Crafted {
+        subject: der(
+            0x30,
+            &[&der(0x31, &[&der(0x30, &[&[6, 3, 0x55, 4, 3], &*der(tag, &[text])])])],
+        ),
+        ..Crafted::new(name, vec![])
+    };
+    let bmp: Vec<u8> = name.encode_utf16().flat_map(u16::to_be_bytes).collect();
+    let universal: Vec<u8> = name.bytes().flat_map(|byte| u32::from(byte).to_be_bytes()).collect();
+    let without_attributes = Crafted {
+        attributes: false,
+        ..Crafted::new(name, vec![])
+    };
+    for (what, csr) in [
+        ("BMPString", common_name_of_type(0x1e, &bmp).pem()),
+        ("UniversalString", common_name_of_type(0x1c, &universal).pem()),
+        ("TeletexString", common_name_of_type(0x14, name.as_bytes()).pem()),
+        ("no attributes", without_attributes.pem()),
+        (
+            "a byte order mark",
+            format!("\u{feff}{}", Crafted::new(name, vec![]).pem()),
+        ),
+    ] {
+        let answer = submit(&w, &host, "mc-1", &csr).await;
+        assert_eq!(answer.status, 202, "{what}: {answer:?}");
+        w.settle().await;
+        let version = w.versions("mc-1").await[0].clone();
+        assert!(version["csr_pem"].as_str().unwrap().len() > 100, "{what}: {version}");
+        w.post("/api/v1/certificates/mc-1/renew", json!({})).await.expect(202);
+        w.settle().await;
     }
 }
 

@@ -22,6 +22,7 @@ mod edges;
 mod engine;
 mod explain;
 mod failures;
+mod foreign_certificates;
 mod freezes;
 mod groups;
 mod hostile;

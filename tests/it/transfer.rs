@@ -50,7 +50,7 @@ async fn each_certificate_of_a_bundle_is_managed_known_already_kept_as_chain_or_
             "created",
             "rejected",
             "rejected",
-            "rejected"
+            "created"
         ]
     );
     assert_eq!(
@@ -60,9 +60,9 @@ async fn each_certificate_of_a_bundle_is_managed_known_already_kept_as_chain_or_
             result["chain"],
             result["rejected"]
         ]),
-        json!([2, 1, 2, 3])
+        json!([3, 1, 2, 2])
     );
-    for item in result["data"].as_array().unwrap().iter().skip(5) {
+    for item in result["data"].as_array().unwrap().iter().skip(5).take(2) {
         assert!(item["reason"].as_str().is_some_and(|why| !why.is_empty()), "{item}");
     }
     let id = result["data"][0]["certificate_id"].as_str().unwrap();

@@ -57,6 +57,8 @@ pub struct Crafted {
     pub extensions: Vec<Vec<u8>>,
     /// The version; requests have 0.
     pub version: u8,
+    /// Whether the field of attributes is there, which RFC 2986 §4.1 demands.
+    pub attributes: bool,
 }
 
 impl Crafted {
@@ -68,6 +70,7 @@ impl Crafted {
             spki: None,
             extensions,
             version: 0,
+            attributes: true,
         }
     }
 
@@ -93,6 +96,7 @@ impl Crafted {
             &der(0x31, &[&wanted]),
         ];
         let attributes = match self.extensions.is_empty() {
+            true if !self.attributes => vec![],
             true => der(0xa0, &[]),
             false => der(0xa0, &[&der(0x30, &attribute)]),
         };

@@ -191,7 +191,7 @@ impl Entry {
         let blocks = blocks.map_err(|error| of(error.to_string()))?;
         let block = blocks.into_iter().find(|block| block.label == "CERTIFICATE");
         let block = block.ok_or_else(|| of("its pem_data holds no certificate".to_owned()))?;
-        let facts = CertificateFacts::parse_der(&block.der).map_err(|error| of(error.to_string()))?;
+        let facts = CertificateFacts::inventory_der(&block.der).map_err(|error| of(error.to_string()))?;
         Ok(Found {
             fingerprint: facts.fingerprint,
             common_name: cut(facts.common_name.as_deref().unwrap_or_default(), 255),

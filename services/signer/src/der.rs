@@ -213,7 +213,7 @@ pub(crate) fn key_usage(usages: &[Usage]) -> Extension {
 pub(crate) fn leaf_usages(key: KeyFacts) -> &'static [Usage] {
     match key.algorithm {
         KeyAlgorithm::Rsa => &[Usage::DigitalSignature, Usage::KeyEncipherment],
-        KeyAlgorithm::Ecdsa | KeyAlgorithm::Ed25519 => &[Usage::DigitalSignature],
+        _ => &[Usage::DigitalSignature],
     }
 }
 

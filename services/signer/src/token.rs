@@ -78,7 +78,12 @@ impl TokenKey {
             pkcs11,
             slot,
             facts: certificate.key,
-            scheme: Scheme::of(certificate.key, padding),
+            scheme: Scheme::of(certificate.key, padding).ok_or_else(|| {
+                anyhow::anyhow!(
+                    "the certificate has a {} key; nothing is signed with one",
+                    certificate.key
+                )
+            })?,
             spki_der: certificate.spki_der.clone(),
             idle: Mutex::default(),
         };
@@ -150,6 +155,7 @@ impl TokenKey {
             KeyAlgorithm::Rsa => KeyType::RSA,
             KeyAlgorithm::Ecdsa => KeyType::EC,
             KeyAlgorithm::Ed25519 => KeyType::EC_EDWARDS,
+            other => bail!("nothing is signed with a {other} key"),
         };
         for attribute in told {
             match attribute {

@@ -164,4 +164,10 @@ pub struct ImportedItem {
     /// Why it cannot be managed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Names in it that cannot be certified here. They are kept; the certificate is not renewed while it has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uncertifiable_names: Vec<String>,
+    /// What else is unusual about it, and what to do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }

@@ -22,6 +22,8 @@ crate::words! {
         Revoked = "Revoked",
         /// Nobody could make a key.
         NoTarget = "NoTarget",
+        /// It has names that cannot be certified here.
+        UncertifiableNames = "UncertifiableNames",
         /// Jobs are under way.
         InProgress = "InProgress",
         /// A policy rule forbids it.
@@ -174,6 +176,8 @@ pub struct CertificateStanding {
     pub renewal_window_days: i32,
     /// How much earlier it may be, in hundredths of the time until then.
     pub spread_percent: i32,
+    /// Its names that cannot be certified here.
+    pub uncertifiable_names: Vec<String>,
     /// The policy rules that forbid a new version: their names, and how they are broken.
     pub forbidden: Vec<String>,
     /// Its agents.
@@ -213,6 +217,15 @@ impl CertificateStanding {
         if !jobs.is_empty() {
             let jobs = jobs.iter().map(|job| job.as_str()).collect::<Vec<_>>().join(", ");
             return self.dates(so(Cause::InProgress, format!("a new version is under way: {jobs}")));
+        }
+        if !self.uncertifiable_names.is_empty() {
+            let names = self.uncertifiable_names.join(", ");
+            return self
+                .dates(so(
+                    Cause::UncertifiableNames,
+                    format!("it is not renewed: names that were imported cannot be certified here: {names}"),
+                ))
+                .unless("edit common_name and sans, which decides what the next version is for");
         }
         if !self.forbidden.is_empty() {
             let rules = self.forbidden.join("; ");

@@ -14,6 +14,12 @@ crate::words! {
         Ecdsa = "ECDSA",
         /// Ed25519 (RFC 8032).
         Ed25519 = "Ed25519",
+        /// RSA restricted to RSASSA-PSS (RFC 4055 §1.2). Inventory only.
+        RsaPss = "RSASSA-PSS",
+        /// DSA (RFC 3279 §2.3.2). Inventory only.
+        Dsa = "DSA",
+        /// Other curves and algorithms. Inventory only.
+        Other = "Other",
     }
 }
 
@@ -24,6 +30,13 @@ pub struct KeyFacts {
     pub algorithm: KeyAlgorithm,
     /// Modulus or curve size in bits; 256 for Ed25519.
     pub bits: u32,
+}
+
+impl KeyAlgorithm {
+    /// Whether certificates are issued for keys of this kind. The others occur in certificates from elsewhere.
+    pub fn is_issued(self) -> bool {
+        matches!(self, Self::Rsa | Self::Ecdsa | Self::Ed25519)
+    }
 }
 
 impl KeyFacts {
@@ -38,6 +51,7 @@ impl fmt::Display for KeyFacts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.algorithm {
             KeyAlgorithm::Ed25519 => f.write_str("Ed25519"),
+            algorithm if self.bits == 0 => write!(f, "{algorithm}"),
             algorithm => write!(f, "{algorithm} {}", self.bits),
         }
     }

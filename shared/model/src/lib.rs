@@ -127,11 +127,14 @@ const fn letters_digits_and(others: &[u8]) -> [bool; 256] {
     allowed
 }
 
-/// Stores a type in Postgres as the text of its `Display`, read back by `FromStr`.
+/// Stores a type in Postgres as the text of its `Display`, read back by `FromStr` or the function given.
 #[cfg(feature = "sqlx")]
 #[macro_export]
 macro_rules! as_text {
     ($name:ty) => {
+        $crate::as_text!($name, |text| Ok(text.parse()?));
+    };
+    ($name:ty, |$text:ident| $read:expr) => {
         impl sqlx::Type<sqlx::Postgres> for $name {
             fn type_info() -> sqlx::postgres::PgTypeInfo {
                 <String as sqlx::Type<sqlx::Postgres>>::type_info()
@@ -159,7 +162,8 @@ macro_rules! as_text {
 
         impl<'r> sqlx::Decode<'r, sqlx::Postgres> for $name {
             fn decode(value: sqlx::postgres::PgValueRef<'r>) -> Result<Self, sqlx::error::BoxDynError> {
-                Ok(<&str as sqlx::Decode<sqlx::Postgres>>::decode(value)?.parse()?)
+                let $text = <&str as sqlx::Decode<sqlx::Postgres>>::decode(value)?;
+                $read
             }
         }
     };

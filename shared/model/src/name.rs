@@ -118,6 +118,9 @@ pub enum San {
     Email(String),
     /// `uniformResourceIdentifier`: ASCII, with a scheme in lower case (RFC 3986 §3.1); SPIFFE ids among them.
     Uri(String),
+    /// A name of a certificate from elsewhere that cannot be certified here: kept and shown, never requested. No text
+    /// that a client sends is read as one.
+    Foreign(String),
 }
 
 impl San {
@@ -125,6 +128,36 @@ impl San {
     pub fn is_spiffe(&self) -> bool {
         matches!(self, San::Uri(uri) if uri.starts_with("spiffe://"))
     }
+
+    /// Whether the name can be certified here.
+    pub fn is_certifiable(&self) -> bool {
+        !matches!(self, San::Foreign(_))
+    }
+
+    /// A name as it stands in a certificate from elsewhere, or as it was stored: [`San::Foreign`] when it cannot be
+    /// certified. Control characters are escaped.
+    pub fn recorded(text: &str) -> Self {
+        text.parse()
+            .unwrap_or_else(|_| San::Foreign(text.chars().take(2048).flat_map(escaped).collect()))
+    }
+
+    /// Like [`San::recorded`] for a name whose type in the certificate is `kind`: the kind is in front of the text when
+    /// the text alone would be read as a name of another type.
+    pub fn foreign(kind: &str, text: &str) -> Self {
+        match San::recorded(text) {
+            name @ San::Foreign(_) if !text.is_empty() => name,
+            _ => San::recorded(&format!("{kind} {text}")),
+        }
+    }
+}
+
+/// Escapes what has no place in a line of text.
+fn escaped(c: char) -> impl Iterator<Item = char> {
+    let (plain, escape) = match c.is_control() {
+        true => (None, Some(c.escape_debug())),
+        false => (Some(c), None),
+    };
+    plain.into_iter().chain(escape.into_iter().flatten())
 }
 
 impl FromStr for San {
@@ -180,7 +213,7 @@ impl Serialize for San {
         match self {
             San::Dns(name) => s.serialize_str(name.as_str()),
             San::Ip(ip) => s.collect_str(ip),
-            San::Email(text) | San::Uri(text) => s.serialize_str(text),
+            San::Email(text) | San::Uri(text) | San::Foreign(text) => s.serialize_str(text),
         }
     }
 }
@@ -190,7 +223,7 @@ impl fmt::Display for San {
         match self {
             San::Dns(name) => name.fmt(f),
             San::Ip(ip) => ip.fmt(f),
-            San::Email(text) | San::Uri(text) => f.pad(text),
+            San::Email(text) | San::Uri(text) | San::Foreign(text) => f.pad(text),
         }
     }
 }
@@ -206,7 +239,7 @@ impl JsonSchema for San {
 }
 
 #[cfg(feature = "sqlx")]
-crate::as_text!(San);
+crate::as_text!(San, |text| Ok(San::recorded(text)));
 
 /// The names of a certificate: the common name first when it can stand as one, then the others, each once.
 pub fn all_names(common_name: &San, sans: &[San]) -> Vec<San> {
@@ -241,6 +274,27 @@ mod tests {
             assert_eq!(text.parse(), Ok(san), "{text}");
         }
         assert!("SPIFFE://x".parse::<San>().unwrap().is_spiffe());
+    }
+
+    #[test]
+    fn a_recorded_name_that_cannot_be_certified_is_kept_as_it_is() {
+        for text in [
+            "alias.example.com.",
+            "f*.example.com",
+            "dirName CN=a",
+            "",
+            "a b",
+            "ü.de",
+        ] {
+            let name = San::recorded(text);
+            assert!(!name.is_certifiable() && name.to_string() == text, "{text:?}");
+            assert_eq!(San::recorded(&name.to_string()), name, "{text:?}");
+        }
+        assert_eq!(San::recorded("a\n\u{1b}b").to_string(), "a\\n\\u{1b}b");
+        assert!(San::recorded("a.example.com").is_certifiable());
+        // A dNSName that holds an address is not an iPAddress.
+        assert_eq!(San::foreign("dNSName", "10.0.0.1").to_string(), "dNSName 10.0.0.1");
+        assert_eq!(San::foreign("dNSName", "a.example.com.").to_string(), "a.example.com.");
     }
 
     #[test]

@@ -357,7 +357,7 @@ impl Display for Domain {
 fn host_of(name: &San) -> String {
     let text = name.to_string();
     match name {
-        San::Dns(_) | San::Ip(_) => text,
+        San::Dns(_) | San::Ip(_) | San::Foreign(_) => text,
         San::Email(_) => text.rsplit('@').next().unwrap_or_default().to_owned(),
         San::Uri(_) => {
             let authority = text.split_once("://").map_or("", |(_, rest)| rest);

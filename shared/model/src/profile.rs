@@ -99,10 +99,10 @@ impl ProfileRules {
     /// The field and what would be right.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         for rule in &self.keys {
-            let (_, least) = SAFE
-                .iter()
-                .find(|(a, _)| *a == rule.algorithm)
-                .expect("every algorithm has a size");
+            let Some((_, least)) = SAFE.iter().find(|(a, _)| *a == rule.algorithm) else {
+                let text = format!("no certificate is issued for {} keys", rule.algorithm);
+                return Err(("allowed_key_algorithms", text));
+            };
             if rule.min_size != 0 && rule.min_size < *least {
                 let text = format!(
                     "min_size of {} is at least {least}, not {}",
@@ -134,6 +134,7 @@ impl ProfileRules {
             KeyAlgorithm::Rsa => &[2048, 3072, 4096],
             KeyAlgorithm::Ecdsa => &[256, 384],
             KeyAlgorithm::Ed25519 => &[256],
+            KeyAlgorithm::RsaPss | KeyAlgorithm::Dsa | KeyAlgorithm::Other => &[],
         };
         let bits = sizes
             .iter()
@@ -197,6 +198,11 @@ impl ProfileRules {
         if !self.enabled {
             return Err("the profile is disabled".to_owned());
         }
+        if let Some(name) = names.iter().find(|name| !name.is_certifiable()) {
+            return Err(format!(
+                "\"{name}\" is not a name that can be certified; edit the names"
+            ));
+        }
         for pattern in &self.required_san_patterns {
             let pattern_re = whole(pattern)?;
             if !names.iter().any(|name| pattern_re.is_match(&name.to_string())) {
@@ -230,8 +236,7 @@ impl ProfileRules {
 fn safe_size(algorithm: KeyAlgorithm) -> u32 {
     SAFE.iter()
         .find(|(a, _)| *a == algorithm)
-        .expect("every algorithm has a size")
-        .1
+        .map_or(u32::MAX, |(_, least)| *least)
 }
 
 /// Compiles a pattern that has to match the whole of a name. Linear in time and bounded in memory by construction.

@@ -42,6 +42,9 @@ pub struct Locked {
     pub archived_at: Option<Time>,
     /// How often its jobs are tried.
     pub max_retries: i32,
+    /// Whether all of its names can be certified here. Nothing is issued otherwise: a version with fewer names would take
+    /// the place of one that has them.
+    pub names_certifiable: bool,
 }
 
 /// Locks a certificate.
@@ -62,7 +65,8 @@ pub async fn lock(tx: &mut Tx, id: &CertificateId) -> Result<Locked> {
 /// When the database cannot be asked.
 pub async fn lock_all(tx: &mut Tx, ids: &[&CertificateId]) -> Result<Vec<Locked>> {
     Ok(sqlx::query_as(
-        "SELECT c.id, c.common_name, c.issuer_id, c.current_version_id, c.revoked_at, c.archived_at, p.max_retries
+        "SELECT c.id, c.common_name, c.issuer_id, c.current_version_id, c.revoked_at, c.archived_at, p.max_retries,
+                c.names_certifiable
            FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
           WHERE c.id = ANY ($1) ORDER BY c.id FOR UPDATE OF c",
     )
@@ -86,6 +90,20 @@ impl Locked {
     /// [`Error::Conflict`] saying which.
     pub fn must_be_live(&self) -> Result<()> {
         must_be_live(&self.id, self.revoked_at, self.archived_at)
+    }
+
+    /// Refuses what has names that cannot be certified here.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`].
+    pub fn ensure_certifiable(&self) -> Result<()> {
+        match self.names_certifiable {
+            true => Ok(()),
+            false => Err(Error::Conflict(format!(
+                "certificate {} has names that cannot be certified here; edit common_name and sans first",
+                self.id
+            ))),
+        }
     }
 
     pub(crate) fn issuance(&self, kind: JobKind, agent: AgentId) -> NewJob {
@@ -145,6 +163,7 @@ pub async fn request_issuance(tx: &mut Tx, certificate: &Locked, kind: JobKind) 
 pub async fn renew(tx: &mut Tx, id: &CertificateId) -> Result<Vec<JobId>> {
     let certificate = lock(tx, id).await?;
     certificate.must_be_live()?;
+    certificate.ensure_certifiable()?;
     policies::must_not_block(tx, id, Moment::Issuance).await?;
     let jobs = request_issuance(tx, &certificate, certificate.next_kind()).await?;
     if jobs.is_empty() {
@@ -200,6 +219,9 @@ pub(crate) async fn request_from(
     kind: JobKind,
     agents: Vec<AgentId>,
 ) -> Result<Vec<JobId>> {
+    if !certificate.names_certifiable {
+        return Ok(vec![]);
+    }
     let job = |agent| certificate.issuance(kind, agent);
     jobs::insert(tx, &agents.into_iter().map(job).collect::<Vec<_>>()).await
 }

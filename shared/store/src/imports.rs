@@ -38,6 +38,19 @@ pub struct Imported {
     pub cert_pem: String,
     /// What is known of the chain above it, PEM.
     pub chain_pem: String,
+    /// What of it breaks the standard.
+    pub defects: Vec<String>,
+}
+
+impl Imported {
+    /// Its names that cannot be certified here.
+    pub fn uncertifiable_names(&self) -> impl Iterator<Item = &San> {
+        let common_name = (!self.sans.contains(&self.common_name)).then_some(&self.common_name);
+        common_name
+            .into_iter()
+            .chain(&self.sans)
+            .filter(|name| !name.is_certifiable())
+    }
 }
 
 /// How imported certificates are managed from now on.
@@ -134,6 +147,11 @@ async fn import_batch(tx: &mut Tx, batch: &[Imported], under: &Management) -> Re
             .with("fingerprint", &one.fingerprint)
             .with("issuer", &one.issuer)
             .with("not_after", one.not_after);
+        let uncertifiable: Vec<String> = one.uncertifiable_names().map(San::to_string).collect();
+        let event = match uncertifiable.is_empty() {
+            true => event,
+            false => event.with("uncertifiable_names", uncertifiable),
+        };
         tx.note(event);
     }
     Ok(outcomes)
@@ -177,15 +195,15 @@ async fn insert(
              SELECT *, ARRAY(SELECT jsonb_array_elements_text(sans_json)) AS sans
                FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::text[], $7::timestamptz[],
                            $8::timestamptz[], $9::text[], $10::text[], $11::text[], $12::integer[], $13::text[],
-                           $14::text[], $15::text[])
+                           $14::text[], $15::text[], $24::boolean[])
                     AS i (id, version_id, name, common_name, sans_json, serial, not_before, not_after, fingerprint,
-                          spki, key_algorithm, key_size, issuer, cert_pem, chain_pem)),
+                          spki, key_algorithm, key_size, issuer, cert_pem, chain_pem, names_certifiable)),
          c AS (
              INSERT INTO certificates (id, name, common_name, sans, environment, owner_id, team_id, issuer_id,
                                        renewal_policy_id, profile_id, tags, current_version_id, not_before, not_after,
-                                       created_at, updated_at)
+                                       created_at, updated_at, names_certifiable)
              SELECT id, name, common_name, sans, $16, $17, $18, $19, $20, $21, $22, version_id, not_before, not_after,
-                    $23, $23
+                    $23, $23, names_certifiable
                FROM i)
          INSERT INTO certificate_versions (id, certificate_id, version, serial_number, not_before, not_after,
                                            fingerprint_sha256, spki_sha256, cert_pem, chain_pem, key_algorithm,
@@ -217,6 +235,7 @@ async fn insert(
     .bind(&under.profile)
     .bind(Json(&under.tags))
     .bind(tx.now())
+    .bind(column(new, |(one, ..)| one.uncertifiable_names().next().is_none()))
     .execute(&mut **tx)
     .await?;
     Ok(())

@@ -175,7 +175,7 @@ pub async fn request_due(tx: &mut Tx, wanted: &[Due]) -> Result<Vec<(Certificate
     let agents: HashMap<&CertificateId, &[AgentId]> = wanted.iter().map(|one| (&one.id, &*one.agents)).collect();
     let jobs: Vec<NewJob> = locked
         .iter()
-        .filter(|one| still.contains(&one.id))
+        .filter(|one| one.names_certifiable && still.contains(&one.id))
         .flat_map(|one| {
             agents[&one.id]
                 .iter()
@@ -237,6 +237,7 @@ pub(crate) struct Plan {
     pub(crate) waiting: bool,
     /// When such an agent is asked again after a failure.
     again_at: Option<Time>,
+    names_certifiable: bool,
 }
 
 impl Plan {
@@ -258,7 +259,11 @@ impl Plan {
         let by_age = self.dates(newest);
         let by_age = by_age.and_then(|(from, to)| rule.due_at(from, to, spread_of(self.id.as_str())));
         let again = self.again_at.filter(|_| self.auto_renew && self.waiting);
-        [by_age, again].into_iter().flatten().min().filter(|_| self.placed)
+        [by_age, again]
+            .into_iter()
+            .flatten()
+            .min()
+            .filter(|_| self.placed && self.names_certifiable)
     }
 }
 
@@ -270,7 +275,7 @@ pub(crate) async fn plans(tx: &mut Tx, which: Planned<'_>) -> Result<Vec<Plan>> 
     Ok(sqlx::query_as(
         "SELECT c.id, c.not_before, c.not_after, p.auto_renew, p.renew_at_permille, p.renewal_window_days,
                 p.spread_percent, served.not_before AS served_from, served.not_after AS served_to,
-                served.placed, served.waiting,
+                served.placed, served.waiting, c.names_certifiable,
                 c.failed_at + make_interval(secs => p.retry_interval_seconds) AS again_at
            FROM certificates c
            JOIN renewal_policies p ON p.id = c.renewal_policy_id

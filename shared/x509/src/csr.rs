@@ -1,8 +1,11 @@
 //! Certification requests (PKCS #10, RFC 2986): what one asks for, read only after its signature is verified.
 
+use std::borrow::Cow;
+
 use certctl_model::key::{KeyFacts, KeyFingerprint};
 use certctl_model::name::San;
 use rcgen::{CertificateParams, DistinguishedName, DnType, PublicKeyData, SanType, SignatureAlgorithm, SigningKey};
+use x509_parser::asn1_rs::Any;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::cri_attributes::ParsedCriAttribute;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -12,7 +15,7 @@ use x509_parser::x509::X509Version;
 
 use crate::Der;
 use crate::keys::{self, KeyPair};
-use crate::name::san_from_general_name;
+use crate::name::{directory_string, san_from_general_name};
 use crate::pem::{self, PemError};
 use crate::public_key::{self, BadSignature};
 
@@ -81,11 +84,11 @@ impl CertificationRequest {
         if der.len() > MAX_BYTES {
             return Err(CsrError::TooLarge(der.len()));
         }
-        let (rest, csr) = X509CertificationRequest::from_der(der).map_err(|_| CsrError::NotDer)?;
-        if !rest.is_empty() {
-            return Err(CsrError::NotDer);
-        }
+        let bytes = with_attributes(der);
+        let csr = parsed(&bytes)?;
         let info = &csr.certification_request_info;
+        // What was signed is what was sent.
+        let signed = signed_part(der).ok_or(CsrError::NotDer)?;
         // RFC 2986 §4.1: there is no other version.
         if info.version != X509Version::V1 {
             return Err(CsrError::NotDer);
@@ -94,7 +97,7 @@ impl CertificationRequest {
         public_key::verify(
             &info.subject_pki,
             &csr.signature_algorithm,
-            info.raw,
+            signed,
             &csr.signature_value.data,
         )
         .map_err(|error| match error {
@@ -148,8 +151,53 @@ impl CertificationRequest {
 /// # Errors
 /// When the octets are no request.
 pub fn spki_of_accepted(der: &[u8]) -> Result<Der, CsrError> {
-    let (_, csr) = X509CertificationRequest::from_der(der).map_err(|_| CsrError::NotDer)?;
+    let bytes = with_attributes(der);
+    let csr = parsed(&bytes)?;
     Ok(csr.certification_request_info.subject_pki.raw.to_vec())
+}
+
+fn parsed(der: &[u8]) -> Result<X509CertificationRequest<'_>, CsrError> {
+    match X509CertificationRequest::from_der(der) {
+        Ok(([], csr)) => Ok(csr),
+        _ => Err(CsrError::NotDer),
+    }
+}
+
+/// The CertificationRequestInfo (RFC 2986 §4.1) as it was signed.
+fn signed_part(der: &[u8]) -> Option<&[u8]> {
+    let (_, request) = Any::from_der(der).ok()?;
+    let (after, _) = Any::from_der(request.data).ok()?;
+    request.data.get(..request.data.len() - after.len())
+}
+
+/// The request with empty attributes when it has none. RFC 2986 §4.1 has the field always; some clients leave it out,
+/// and OpenSSL reads their requests.
+fn with_attributes(der: &[u8]) -> Cow<'_, [u8]> {
+    let add = || {
+        let (rest, request) = Any::from_der(der).ok()?;
+        let (after, info) = Any::from_der(request.data).ok()?;
+        let (mut fields, mut count) = (info.data, 0);
+        while !fields.is_empty() && count < 4 {
+            fields = Any::from_der(fields).ok()?.0;
+            count += 1;
+        }
+        let is_without = rest.is_empty() && count == 3 && fields.is_empty();
+        let info = || sequence(&[info.data, &[0xa0, 0]].concat());
+        is_without.then(|| sequence(&[&info(), after].concat()))
+    };
+    add().map_or(Cow::Borrowed(der), Cow::Owned)
+}
+
+/// DER of a SEQUENCE of less than 16 MiB with this content.
+fn sequence(content: &[u8]) -> Der {
+    let octets = content.len().to_be_bytes();
+    let length = match content.len() {
+        n @ 0..0x80 => vec![n as u8],
+        0x80..0x100 => vec![0x81, octets[octets.len() - 1]],
+        0x100..0x1_0000 => [&[0x82], &octets[octets.len() - 2..]].concat(),
+        _ => [&[0x83], &octets[octets.len() - 3..]].concat(),
+    };
+    [&[0x30], &*length, content].concat()
 }
 
 /// Whether every name a request asks for is among the `allowed` ones; if not, says which is foreign.
@@ -188,6 +236,11 @@ pub fn generate(key: &KeyPair, common_name: &str, sans: &[San]) -> Result<Der, C
             San::Email(text) => SanType::Rfc822Name(text.as_str().try_into().map_err(not_made)?),
             San::Uri(text) => SanType::URI(text.as_str().try_into().map_err(not_made)?),
             San::Ip(ip) => SanType::IpAddress(*ip),
+            San::Foreign(text) => {
+                return Err(CsrError::BadName(format!(
+                    "\"{text}\" is not a name that can be certified"
+                )));
+            }
         });
     }
     let csr = params.serialize_request(&Requester(key)).map_err(not_made)?;
@@ -202,7 +255,7 @@ fn common_name(csr: &X509CertificationRequest<'_>) -> Result<Option<String>, Csr
             "the subject has several common names; one is enough".to_owned(),
         ));
     }
-    let text = name.as_str().unwrap_or("");
+    let text = directory_string(name).unwrap_or_default();
     if text.trim().is_empty() || !text.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
         let shown = String::from_utf8_lossy(name.as_slice());
         return Err(CsrError::BadName(format!(
@@ -210,7 +263,7 @@ fn common_name(csr: &X509CertificationRequest<'_>) -> Result<Option<String>, Csr
             shown.escape_debug()
         )));
     }
-    Ok(Some(text.to_owned()))
+    Ok(Some(text))
 }
 
 fn sans(csr: &X509CertificationRequest<'_>) -> Result<Vec<San>, CsrError> {
@@ -279,6 +332,7 @@ impl PublicKeyData for Requester<'_> {
             (Ecdsa, _) => &rcgen::PKCS_ECDSA_P521_SHA512,
             (Rsa, _) => &rcgen::PKCS_RSA_SHA256,
             (Ed25519, _) => &rcgen::PKCS_ED25519,
+            (other, _) => unreachable!("no {other} key is loaded"),
         }
     }
 }

@@ -6,11 +6,12 @@ use certctl_model::serial::Serial;
 use certctl_model::time::Time;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
+use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
 use x509_parser::prelude::FromDer;
 
 use crate::Der;
 use crate::keys::{KeyPair, sha256_hex};
-use crate::name::{san_from_general_name, serial_of};
+use crate::name::{directory_string, recorded_san, serial_of};
 use crate::pem::{self, PemError};
 use crate::public_key::{self, BadSignature};
 
@@ -35,7 +36,7 @@ pub struct CertificateFacts {
     pub issuer_der: Der,
     /// The first common name of the subject.
     pub common_name: Option<String>,
-    /// The subject alternative names; those of types we do not certify are left out.
+    /// The subject alternative names; those that cannot be certified here are [`San::Foreign`].
     pub sans: Vec<San>,
     /// Kind and size of its key.
     pub key: KeyFacts,
@@ -55,6 +56,9 @@ pub struct CertificateFacts {
     pub subject_key_id: Option<Vec<u8>>,
     /// The key identifier of the authority key identifier.
     pub authority_key_id: Option<Vec<u8>>,
+    /// What keeps the certificate from being one that is accepted here as an issuer's, an endpoint's or our own. Empty
+    /// unless it was read by [`CertificateFacts::inventory_der`].
+    pub defects: Vec<FactsError>,
 }
 
 /// The keyUsage bits (RFC 5280 §4.2.1.3) that decide something here.
@@ -90,28 +94,40 @@ pub enum FactsError {
     UnsupportedKey(String),
 }
 
+/// id-kp-serverAuth (RFC 5280 §4.2.1.12).
+const SERVER_AUTH: &str = "1.3.6.1.5.5.7.3.1";
 const MAX_DER: usize = 64 * 1024;
 const MAX_PEM: usize = 1024 * 1024;
 
 impl CertificateFacts {
     /// Reads DER.
     pub fn parse_der(der: &[u8]) -> Result<Self, FactsError> {
+        let mut facts = Self::inventory_der(der)?;
+        match facts.defects.is_empty() {
+            true => Ok(facts),
+            false => Err(facts.defects.swap_remove(0)),
+        }
+    }
+
+    /// Reads DER of a certificate from elsewhere: an inventory has to hold what exists. Serial numbers, keys and
+    /// extensions that break RFC 5280 are recorded, with what is wrong in [`defects`](Self::defects).
+    pub fn inventory_der(der: &[u8]) -> Result<Self, FactsError> {
         let certificate = parsed(der)?;
         let spki = certificate.public_key();
         let common_name = certificate.subject().iter_common_name().next();
         let mut facts = Self {
             der: der.to_vec(),
-            serial: serial_of(certificate.raw_serial())
-                .ok_or(FactsError::Malformed("its serial number is not positive, or too long"))?,
+            serial: Serial::recorded(certificate.raw_serial())
+                .map_err(|_| FactsError::Malformed("its serial number is longer than 64 octets"))?,
             not_before: Time::from_unix(certificate.validity().not_before.timestamp()),
             not_after: Time::from_unix(certificate.validity().not_after.timestamp()),
             subject: certificate.subject().to_string(),
             subject_der: certificate.subject().as_raw().to_vec(),
             issuer: certificate.issuer().to_string(),
             issuer_der: certificate.issuer().as_raw().to_vec(),
-            common_name: common_name.and_then(|name| name.as_str().ok()).map(str::to_owned),
+            common_name: common_name.and_then(directory_string),
             sans: Vec::new(),
-            key: public_key::key_facts(spki).map_err(FactsError::UnsupportedKey)?,
+            key: public_key::recorded_key_facts(spki),
             spki_der: spki.raw.to_vec(),
             spki_sha256: sha256_hex(spki.raw),
             fingerprint: sha256_hex(der),
@@ -120,9 +136,24 @@ impl CertificateFacts {
             ekus: Vec::new(),
             subject_key_id: None,
             authority_key_id: None,
+            defects: Vec::new(),
         };
+        if serial_of(certificate.raw_serial()).is_none() {
+            let defect = FactsError::Malformed("its serial number is not positive, or too long");
+            facts.defects.push(defect);
+        }
+        if let Err(why) = public_key::key_facts(spki) {
+            facts.defects.push(FactsError::UnsupportedKey(why));
+        }
         for extension in certificate.extensions() {
-            facts.read(extension.parsed_extension())?;
+            facts.read(extension.parsed_extension());
+            let is_broken = matches!(extension.parsed_extension(), ParsedExtension::ParseError { .. });
+            if is_broken && extension.oid == OID_X509_EXT_SUBJECT_ALT_NAME {
+                // The names are unknown, which is not the same as none.
+                facts
+                    .sans
+                    .push(San::recorded("subject alternative names that cannot be read"));
+            }
         }
         Ok(facts)
     }
@@ -147,6 +178,19 @@ impl CertificateFacts {
     /// The certificate as PEM.
     pub fn to_pem(&self) -> String {
         pem::encode("CERTIFICATE", &self.der)
+    }
+
+    /// Whether it is the certificate of a server although it is self-signed and may have CA:TRUE, as some tools mark every
+    /// self-signed certificate. A root certificate has neither host names nor a purpose.
+    pub fn is_self_signed_server(&self) -> bool {
+        let is_host = |name: &San| matches!(name, San::Dns(_) | San::Ip(_));
+        let signs = self.key_usage.is_some_and(|usage| usage.key_cert_sign);
+        let common_name = self.common_name.as_deref().map(San::recorded);
+        let named_as_host = common_name.is_some_and(|name| is_host(&name) && name.to_string().contains('.'));
+        self.issuer_der == self.subject_der
+            && (self.sans.iter().any(is_host)
+                || self.ekus.iter().any(|eku| eku == SERVER_AUTH)
+                || named_as_host && !signs)
     }
 
     /// Whether the certificate is for this key.
@@ -188,14 +232,10 @@ impl CertificateFacts {
         }
     }
 
-    fn read(&mut self, extension: &ParsedExtension<'_>) -> Result<(), FactsError> {
+    fn read(&mut self, extension: &ParsedExtension<'_>) {
         match extension {
             ParsedExtension::SubjectAlternativeName(names) => {
-                self.sans = names
-                    .general_names
-                    .iter()
-                    .filter_map(|name| san_from_general_name(name).ok())
-                    .collect();
+                self.sans = names.general_names.iter().map(recorded_san).collect();
             }
             ParsedExtension::BasicConstraints(constraints) => self.is_ca = constraints.ca,
             ParsedExtension::KeyUsage(usage) => {
@@ -228,10 +268,12 @@ impl CertificateFacts {
             ParsedExtension::AuthorityKeyIdentifier(id) => {
                 self.authority_key_id = id.key_identifier.as_ref().map(|id| id.0.to_vec());
             }
-            ParsedExtension::ParseError { .. } => return Err(FactsError::Malformed("one of its extensions is broken")),
+            ParsedExtension::ParseError { .. } => {
+                self.defects
+                    .push(FactsError::Malformed("one of its extensions is broken"));
+            }
             _ => {}
         }
-        Ok(())
     }
 }
 
@@ -373,6 +415,45 @@ mod tests {
         assert_eq!(root.verify_issued_by(&root), Ok(()));
         assert!(leaf.verify_issued_by(&namesake).unwrap_err().contains("signature"));
         assert!(root.verify_issued_by(&leaf).unwrap_err().contains("not by"));
+    }
+
+    #[test]
+    fn an_inventory_holds_certificates_that_break_the_standard() {
+        let scratch = Scratch::new();
+        let made = |args: &[&str]| {
+            let base = [
+                "req", "-x509", "-nodes", "-keyout", "k.pem", "-days", "9", "-outform", "DER",
+            ];
+            CertificateFacts::inventory_der(&scratch.openssl(&[&base[..], args].concat())).unwrap()
+        };
+        let p256 = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
+        let negative = made(&[&p256[..], &["-subj", "/CN=a.example.com", "-set_serial", "-5"]].concat());
+        assert_eq!((negative.serial.as_str(), negative.defects.len()), ("-5", 1));
+        assert!(CertificateFacts::parse_der(&negative.der).is_err());
+        let brainpool = made(&[
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:brainpoolP256r1",
+            "-subj",
+            "/CN=b.example.com",
+        ]);
+        assert_eq!(brainpool.key.to_string(), "Other 256");
+        let names = "subjectAltName=DNS:c.example.com,DNS:c.example.com.,DNS:f*.example.com,RID:1.2.3";
+        let named = made(&[&p256[..], &["-subj", "/CN=c.example.com", "-addext", names]].concat());
+        let sans: Vec<_> = named.sans.iter().map(San::to_string).collect();
+        assert_eq!(
+            sans,
+            [
+                "c.example.com",
+                "c.example.com.",
+                "f*.example.com",
+                "registeredID 1.2.3"
+            ]
+        );
+        assert!(named.is_ca && named.is_self_signed_server() && named.defects.is_empty());
+        let root = made(&[&p256[..], &["-subj", "/O=Acme/CN=Acme Root"]].concat());
+        assert!(root.is_ca && !root.is_self_signed_server());
     }
 
     #[test]

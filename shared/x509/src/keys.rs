@@ -162,7 +162,7 @@ impl KeyPair {
     /// The same key, padding as told if it is an RSA key. Without this it signs by PKCS #1 v1.5.
     pub fn with_padding(self, padding: RsaPadding) -> Self {
         Self {
-            scheme: Scheme::of(self.facts, padding),
+            scheme: Scheme::of(self.facts, padding).expect("keys of other kinds are not loaded"),
             ..self
         }
     }
@@ -261,7 +261,7 @@ impl KeyPair {
         Ok(Self {
             inner,
             facts,
-            scheme: Scheme::of(facts, RsaPadding::default()),
+            scheme: Scheme::of(facts, RsaPadding::default()).expect("keys of other kinds are not loaded"),
             spki_der,
         })
     }

@@ -5,13 +5,15 @@ use std::net::IpAddr;
 use certctl_model::name::San;
 use certctl_model::serial::Serial;
 use rasn::types::{Any, Ia5String, Integer, ObjectIdentifier, OctetString, SetOf};
-use rasn_pkix::{AttributeTypeAndValue, GeneralName, Name, RelativeDistinguishedName};
+use rasn_pkix::{GeneralName, Name, RelativeDistinguishedName};
+use x509_parser::asn1_rs::Tag;
 use x509_parser::extensions::GeneralName as ParsedName;
+use x509_parser::x509::AttributeTypeAndValue;
 
 /// id-at-commonName (RFC 5280 §4.1.2.4).
 const COMMON_NAME: &[u32] = &[2, 5, 4, 3];
 
-/// The name as a GeneralName (RFC 5280 §4.2.1.6), or nothing when it holds characters beyond ASCII.
+/// The name as a GeneralName (RFC 5280 §4.2.1.6), or nothing when it cannot be certified.
 pub fn san_to_general_name(san: &San) -> Option<GeneralName> {
     let ia5 = |text: &str| Ia5String::from_iso646_bytes(text.as_bytes()).ok();
     Some(match san {
@@ -20,13 +22,14 @@ pub fn san_to_general_name(san: &San) -> Option<GeneralName> {
         San::Uri(text) => GeneralName::Uri(ia5(text)?),
         San::Ip(IpAddr::V4(ip)) => GeneralName::IpAddress(OctetString::from(ip.octets())),
         San::Ip(IpAddr::V6(ip)) => GeneralName::IpAddress(OctetString::from(ip.octets())),
+        San::Foreign(_) => return None,
     })
 }
 
 /// One RDN holding the common name as UTF8String, which RFC 5280 §4.1.2.4 asks of new names.
 pub fn common_name_to_rdn(common_name: &str) -> RelativeDistinguishedName {
     let value = rasn::der::encode(&common_name.to_owned()).expect("a string always has an encoding");
-    let attribute = AttributeTypeAndValue {
+    let attribute = rasn_pkix::AttributeTypeAndValue {
         r#type: ObjectIdentifier::new_unchecked(COMMON_NAME.into()),
         value: Any::new(value),
     };
@@ -83,6 +86,49 @@ pub(crate) fn san_from_general_name(name: &ParsedName<'_>) -> Result<San, String
         | (ParsedName::URI(_), San::Uri(_))
         | (ParsedName::IPAddress(_), San::Ip(_)) => Ok(san),
         _ => Err(format!("\"{san}\" is not of the type it stands under")),
+    }
+}
+
+/// A name of a certificate from elsewhere: one that cannot be certified is kept as [`San::Foreign`].
+pub(crate) fn recorded_san(name: &ParsedName<'_>) -> San {
+    match name {
+        ParsedName::DNSName(text) => san_from_general_name(name).unwrap_or_else(|_| San::foreign("dNSName", text)),
+        ParsedName::RFC822Name(text) => {
+            san_from_general_name(name).unwrap_or_else(|_| San::foreign("rfc822Name", text))
+        }
+        ParsedName::URI(text) => {
+            san_from_general_name(name).unwrap_or_else(|_| San::foreign("uniformResourceIdentifier", text))
+        }
+        ParsedName::IPAddress(octets) => {
+            san_from_general_name(name).unwrap_or_else(|_| San::recorded(&format!("iPAddress {}", hex::encode(octets))))
+        }
+        ParsedName::DirectoryName(name) => San::recorded(&format!("directoryName {name}")),
+        ParsedName::RegisteredID(oid) => San::recorded(&format!("registeredID {oid}")),
+        ParsedName::OtherName(oid, value) => San::recorded(&format!(
+            "otherName {oid} {}",
+            hex::encode(value.get(..256).unwrap_or(value))
+        )),
+        _ => San::recorded("a general name of an unknown type"),
+    }
+}
+
+/// The text of an attribute of a distinguished name, of any type of DirectoryString (RFC 5280 §4.1.2.4) or IA5String.
+/// TeletexString is read as ISO 8859-1, as other software writes and reads it.
+pub(crate) fn directory_string(attribute: &AttributeTypeAndValue<'_>) -> Option<String> {
+    let octets = attribute.as_slice();
+    match attribute.attr_value().tag() {
+        Tag::BmpString if octets.len() % 2 == 0 => {
+            let units = octets
+                .chunks_exact(2)
+                .map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+            char::decode_utf16(units).collect::<Result<_, _>>().ok()
+        }
+        Tag::UniversalString if octets.len() % 4 == 0 => octets
+            .chunks_exact(4)
+            .map(|four| char::from_u32(u32::from_be_bytes([four[0], four[1], four[2], four[3]])))
+            .collect(),
+        Tag::T61String => Some(octets.iter().copied().map(char::from).collect()),
+        _ => attribute.as_str().ok().map(str::to_owned),
     }
 }
 

@@ -47,24 +47,175 @@ pub enum PemError {
 ///
 /// One pass over the text, after its length is compared with `max_bytes`.
 pub fn decode_all(text: &str, max_bytes: usize) -> Result<Vec<Block>, PemError> {
+    decode_each(text, max_bytes)?
+        .into_iter()
+        .map(|found| found.block)
+        .collect()
+}
+
+/// Like [`decode_all`], with an outcome for each block: a broken one does not spoil the others. There is one for every
+/// `BEGIN` marker.
+///
+/// # Errors
+/// [`PemError::TooLarge`] when the text is longer than `max_bytes`.
+pub fn decode_each(text: &str, max_bytes: usize) -> Result<Vec<Found>, PemError> {
     if text.len() > max_bytes {
         return Err(PemError::TooLarge {
             found: text.len(),
             limit: max_bytes,
         });
     }
+    let mut parser = Parser::new(max_bytes);
     let mut blocks = Vec::new();
-    let mut lines = text.lines().map(str::trim);
-    while let Some(line) = lines.next() {
-        if let Some(label) = boundary(line, "-----BEGIN ") {
-            let der = body(label, &mut lines)?;
-            blocks.push(Block {
-                label: label.to_owned(),
-                der,
-            });
+    for line in text.lines() {
+        parser.line(line, |found| blocks.push(found));
+    }
+    blocks.extend(parser.finish());
+    Ok(blocks)
+}
+
+/// One block as it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The line of its `BEGIN` marker, from 1.
+    pub line: usize,
+    /// The block, or what is wrong with it.
+    pub block: Result<Block, PemError>,
+}
+
+/// Reads PEM line by line, with one block in memory.
+///
+/// Accepts what other readers accept: a byte order mark in front of a marker, markers that follow each other on one line
+/// (files concatenated without a line end), and base64 on the line of a marker.
+#[derive(Debug)]
+pub struct Parser {
+    max_block: usize,
+    line: usize,
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    label: String,
+    line: usize,
+    base64: Zeroizing<String>,
+    error: Option<PemError>,
+}
+
+impl Parser {
+    /// `max_block` limits the base64 of one block, in bytes.
+    pub fn new(max_block: usize) -> Self {
+        Self {
+            max_block,
+            line: 0,
+            open: None,
         }
     }
-    Ok(blocks)
+
+    /// Takes the next line, without its line end, and hands out the blocks that end in it.
+    pub fn line(&mut self, line: &str, mut found: impl FnMut(Found)) {
+        self.line += 1;
+        let mut rest = line;
+        while !rest.is_empty() {
+            let (data, marker, after) = split_at_marker(rest);
+            self.data(data);
+            match marker {
+                Some(Marker::Begin(label)) => {
+                    found_unterminated(self.open.take(), &mut found);
+                    self.open = Some(Open {
+                        label: label.to_owned(),
+                        line: self.line,
+                        // Room for a private key of the usual kinds: a text that grows leaves copies of it behind.
+                        base64: Zeroizing::new(String::with_capacity(4096)),
+                        error: None,
+                    });
+                }
+                Some(Marker::End(label)) => match self.open.take() {
+                    Some(open) if open.label == label => found(open.close()),
+                    open => found_unterminated(open, &mut found),
+                },
+                None => {}
+            }
+            rest = after;
+        }
+    }
+
+    /// The block that the text ends in, if any: it is not terminated.
+    pub fn finish(self) -> Option<Found> {
+        self.open.map(Open::unterminated)
+    }
+
+    fn data(&mut self, data: &str) {
+        let Some(open) = &mut self.open else { return };
+        if open.error.is_some() {
+            return;
+        }
+        if data.contains(':') {
+            open.error = Some(PemError::Headers(open.label.clone()));
+        } else if open.base64.len() + data.len() > self.max_block {
+            open.error = Some(PemError::TooLarge {
+                found: open.base64.len() + data.len(),
+                limit: self.max_block,
+            });
+        } else {
+            open.base64.extend(data.split_ascii_whitespace());
+        }
+    }
+}
+
+impl Open {
+    fn close(self) -> Found {
+        let block = match self.error {
+            Some(error) => Err(error),
+            None => match BASE64.decode(self.base64.as_bytes()) {
+                Ok(der) => Ok(Block { label: self.label, der }),
+                Err(_) => Err(PemError::NotBase64(self.label)),
+            },
+        };
+        Found { line: self.line, block }
+    }
+
+    fn unterminated(self) -> Found {
+        Found {
+            line: self.line,
+            block: Err(self.error.unwrap_or(PemError::Unterminated(self.label))),
+        }
+    }
+}
+
+fn found_unterminated(open: Option<Open>, found: &mut impl FnMut(Found)) {
+    if let Some(open) = open {
+        found(open.unterminated());
+    }
+}
+
+enum Marker<'a> {
+    Begin(&'a str),
+    End(&'a str),
+}
+
+/// The text before the first marker, the marker, and the text after it.
+fn split_at_marker(text: &str) -> (&str, Option<Marker<'_>>, &str) {
+    const DASHES: &str = "-----";
+    for (at, _) in text.match_indices(DASHES) {
+        let after = &text[at + DASHES.len()..];
+        let (begins, label) = if let Some(label) = after.strip_prefix("BEGIN ") {
+            (true, label)
+        } else if let Some(label) = after.strip_prefix("END ") {
+            (false, label)
+        } else {
+            continue;
+        };
+        if let Some((label, rest)) = label.split_once(DASHES) {
+            let marker = if begins {
+                Marker::Begin(label)
+            } else {
+                Marker::End(label)
+            };
+            return (&text[..at], Some(marker), rest);
+        }
+    }
+    (text, None, "")
 }
 
 /// Encodes one block: lines of 64 characters, each ended by LF.
@@ -86,33 +237,6 @@ pub fn encode(label: &str, der: &[u8]) -> String {
     text.push_str(label);
     text.push_str("-----\n");
     text
-}
-
-fn body<'a>(label: &str, lines: &mut impl Iterator<Item = &'a str>) -> Result<Vec<u8>, PemError> {
-    // Room for a private key of the usual kinds, for the same reason as in `encode`.
-    let mut base64 = Zeroizing::new(String::with_capacity(4096));
-    for line in lines {
-        if let Some(end) = boundary(line, "-----END ") {
-            if end != label {
-                break;
-            }
-            return BASE64
-                .decode(base64.as_bytes())
-                .map_err(|_| PemError::NotBase64(label.to_owned()));
-        }
-        if line.starts_with("-----") {
-            break;
-        }
-        if line.contains(':') {
-            return Err(PemError::Headers(label.to_owned()));
-        }
-        base64.extend(line.split_ascii_whitespace());
-    }
-    Err(PemError::Unterminated(label.to_owned()))
-}
-
-fn boundary<'a>(line: &'a str, start: &str) -> Option<&'a str> {
-    line.strip_prefix(start)?.strip_suffix("-----")
 }
 
 /// Accepts missing padding: some encoders leave it out, and the length of DER is inside it.
@@ -179,5 +303,40 @@ mod tests {
             PemError::Headers("A".into()),
         );
         assert_eq!(decode_all("no armour", 64), Ok(vec![]));
+    }
+
+    #[test]
+    fn every_begin_marker_has_an_outcome() {
+        let lines = |text: &str| -> Vec<(usize, bool)> {
+            let found = decode_each(text, 4096).unwrap();
+            found.iter().map(|found| (found.line, found.block.is_ok())).collect()
+        };
+        for (what, text, expected) in [
+            ("one line", "-----BEGIN A-----AQI=-----END A-----", vec![(1, true)]),
+            (
+                "without a line end between them",
+                "-----BEGIN A-----\nAQI=\n-----END A----------BEGIN A-----\nAQI=\n-----END A-----",
+                vec![(1, true), (3, true)],
+            ),
+            (
+                "a byte order mark",
+                "\u{feff}-----BEGIN A-----\nAQI=\n-----END A-----\n",
+                vec![(1, true)],
+            ),
+            (
+                "a byte order mark in the middle",
+                "-----BEGIN A-----\nAQI=\n-----END A-----\n\u{feff}-----BEGIN A-----\nAQI=\n-----END A-----\n",
+                vec![(1, true), (4, true)],
+            ),
+            (
+                "the first without an end",
+                "-----BEGIN A-----\nAQI=\n-----BEGIN B-----\nAQI=\n-----END B-----",
+                vec![(1, false), (3, true)],
+            ),
+            ("ends alone", "-----END A-----\n-----END B-----", vec![]),
+            ("an open marker", "-----BEGIN A\n", vec![]),
+        ] {
+            assert_eq!(lines(text), expected, "{what}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use certctl_model::key::{KeyAlgorithm, KeyFacts};
+use x509_parser::asn1_rs::Any;
 use x509_parser::der_parser::Oid;
 use x509_parser::oid_registry as oid;
 use x509_parser::prelude::FromDer;
@@ -48,6 +49,43 @@ pub(crate) fn key_facts(spki: &SubjectPublicKeyInfo<'_>) -> Result<KeyFacts, Str
     Err(format!(
         "the key algorithm {algorithm} is not one of RSA, ECDSA, Ed25519"
     ))
+}
+
+/// What kind of key a certificate from elsewhere has; keys that [`key_facts`] refuses are named as far as they can be.
+pub(crate) fn recorded_key_facts(spki: &SubjectPublicKeyInfo<'_>) -> KeyFacts {
+    if let Ok(facts) = key_facts(spki) {
+        return facts;
+    }
+    let algorithm = &spki.algorithm.algorithm;
+    let rsa_modulus = || {
+        let (_, key) = RSAPublicKey::from_der(&spki.subject_public_key.data).ok()?;
+        magnitude(key.modulus).map(bit_length)
+    };
+    // RFC 5480 §2.2: an uncompressed point has both coordinates.
+    let curve = || match &*spki.subject_public_key.data {
+        [4, point @ ..] => u32::try_from(point.len() * 4).ok(),
+        _ => None,
+    };
+    // RFC 3279 §2.3.2: SEQUENCE of p, q and g; the size is that of p.
+    let dsa = || {
+        let (_, p) = Any::from_der(spki.algorithm.parameters.as_ref()?.data).ok()?;
+        magnitude(p.data).map(bit_length)
+    };
+    let (algorithm, bits) = if *algorithm == oid::OID_PKCS1_RSAENCRYPTION {
+        (KeyAlgorithm::Rsa, rsa_modulus())
+    } else if *algorithm == oid::OID_PKCS1_RSASSAPSS {
+        (KeyAlgorithm::RsaPss, rsa_modulus())
+    } else if *algorithm == oid::OID_KEY_TYPE_DSA {
+        (KeyAlgorithm::Dsa, dsa())
+    } else if *algorithm == oid::OID_KEY_TYPE_EC_PUBLIC_KEY {
+        (KeyAlgorithm::Other, curve())
+    } else {
+        (KeyAlgorithm::Other, None)
+    };
+    KeyFacts {
+        algorithm,
+        bits: bits.unwrap_or(0),
+    }
 }
 
 /// Refuses keys whose private key can be computed. Facts do not: such a certificate can be found on a host.
@@ -97,6 +135,7 @@ pub(crate) fn verify_plain(
         (Ecdsa, 384) => &signature::ECDSA_P384_SHA384_ASN1,
         (Ecdsa, _) => &signature::ECDSA_P521_SHA512_ASN1,
         (Ed25519, _) => &signature::ED25519,
+        (other, _) => return Err(BadSignature::Unsupported(format!("{other} keys sign nothing here"))),
     };
     UnparsedPublicKey::new(how, &spki.subject_public_key.data)
         .verify(message, signature)

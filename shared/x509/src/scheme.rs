@@ -34,16 +34,17 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// The scheme of keys of a kind.
-    pub fn of(key: KeyFacts, padding: RsaPadding) -> Self {
-        match (key.algorithm, key.bits, padding) {
+    /// The scheme of keys of a kind; none of a kind that nothing is signed with here.
+    pub fn of(key: KeyFacts, padding: RsaPadding) -> Option<Self> {
+        Some(match (key.algorithm, key.bits, padding) {
             (KeyAlgorithm::Ecdsa, 256, _) => Self::EcdsaP256Sha256,
             (KeyAlgorithm::Ecdsa, 384, _) => Self::EcdsaP384Sha384,
             (KeyAlgorithm::Ecdsa, ..) => Self::EcdsaP521Sha512,
             (KeyAlgorithm::Rsa, _, RsaPadding::Pkcs1) => Self::RsaPkcs1Sha256,
             (KeyAlgorithm::Rsa, _, RsaPadding::Pss) => Self::RsaPssSha256,
             (KeyAlgorithm::Ed25519, ..) => Self::Ed25519,
-        }
+            (KeyAlgorithm::RsaPss | KeyAlgorithm::Dsa | KeyAlgorithm::Other, ..) => return None,
+        })
     }
 
     /// Its identifier, which stands beside a signature and inside what is signed.

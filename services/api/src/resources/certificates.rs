@@ -219,6 +219,10 @@ fn other_names(texts: &[String]) -> Result<Vec<San>, ApiError> {
         .collect()
 }
 
+fn texts_of(names: &[San]) -> Vec<String> {
+    names.iter().map(San::to_string).collect()
+}
+
 /// Refuses names that the profile would not let through when it is too late to say so.
 async fn within_profile(tx: &mut Tx, profile: Option<&ProfileId>, common: &San, sans: &[San]) -> Result<(), ApiError> {
     let Some(id) = profile else { return Ok(()) };
@@ -403,19 +407,18 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
     if let Some(environment) = &change.environment {
         check_environment(environment)?;
     }
-    let judged = change.common_name.is_some() || change.sans.is_some() || change.certificate_profile_id.is_some();
-    let common = change
+    // Names that are sent back as they were stay, also where they could not be requested today.
+    let new_common = change
         .common_name
         .as_deref()
-        .map(common_name)
-        .transpose()?
-        .unwrap_or(before.common_name);
-    let sans = change
+        .filter(|text| *text != before.common_name.to_string());
+    let new_sans = change
         .sans
         .as_deref()
-        .map(other_names)
-        .transpose()?
-        .unwrap_or(before.sans);
+        .filter(|texts| !texts.iter().eq(&texts_of(&before.sans)));
+    let judged = new_common.is_some() || new_sans.is_some() || change.certificate_profile_id.is_some();
+    let common = new_common.map(common_name).transpose()?.unwrap_or(before.common_name);
+    let sans = new_sans.map(other_names).transpose()?.unwrap_or(before.sans);
     let profile = match change.certificate_profile_id {
         Some(profile) => profile.0,
         None => before.certificate_profile_id,
@@ -423,6 +426,7 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
     if judged || change.issuer_id.is_some() {
         not_while_signing(&mut tx, &id).await?;
     }
+    let names_certifiable = all_names(&common, &sans).iter().all(San::is_certifiable);
     // Names that were let in before stay, whatever became of the profile: the signer asks it anyway.
     if judged {
         within_profile(&mut tx, profile.as_ref(), &common, &sans).await?;
@@ -436,7 +440,7 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
             SET name = coalesce($2, name), common_name = $3, sans = $4, environment = coalesce($5, environment),
                 owner_id = coalesce($6, owner_id), team_id = coalesce($7, team_id),
                 issuer_id = coalesce($8, issuer_id), renewal_policy_id = coalesce($9, renewal_policy_id),
-                profile_id = $10, tags = $11, updated_at = $12
+                profile_id = $10, tags = $11, updated_at = $12, names_certifiable = $13
           WHERE id = $1",
     )
     .bind(&id)
@@ -451,6 +455,7 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
     .bind(&profile)
     .bind(Json(&tags))
     .bind(now)
+    .bind(names_certifiable)
     .execute(&mut *tx)
     .await?;
     let event = tx.event("certificate_updated", "certificate", &id);
@@ -460,6 +465,9 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
     }
     if let Some(targets) = &change.target_ids {
         map_targets(&mut tx, &id, targets).await?;
+    }
+    if change.target_ids.is_some() || names_certifiable != locked.names_certifiable {
+        let locked = store::lock(&mut tx, &id).await?;
         planning::retarget(&mut tx, &locked, None).await?;
     }
     must_break_nothing_new(&mut tx, &id, &broken_before).await?;

@@ -375,8 +375,8 @@ async fn manage(
             "it is the certificate of an authority, and those are not managed; dismiss it",
         ));
     }
-    let facts = CertificateFacts::parse_der(&found.der).map_err(|error| ApiError::internal(error.to_string()))?;
-    let leaf = transfer::imported(&facts, String::new()).map_err(|why| ApiError::new(Kind::WrongState, why))?;
+    let facts = CertificateFacts::inventory_der(&found.der).map_err(|error| ApiError::internal(error.to_string()))?;
+    let leaf = transfer::imported(&facts, String::new());
     let imports = transfer::enrol(tx, &[leaf], enrolment).await?;
     match imports.into_iter().next() {
         Some(Import::Created { certificate, .. } | Import::Duplicate { certificate }) => Ok(certificate),

@@ -5,6 +5,7 @@ use certctl_model::{
     certificate::CertificateStatus,
     explain::{CertificateStanding, Explanation, JobStanding},
     id::CertificateId,
+    name::{San, all_names},
     revocation::RevocationReason,
     time::Time,
 };
@@ -54,7 +55,7 @@ async fn certificate_standing(
     let row = sqlx::query(
         "SELECT c.id, certificate_status(c, $2) AS status, c.archived_at, c.revoked_at, c.revocation_reason, c.not_before,
                 c.not_after, c.renew_at, c.failure, p.id AS policy, p.auto_renew, p.renew_at_permille,
-                p.renewal_window_days, p.spread_percent, c.issuer_id
+                p.renewal_window_days, p.spread_percent, c.issuer_id, c.common_name, c.sans
            FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
           WHERE c.id = $1",
     )
@@ -74,6 +75,7 @@ async fn certificate_standing(
     let revoked: (Option<Time>, Option<RevocationReason>) =
         (row.try_get("revoked_at")?, row.try_get("revocation_reason")?);
     let validity: (Option<Time>, Option<Time>) = (row.try_get("not_before")?, row.try_get("not_after")?);
+    let names = all_names(&row.try_get("common_name")?, &row.try_get::<Vec<San>, _>("sans")?);
     Ok(CertificateStanding {
         id: row.try_get("id")?,
         status: row.try_get::<CertificateStatus, _>("status")?,
@@ -87,6 +89,11 @@ async fn certificate_standing(
         renew_at_permille: row.try_get("renew_at_permille")?,
         renewal_window_days: row.try_get("renewal_window_days")?,
         spread_percent: row.try_get("spread_percent")?,
+        uncertifiable_names: names
+            .iter()
+            .filter(|name| !name.is_certifiable())
+            .map(San::to_string)
+            .collect(),
         forbidden,
         agents,
         issuer: row.try_get("issuer_id")?,

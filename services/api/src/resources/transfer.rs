@@ -1,6 +1,6 @@
 //! Certificates in and out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use certctl_contract::{endpoint::File, problem::Kind, transfer::*};
@@ -127,8 +127,10 @@ impl Bundle {
             facts.extend(read_pem(text)?);
         }
         if let Some(text) = der_base64 {
+            // base64(1) and MIME (RFC 2045 §6.8) break lines.
+            let text: String = text.split_ascii_whitespace().collect();
             let der = STANDARD
-                .decode(text.trim())
+                .decode(text)
                 .map_err(|_| ApiError::invalid("der_base64", "is not base64"))?;
             facts.push(read_der(&der));
         }
@@ -142,12 +144,26 @@ impl Bundle {
     }
 
     fn sort(facts: Vec<Result<CertificateFacts, String>>) -> Self {
-        let authorities: Vec<CertificateFacts> = facts.iter().flatten().filter(|one| one.is_ca).cloned().collect();
+        let issuers: HashSet<Vec<u8>> = facts
+            .iter()
+            .flatten()
+            .filter(|one| one.issuer_der != one.subject_der)
+            .map(|one| one.issuer_der.clone())
+            .collect();
+        let is_authority =
+            |one: &CertificateFacts| one.is_ca && (issuers.contains(&one.subject_der) || !one.is_self_signed_server());
+        let authorities: Vec<CertificateFacts> = facts
+            .iter()
+            .flatten()
+            .filter(|one| is_authority(one))
+            .cloned()
+            .collect();
         let mut chains = Chains::new(&authorities);
         let item = |one: Result<CertificateFacts, String>| match one {
-            Ok(facts) if facts.is_ca => Item::Authority(Box::new(facts)),
+            Ok(facts) if is_authority(&facts) => Item::Authority(Box::new(facts)),
             Ok(facts) => {
-                imported(&facts, chains.above(&facts)).map_or_else(Item::Bad, |leaf| Item::Leaf(Box::new(leaf)))
+                let chain = chains.above(&facts);
+                Item::Leaf(Box::new(imported(&facts, chain)))
             }
             Err(why) => Item::Bad(why),
         };
@@ -175,6 +191,8 @@ impl Bundle {
                 common_name: None,
                 fingerprint: None,
                 reason: None,
+                uncertifiable_names: Vec::new(),
+                notes: Vec::new(),
             };
             match item {
                 Item::Bad(why) => result.reason = Some(why),
@@ -183,6 +201,15 @@ impl Bundle {
                     result.fingerprint = Some(facts.fingerprint);
                 }
                 Item::Leaf(leaf) => {
+                    result.uncertifiable_names = leaf.uncertifiable_names().map(San::to_string).collect();
+                    if !result.uncertifiable_names.is_empty() {
+                        result.notes.push(
+                            "it is not renewed while it has names that cannot be certified; edit common_name and sans to \
+                             decide what the next version is for"
+                                .to_owned(),
+                        );
+                    }
+                    result.notes.extend(leaf.defects);
                     result.common_name = Some(leaf.common_name);
                     result.fingerprint = Some(leaf.fingerprint);
                     match imports.next().expect("each leaf was imported") {
@@ -214,54 +241,51 @@ impl Bundle {
 /// Reads each block by itself, so that a broken one does not spoil the others. A private key spoils all of them: it must
 /// not have come here.
 fn read_pem(text: &str) -> Result<Vec<Result<CertificateFacts, String>>, ApiError> {
-    const BEGIN: &str = "-----BEGIN ";
     if text.contains("PRIVATE KEY-----") {
         return Err(ApiError::invalid(
             "pem",
             "holds a private key; nothing was stored. Send certificates only, and replace the key: it has left its host",
         ));
     }
-    let begins: Vec<usize> = text.match_indices(BEGIN).map(|(at, _)| at).collect();
-    let ends = begins.iter().skip(1).copied().chain([text.len()]);
-    let blocks = begins.iter().zip(ends).map(|(begin, end)| &text[*begin..end]);
+    let blocks = pem::decode_each(text, MAX_PEM).map_err(|error| ApiError::invalid("pem", error.to_string()))?;
+    let shown = |text: &str, most: usize| text.escape_debug().take(most).collect::<String>();
     Ok(blocks
-        .map(|block| match pem::decode_all(block, MAX_PEM) {
-            Ok(read) => match read.first() {
-                Some(block) if matches!(block.label.as_str(), "CERTIFICATE" | "X509 CERTIFICATE") => {
-                    read_der(&block.der)
-                }
-                Some(block) => Err(format!(
-                    "the block \"{}\" is not a certificate",
-                    block.label.escape_debug().take(80).collect::<String>()
-                )),
-                None => Err("the block is not closed".to_owned()),
-            },
-            Err(error) => Err(error.to_string().escape_debug().take(300).collect()),
+        .into_iter()
+        .map(|found| match found.block {
+            Ok(block) if matches!(block.label.as_str(), "CERTIFICATE" | "X509 CERTIFICATE") => read_der(&block.der),
+            Ok(block) => Err(format!(
+                "the block \"{}\" is not a certificate",
+                shown(&block.label, 80)
+            )),
+            Err(error) => Err(shown(&error.to_string(), 300)),
         })
         .collect())
 }
 
 fn read_der(der: &[u8]) -> Result<CertificateFacts, String> {
-    CertificateFacts::parse_der(der).map_err(|error| error.to_string())
+    CertificateFacts::inventory_der(der).map_err(|error| error.to_string())
 }
 
 /// What is stored of a certificate that others issued.
-///
-/// # Errors
-/// It has no name by which it could be managed.
-pub(super) fn imported(facts: &CertificateFacts, chain_pem: String) -> Result<Imported, String> {
-    let own: Option<San> = facts.common_name.as_deref().and_then(|name| name.parse().ok());
-    let names = || own.iter().chain(&facts.sans);
+pub(super) fn imported(facts: &CertificateFacts, chain_pem: String) -> Imported {
+    let own: Option<San> = facts.common_name.as_deref().map(San::recorded);
     let host = |name: &&San| matches!(name, San::Dns(_) | San::Ip(_));
-    let common_name = names()
+    let certifiable = |name: &&San| name.is_certifiable();
+    let common_name = own
+        .iter()
+        .filter(certifiable)
+        .chain(&facts.sans)
         .find(host)
-        .or_else(|| names().next())
-        .ok_or("it has no name that can be certified: neither a common name nor an alternative name")?
-        .clone();
-    let sans = facts.sans.clone();
-    Ok(Imported {
+        .or_else(|| own.iter().chain(&facts.sans).find(certifiable))
+        .or_else(|| facts.sans.first())
+        .or(own.as_ref())
+        .cloned()
+        // Neither name: its number is what it can be found by.
+        .unwrap_or_else(|| San::recorded(&format!("serial number {}", facts.serial)));
+    Imported {
         common_name,
-        sans,
+        sans: facts.sans.clone(),
+        defects: facts.defects.iter().map(ToString::to_string).collect(),
         serial: facts.serial.clone(),
         not_before: facts.not_before,
         not_after: facts.not_after,
@@ -271,7 +295,7 @@ pub(super) fn imported(facts: &CertificateFacts, chain_pem: String) -> Result<Im
         issuer: cut(&facts.issuer, 1024),
         cert_pem: facts.to_pem(),
         chain_pem,
-    })
+    }
 }
 
 /// PKCS #12 wants a password even where nothing is secret; this is the one that tools try first.
