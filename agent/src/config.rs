@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::Result;
 use certctl_model::id::AgentId;
 use certctl_model::secret::Secret;
-use certctl_runtime::config::{Settings, duration, secret_from};
-use clap::Parser;
+use certctl_runtime::config::{Settings, boolean, duration, secret_from};
+use clap::{ArgAction, Parser};
 use url::Url;
 
 use crate::program::AllowedPrograms;
@@ -27,6 +27,10 @@ pub struct Config {
     /// Where the API of certctl is.
     #[arg(long = "server", env = "CERTCTL_SERVER_URL", default_value = "http://localhost:8443")]
     pub server_url: Url,
+
+    /// Whether plain http is spoken to a server on another machine. All who can read the network read the agent's key then.
+    #[arg(long, env = "CERTCTL_ALLOW_PLAIN_HTTP", default_value = "false", value_parser = boolean, action = ArgAction::Set)]
+    pub allow_plain_http: bool,
 
     /// PEM file of authorities that are trusted besides those of the system, for a server with a certificate of its own.
     #[arg(long, env = "CERTCTL_CA_CERT")]

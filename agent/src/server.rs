@@ -54,6 +54,7 @@ impl Server {
         let client = Client::builder(config.server_url.as_str())
             .token(token.unwrap_or_default())
             .ca_cert(authorities)
+            .allow_plain_http(config.allow_plain_http)
             .user_agent(concat!("certctl-agent/", env!("CARGO_PKG_VERSION")))
             .build()?;
         Ok(Self {

@@ -3,7 +3,11 @@
 use std::path::PathBuf;
 
 use certctl_client::Secret;
-use clap::{Arg, ArgAction, ArgMatches, Command, builder::PossibleValuesParser, value_parser};
+use clap::{
+    Arg, ArgAction, ArgMatches, Command,
+    builder::{BoolishValueParser, PossibleValuesParser},
+    value_parser,
+};
 use clap_complete::Shell;
 
 use crate::{
@@ -46,6 +50,7 @@ pub(crate) struct Globals {
     pub(crate) server: String,
     pub(crate) api_key: Secret,
     pub(crate) ca_cert: Option<PathBuf>,
+    pub(crate) allow_plain_http: bool,
     pub(crate) format: Option<Format>,
     pub(crate) output: Option<PathBuf>,
     pub(crate) idempotency_key: Option<String>,
@@ -155,6 +160,17 @@ fn globals() -> Vec<Arg> {
             .env("CERTCTL_CA_CERT")
             .value_parser(value_parser!(PathBuf))
             .help("PEM file of authorities that the server's certificate may come from, besides those of the system"),
+        global("allow_plain_http")
+            .long("allow-plain-http")
+            .env("CERTCTL_ALLOW_PLAIN_HTTP")
+            .value_parser(BoolishValueParser::new())
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .default_value("false")
+            .hide_default_value(true)
+            .hide_possible_values(true)
+            .help("Speak plain http to a server on another machine, where others could read the API key"),
         global("format")
             .long("format")
             .value_name("FORMAT")

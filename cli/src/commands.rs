@@ -42,6 +42,7 @@ impl Session {
     pub(crate) fn new(globals: Globals) -> Result<Self, Failure> {
         let mut builder = Client::builder(&globals.server)
             .token(globals.api_key)
+            .allow_plain_http(globals.allow_plain_http)
             .user_agent(concat!("certctl-cli/", env!("CARGO_PKG_VERSION")));
         if let Some(file) = &globals.ca_cert {
             let pem = std::fs::read(file).map_err(|e| Failure::Usage(format!("{}: {e}", file.display())))?;
@@ -147,7 +148,7 @@ async fn operation(session: &Session, row: &Row, matches: &ArgMatches) -> Result
     match session.client.call_json(operation, input).await?.body {
         Body::Json(value) => show(session, operation, id.as_ref(), prune(value, fields.as_deref())),
         Body::Empty => Ok(()),
-        Body::Bytes { bytes, .. } => Ok(output::write(&bytes)?),
+        Body::Bytes { bytes, .. } => Ok(output::Passing::default().write(&bytes)?),
     }
 }
 
@@ -229,8 +230,9 @@ async fn pass_on(session: &Session, operation: &Operation, input: Map<String, Va
             let said = format!("the answer is {media}; redirect standard output or give --output to have it");
             return Ok(output::line(&said)?);
         }
+        let mut passing = output::Passing::default();
         while let Some(piece) = stream.chunk().await? {
-            output::write(&piece)?;
+            passing.write(&piece)?;
         }
         return Ok(());
     };
@@ -304,7 +306,7 @@ async fn call(session: &Session, matches: &ArgMatches) -> Result<(), Failure> {
     match session.client.call_json(&row.operation, input).await?.body {
         Body::Json(value) => thing(session, &value),
         Body::Empty => Ok(()),
-        Body::Bytes { bytes, .. } => Ok(output::write(&bytes)?),
+        Body::Bytes { bytes, .. } => Ok(output::Passing::default().write(&bytes)?),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{io, process::ExitCode};
 
-use certctl_client::ClientError;
+use certctl_client::{ClientError, error::unsaid};
 
 use crate::output;
 
@@ -30,7 +30,7 @@ impl Failure {
                     "error: {} {}: {}",
                     problem.status, problem.title, problem.detail
                 ));
-                for invalid in &problem.errors {
+                for invalid in unsaid(problem) {
                     output::note(&format!("  {}: {}", invalid.field, invalid.detail));
                 }
                 if let Some(id) = &problem.request_id {

@@ -109,7 +109,7 @@ pub(crate) async fn walk(
                 let mut text = String::new();
                 for (n, row) in rows.iter().enumerate() {
                     text.push_str(if shown + n > 0 { ",\n" } else { "\n" });
-                    text.push_str(&row.to_string());
+                    text.push_str(&output::escaped(&row.to_string()));
                 }
                 output::write(text.as_bytes())?;
             }
@@ -122,7 +122,7 @@ pub(crate) async fn walk(
     }
     match format {
         Format::Table => output::line(&format!("{shown} in all"))?,
-        Format::Json => output::line(&format!("\n],\"total\":{shown}}}"))?,
+        Format::Json => output::write(format!("\n],\"total\":{shown}}}\n").as_bytes())?,
     }
     Ok(())
 }

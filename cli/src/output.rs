@@ -117,7 +117,7 @@ impl Style {
     }
 }
 
-/// Writes to standard output.
+/// Writes to standard output, as it is: octets of a file, or text that was made here.
 ///
 /// # Errors
 /// When it cannot be written, above all because the reader has gone.
@@ -127,25 +127,90 @@ pub(crate) fn write(octets: &[u8]) -> io::Result<()> {
     out.flush()
 }
 
-/// Writes a line.
-pub(crate) fn line(text: &str) -> io::Result<()> {
-    write(format!("{text}\n").as_bytes())
+/// Writes what a server sent, piece by piece: as it is, unless a terminal would obey it.
+#[derive(Default)]
+pub(crate) struct Passing {
+    /// The beginning of a character whose rest has not come.
+    rest: Vec<u8>,
 }
 
-/// Writes a line to standard error; when that is closed too, there is nobody to tell.
+impl Passing {
+    /// Writes the next octets.
+    ///
+    /// # Errors
+    /// As [`write`].
+    pub(crate) fn write(&mut self, octets: &[u8]) -> io::Result<()> {
+        match io::stdout().is_terminal() {
+            true => write(self.shown(octets).as_bytes()),
+            false => write(octets),
+        }
+    }
+
+    fn shown(&mut self, octets: &[u8]) -> String {
+        let mut all = std::mem::take(&mut self.rest);
+        all.extend_from_slice(octets);
+        let whole = match std::str::from_utf8(&all) {
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            _ => all.len(),
+        };
+        self.rest = all.split_off(whole);
+        let text = String::from_utf8_lossy(&all).replace("\r\n", "\n");
+        let kept = |c| if matches!(c, '\n' | '\t') { c } else { visible(c) };
+        text.chars().map(kept).collect()
+    }
+}
+
+/// Writes one line, whatever the text holds.
+pub(crate) fn line(text: &str) -> io::Result<()> {
+    write(format!("{}\n", harmless(text)).as_bytes())
+}
+
+/// Writes one line to standard error, whatever the text holds; when that is closed too, there is nobody to tell.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{}", harmless(text));
 }
 
 /// Writes JSON.
 pub(crate) fn json(value: &Value) -> io::Result<()> {
-    line(&format!("{value:#}"))
+    write(format!("{}\n", escaped(&format!("{value:#}"))).as_bytes())
+}
+
+/// JSON in which characters that steer a terminal are escape sequences of JSON: the same to every parser. JSON itself
+/// asks for that of the controls of ASCII only, DEL not included.
+pub(crate) fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        match steers(c) && c != '\n' {
+            true => text.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => text.push(c),
+        }
+    }
+    text
+}
+
+/// Controls of ASCII and of ISO 6429 (C1), separators of lines, and what turns the direction of text or hides in it.
+fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+}
+
+fn visible(c: char) -> char {
+    if steers(c) { '\u{fffd}' } else { c }
+}
+
+/// Text of one line that cannot steer a terminal.
+pub(crate) fn harmless(text: &str) -> String {
+    text.trim_end_matches('\n')
+        .chars()
+        .map(|c| if c == '\n' { ' ' } else { visible(c) })
+        .collect()
 }
 
 /// Writes rows as a table: with lines on a terminal, as plain columns elsewhere.
 pub(crate) fn rows(rows: &[Value], columns: &[Column], style: Style) -> io::Result<()> {
     let mut table = table(style);
-    table.set_header(columns.iter().map(|(heading, _)| heading));
+    table.set_header(columns.iter().map(|(heading, _)| harmless(heading)));
     for row in rows {
         table.add_row(columns.iter().map(|(_, key)| style.cell(key, &row[key])));
     }
@@ -174,7 +239,7 @@ impl Rolling {
         let mut table = table(self.style);
         table.load_style(presets::NOTHING);
         if self.widths.is_empty() {
-            table.set_header(self.columns.iter().map(|(heading, _)| heading));
+            table.set_header(self.columns.iter().map(|(heading, _)| harmless(heading)));
         }
         for row in rows {
             table.add_row(self.columns.iter().map(|(_, key)| self.style.cell(key, &row[key])));
@@ -210,7 +275,7 @@ pub(crate) fn keys(value: &Value, style: Style) -> io::Result<()> {
     let mut table = table(style);
     for (key, text) in pairs {
         let value = style.cell(key.rsplit('.').next().unwrap_or(&key), &Value::from(text));
-        table.add_row([Cell::new(key), value]);
+        table.add_row([Cell::new(harmless(&key)), value]);
     }
     finish(table, style)
 }
@@ -237,7 +302,8 @@ fn finish(mut table: Table, style: Style) -> io::Result<()> {
             column.set_padding((0, 2));
         }
     }
-    line(&table.trim_fmt())
+    // Colours are sequences that we made; cells hold none of their own.
+    write(format!("{}\n", table.trim_fmt()).as_bytes())
 }
 
 fn flatten(path: &str, value: &Value, pairs: &mut Vec<(String, String)>) {
@@ -263,13 +329,8 @@ fn cell(value: &Value) -> String {
         Value::String(text) if text.is_empty() => "-".to_owned(),
         Value::String(text) => moment(text).unwrap_or_else(|| harmless(text)),
         Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(", "),
-        Value::Bool(_) | Value::Number(_) | Value::Object(_) => value.to_string(),
+        Value::Bool(_) | Value::Number(_) | Value::Object(_) => harmless(&value.to_string()),
     }
-}
-
-fn harmless(text: &str) -> String {
-    let visible = |c: char| if c.is_control() && c != '\n' { '\u{fffd}' } else { c };
-    text.chars().map(visible).collect()
 }
 
 /// `2026-11-23T12:07:06.549528Z` as `2026-11-23 12:07:06Z`. The API writes every time in UTC.
@@ -295,12 +356,44 @@ mod tests {
             (json!("2026-11-23T12:07:06 no Z"), "2026-11-23T12:07:06 no Z"),
             (json!("évidemment pas un temps Z"), "évidemment pas un temps Z"),
             (json!("a\u{1b}[2Jb\tc"), "a\u{fffd}[2Jb\u{fffd}c"),
+            (json!("a\nb\u{9b}2Jc\u{7f}"), "a b\u{fffd}2Jc\u{fffd}"),
+            (json!("x\u{202e}txt.exe\u{2066}"), "x\u{fffd}txt.exe\u{fffd}"),
+            (json!({ "k\u{9b}": "\u{202e}" }), "{\"k\u{fffd}\":\"\u{fffd}\"}"),
             (json!(null), "-"),
             (json!(""), "-"),
             (json!(["a", "b"]), "a, b"),
             (json!(3), "3"),
         ] {
             assert_eq!(cell(&value), text);
+        }
+    }
+
+    #[test]
+    fn json_is_the_same_value_and_cannot_steer_the_terminal() {
+        let value = json!({ "a\u{1b}[2J\u{9b}": "x\u{202e}\u{7f}\u{2028}\nü\u{1f600}" });
+        for text in [format!("{value:#}"), value.to_string()] {
+            let text = escaped(&text);
+            assert!(!text.chars().any(|c| steers(c) && c != '\n'), "{text:?}");
+            assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
+        }
+    }
+
+    #[test]
+    fn a_message_is_one_line() {
+        assert_eq!(
+            harmless("error: a\nerror: b\r\u{1b}[1A\n"),
+            "error: a error: b\u{fffd}\u{fffd}[1A"
+        );
+    }
+
+    #[test]
+    fn a_file_on_a_terminal_cannot_steer_it_wherever_its_pieces_end() {
+        let text = "a\tü\r\nb\u{9b}2J\u{1b}]0;x\u{202e}\n";
+        for size in 1..text.len() {
+            let mut passing = Passing::default();
+            let shown: String = text.as_bytes().chunks(size).map(|piece| passing.shown(piece)).collect();
+            let shown = shown.replace('\u{fffd}', "").replace('\r', "");
+            assert_eq!(shown, "a\tü\nb2J]0;x\n", "pieces of {size}");
         }
     }
 

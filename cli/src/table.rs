@@ -142,6 +142,7 @@ const VERBS: &[(&str, &str)] = &[
     ("list_agent_group_members", "members"),
     ("list_agent_group_overrides", "overrides"),
     ("mark_notification_read", "read"),
+    ("resend_notification", "resend"),
     ("list_bulk_operations", "list"),
     ("get_bulk_operation", "get"),
     ("list_bulk_items", "items"),

@@ -37,8 +37,13 @@ struct Session {
 
 impl Session {
     async fn open(server: &str, flags: &[&str]) -> (Self, Value) {
+        Self::with(server, flags, &[]).await
+    }
+
+    async fn with(server: &str, flags: &[&str], variables: &[(&str, &str)]) -> (Self, Value) {
         let mut child = Command::new(env!("CARGO_BIN_EXE_certctl-mcp"))
             .args(flags)
+            .envs(variables.iter().copied())
             .env("CERTCTL_SERVER_URL", server)
             .env("CERTCTL_API_KEY", KEY)
             .stdin(Stdio::piped())
@@ -210,4 +215,19 @@ async fn answers_are_one_text_with_the_body_and_refusals_are_tool_errors() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_argument_does_not_override_read_only_mode_of_the_environment() {
+    for (flags, variable, read_only) in [
+        (&["--read-only=false"][..], "true", true),
+        (&[], "1", true),
+        (&["--read-only"], "false", true),
+        (&["--read-only=false"], "false", false),
+    ] {
+        let (mut session, _) = Session::with("http://127.0.0.1:1", flags, &[("CERTCTL_MCP_READ_ONLY", variable)]).await;
+        let tools = session.tools().await;
+        let only_reads = tools.iter().all(|tool| tool["annotations"]["readOnlyHint"] == true);
+        assert_eq!(only_reads, read_only, "{flags:?} {variable}");
+    }
 }

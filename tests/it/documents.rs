@@ -67,7 +67,9 @@ const OF_CLIENTS: &str = "## certctl-cli, certctl-mcp, certctl-loadtest
 | `CERTCTL_SERVER_URL` | `--server` | `http://localhost:8443` | Address of the certctl API |
 | `CERTCTL_API_KEY` | `--api-key` |  | API key |
 | `CERTCTL_CA_CERT` | `--ca-cert` |  | Of certctl-cli and certctl-mcp: PEM file of authorities that the server's certificate may come from, besides those of the system |
-| `CERTCTL_MCP_READ_ONLY` | `--read-only` | `false` | Of certctl-mcp: offer only tools that change nothing |
+| `CERTCTL_ALLOW_PLAIN_HTTP` | `--allow-plain-http` | `false` | Of certctl-cli and certctl-mcp: speak plain http to a server on another machine, where others could read the API key |
+| `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY` | | | Of certctl-cli, certctl-mcp and certctl-agent: the proxy to an https server on another machine, and the hosts that are reached without it. Servers on this machine are; an API key never goes to a proxy over plain http |
+| `CERTCTL_MCP_READ_ONLY` | `--read-only` | `false` | Of certctl-mcp: offer only tools that change nothing. `--read-only=false` does not override `true` here |
 | `CERTCTL_DEMO_TLS` | `--demo-tls` | `127.0.0.1:8444` | Of certctl-loadtest: where the demo serves TLS, on loopback |
 
 ## certctl-local

@@ -351,7 +351,7 @@ async fn browsers_are_told_nothing_about_origins_unless_the_settings_say_so(db: 
     let answer = w
         .with_headers(Method::OPTIONS, "/api/v1/teams", None, &origin, "")
         .await;
-    assert_eq!(answer.status, 405);
+    assert_eq!((answer.status, answer.octets.len()), (204, 0));
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]

@@ -105,6 +105,34 @@ async fn reading_touches_neither_the_delivery_nor_its_time(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_settled_notification_is_sent_again_on_request(db: PgPool) {
+    let w = World::new(db).await;
+    four(&w).await;
+    let resend = async |id: &str| w.post(&format!("/api/v1/notifications/{id}/resend"), Value::Null).await;
+    let delivery = async |id: &str| {
+        let found = w.get(&format!("/api/v1/notifications/{id}")).await.expect(200);
+        (
+            found["delivery"].as_str().unwrap().to_owned(),
+            found.get("error").cloned(),
+            found["attempts"].clone(),
+        )
+    };
+    assert_eq!(resend("ne-1").await.problem().status, 409, "it is pending");
+    assert_eq!(resend("none").await.problem().status, 404);
+    for id in ["ne-2", "ne-3"] {
+        assert_eq!(resend(id).await.expect(200), json!({ "status": "pending" }));
+        assert_eq!(delivery(id).await, ("pending".to_owned(), None, json!(0)), "{id}");
+    }
+    w.settle().await;
+    for id in ["ne-2", "ne-3"] {
+        assert_eq!(delivery(id).await, ("sent".to_owned(), None, json!(1)), "{id}");
+    }
+    let trail =
+        "SELECT string_agg(resource_id, ' ' ORDER BY sequence) FROM audit_events WHERE action = 'notification_resent'";
+    assert_eq!(w.text(trail).await, "ne-2 ne-3");
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
 async fn a_team_is_told_from_the_severity_on_that_it_wants_and_programs_of_what_begins(db: PgPool) {
     let w = World::new(db).await;
     let host = w.host("web-1").await;

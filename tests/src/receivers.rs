@@ -15,7 +15,8 @@ use certctl_runtime::serve;
 use certctl_runtime::tasks::Tasks;
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 use crate::{python, repository};
@@ -120,6 +121,49 @@ async fn receive(State(hook): State<Webhook>, headers: HeaderMap, body: Bytes) -
         status,
     });
     StatusCode::from_u16(status).expect("tests use statuses of HTTP")
+}
+
+/// Starts a mail server that accepts every message and keeps none; returns its port.
+///
+/// # Panics
+///
+/// There is no free port.
+pub async fn any_mail(tasks: &Tasks) -> u16 {
+    let listener = serve::listen(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let owner = tasks.clone();
+    tasks.spawn("mail server", async move {
+        let stop = owner.token();
+        loop {
+            let accepted = tokio::select! { accepted = listener.accept() => accepted, () = stop.cancelled() => return };
+            let Ok((stream, _)) = accepted else { continue };
+            let stop = owner.token();
+            owner.spawn("mail", async move {
+                tokio::select! { _ended = converse(stream) => {}, () = stop.cancelled() => {} }
+            });
+        }
+    });
+    port
+}
+
+/// RFC 5321, as much of it as a client needs to hand over a message.
+async fn converse(mut stream: TcpStream) -> std::io::Result<()> {
+    let (read, mut write) = stream.split();
+    let mut lines = BufReader::new(read).lines();
+    write.write_all(b"220 test ESMTP\r\n").await?;
+    while let Some(line) = lines.next_line().await? {
+        let answer: &[u8] = match line.split([' ', ':']).next().unwrap_or_default() {
+            "DATA" => {
+                write.write_all(b"354 go on\r\n").await?;
+                while lines.next_line().await?.is_some_and(|line| line != ".") {}
+                b"250 taken\r\n"
+            }
+            "QUIT" => b"221 bye\r\n",
+            _ => b"250 fine\r\n",
+        };
+        write.write_all(answer).await?;
+    }
+    Ok(())
 }
 
 /// How the mail server wants to be talked to.

@@ -42,7 +42,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, PgPool};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
-use crate::{eventually, gate::Gate, idp::Idp, stage};
+use crate::{eventually, gate::Gate, idp::Idp, receivers, stage};
 
 /// The key of operators in every world.
 pub const KEY: &str = "the-key-of-operators-in-the-tests";
@@ -218,8 +218,15 @@ impl World {
         let address = format!("http://{}/hook{query}", hook.local_addr().unwrap());
         let router = Router::new().route("/hook", post(receive)).with_state(news.clone());
         serve::serve(hook, router, &tasks).await;
+        let mail = receivers::any_mail(&tasks).await.to_string();
         let config = certctl_notifier::config::Config::parse_from([
             "certctl-notifier",
+            "--smtp-host",
+            "127.0.0.1",
+            "--smtp-security",
+            "none",
+            "--smtp-port",
+            &mail,
             "--database-url",
             &database,
             "--database-max-conns",

@@ -39,7 +39,7 @@ pub fn wrap(router: Router, app: &Arc<App>) -> Router {
             ApiError::new(Kind::MethodNotAllowed, "this path does not know the method; see Allow").into_problem(&id.0)
         })
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn_with_state(app.clone(), headers::preflight))
+        .layer(middleware::from_fn(headers::options))
         .layer(middleware::from_fn_with_state(app.clone(), observe))
         .layer(middleware::from_fn_with_state(app.clone(), headers::dress))
 }

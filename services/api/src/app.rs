@@ -15,7 +15,7 @@ use bytes::Bytes;
 use certctl_client::Client;
 use certctl_contract::{
     catalogue,
-    endpoint::{Endpoint, File, Media, NoBody, Reply, repeatable},
+    endpoint::{Class, Endpoint, File, Media, NoBody, Reply, repeatable},
     problem::Problem,
     query::{self, Invalid, PathParams, Query},
 };
@@ -29,6 +29,7 @@ use certctl_store::{Tx, journal, wake::Wakes};
 use futures_util::{StreamExt, stream::BoxStream};
 use serde_json::Value;
 use sqlx::PgPool;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -37,7 +38,7 @@ use crate::{
     body::Upload,
     calls::{Call, Trail},
     config::Config,
-    edge::{Answers, Asking, Shelf, ocsp},
+    edge::{Answers, Asking, Shelf, crl, ocsp},
     error::ApiError,
     headers::Headers,
     idempotency::{self, Once},
@@ -46,6 +47,9 @@ use crate::{
     readers::Readers,
     written::Written,
 };
+
+/// Imports that are read at once. Certificates take several times their octets while they are looked at.
+const HEAVY: usize = 2;
 
 /// What every handler can reach.
 pub struct App {
@@ -85,6 +89,10 @@ pub struct App {
     pub said_of_ocsp: ocsp::Said,
     /// OCSP questions that wait for the signer.
     pub asking: Asking,
+    /// CRLs in their packed form.
+    pub packed: crl::Packed,
+    /// Turns of requests that can take much more memory than they have octets.
+    pub heavy: Semaphore,
     /// How long the large lists are.
     pub totals: crate::listing::Totals,
 }
@@ -106,9 +114,7 @@ impl App {
         let (gate, started) = (Gate::new(config.auth()?)?, clock.now());
         Ok(Arc::new(Self {
             readers: Readers::new(pool.clone()),
-            pool,
             signer,
-            clock,
             gate,
             limits,
             headers: config.edge.headers(),
@@ -124,11 +130,16 @@ impl App {
             bench_route: config.bench_route,
             answers: Answers::new(
                 config.edge.ocsp_octets(),
-                link.clone().map(|link| Shelf::new(link, tasks)),
+                link.clone()
+                    .map(|link| Shelf::new(link, pool.clone(), clock.clone(), tasks)),
             ),
             said_of_ocsp: ocsp::Said::new(&config.edge.headers()),
+            pool,
+            clock,
             link,
             asking: Asking::default(),
+            packed: crl::Packed::default(),
+            heavy: Semaphore::new(HEAVY),
             totals: crate::listing::Totals::default(),
         }))
     }
@@ -247,6 +258,11 @@ impl Routes {
                 let fields = query.fields().to_vec();
                 let operation = body.operation().to_owned();
                 let octets = body.whole().await?;
+                let app = cx.app.clone();
+                let _turn = match E::CLASS {
+                    Class::Import => Some(app.heavy.acquire().await),
+                    Class::Ordinary | Class::Upload | Class::Export => None,
+                };
                 let body = read_json::<E>(&octets)?;
                 let rq = Request { path, query, body };
                 let Conditions { none_match, key } = cx.asked.clone();
@@ -437,8 +453,10 @@ where
     H: Fn(Cx, Request<E, Upload>) -> F,
     F: Future<Output = Result<Response, ApiError>>,
 {
-    turn.admit(&app.limits)?;
-    let principal = auth::authenticate(&app, E::ACCESS, &E::METHOD, &asked.headers).await?;
+    let principal = {
+        let _turn = turn.to_authenticate(&app.limits).await;
+        auth::authenticate(&app, E::ACCESS, &E::METHOD, &asked.headers).await?
+    };
     let actor = principal.actor();
     asked.call.by(&actor);
     turn.take(&app.limits, E::ACCESS, &principal).await?;
@@ -630,6 +648,11 @@ fn with_whole_numbers<T: serde::de::DeserializeOwned>(json: &[u8]) -> Option<T> 
             }
             _ => {}
         }
+    }
+    /// A value takes many times the octets of its text.
+    const LONGEST: usize = 256 * 1024;
+    if json.len() > LONGEST {
+        return None;
     }
     let mut value: Value = serde_json::from_slice(json).ok()?;
     walk(&mut value);

@@ -218,8 +218,7 @@ pub async fn authenticate(
         return Ok(Principal::new("anonymous", Some(Role::Admin), Way::Off));
     }
     if let Some(header) = headers.get(header::AUTHORIZATION) {
-        let token = header.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
-        let token = token.filter(|token| !token.is_empty());
+        let token = header.to_str().ok().and_then(bearer_token);
         let token = token.ok_or_else(|| unauthenticated("the Authorization header is not \"Bearer <key>\""))?;
         return bearer(app, token).await;
     }
@@ -234,6 +233,13 @@ pub async fn authenticate(
         }
         None => Err(unauthenticated("a key is needed: send \"Authorization: Bearer <key>\"")),
     }
+}
+
+/// The credentials of `Bearer` (RFC 9110 §11.4): the scheme in any case, then one or more spaces.
+fn bearer_token(text: &str) -> Option<&str> {
+    let (scheme, token) = text.split_once(' ')?;
+    let token = token.trim_matches(' ');
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
 fn unauthenticated(detail: impl Into<String>) -> ApiError {
@@ -375,6 +381,22 @@ pub fn authorise(principal: &Principal, access: Access, agent: Option<&str>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_scheme_is_read_in_any_case_with_one_or_more_spaces() {
+        for (text, token) in [
+            ("Bearer k", Some("k")),
+            ("bearer k", Some("k")),
+            ("BEARER   k", Some("k")),
+            ("Bearer", None),
+            ("Bearer ", None),
+            ("Bearerk", None),
+            ("Basic k", None),
+            ("Bearer\tk", None),
+        ] {
+            assert_eq!(bearer_token(text), token, "{text:?}");
+        }
+    }
 
     #[test]
     fn who_may_what() {

@@ -118,9 +118,15 @@ pub struct Edge {
     #[arg(long, env = "CERTCTL_PROXY_PROTOCOL", value_parser = boolean, action = ArgAction::Set, default_value = "false")]
     proxy_protocol: bool,
 
-    /// Connections open at once; further ones wait.
+    /// Connections open at once. When all are, the longest idle one is closed for a new one; while none is idle, new
+    /// ones wait.
     #[arg(long, env = "CERTCTL_MAX_CONNECTIONS", default_value_t = 10_000, value_parser = at_least_one)]
     max_connections: usize,
+
+    /// How many of them one address may hold, or one IPv6 network of 64 bits: a quarter unless told. When it does, its own
+    /// longest idle one is closed for a new one, or the new one is if none is idle. Trusted proxies may hold all.
+    #[arg(long, env = "CERTCTL_MAX_CONNECTIONS_PER_ADDRESS", value_parser = at_least_one)]
+    max_connections_per_address: Option<usize>,
 
     /// How long a TLS handshake, a PROXY header and the head of a request may each take.
     #[arg(long, env = "CERTCTL_HEADER_TIMEOUT", value_parser = duration, default_value = "10s")]
@@ -152,6 +158,9 @@ impl Edge {
         Ok(Front {
             limits: Limits {
                 connections: self.max_connections,
+                share: self
+                    .max_connections_per_address
+                    .unwrap_or(self.max_connections.div_ceil(4)),
                 header_timeout: self.header_timeout,
                 idle_timeout: self.idle_timeout,
             },
@@ -159,6 +168,7 @@ impl Edge {
                 trusted: self.trusted_proxies.clone(),
                 header: self.forwarded_header,
                 proxy_protocol: self.proxy_protocol,
+                told: Arc::default(),
             },
             tls,
             shortcut: None,

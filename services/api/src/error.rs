@@ -84,7 +84,14 @@ impl ApiError {
                 _ => tracing::warn!(request_id = %id.0, error = %cause, "request {} could not be answered", id.0),
             }
         }
-        let mut problem = Problem::new(self.kind, self.detail);
+        // Clients of earlier servers show `message` only.
+        let detail = match self.errors.first() {
+            Some(first) if !self.detail.contains(first.detail.as_str()) => {
+                format!("{}: {}: {}", self.detail, first.field, first.detail)
+            }
+            _ => self.detail,
+        };
+        let mut problem = Problem::new(self.kind, detail);
         problem.request_id = Some(id.0.clone());
         problem.errors = self.errors;
         let retry_after = matches!(self.kind, Kind::Unavailable | Kind::TooMany).then_some(1);
@@ -175,6 +182,19 @@ fn field_of(constraint: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn message_and_detail_contain_the_first_field_error() {
+        let id = RequestId("r".to_owned());
+        let errors = vec![Invalid::new("limit", "is at least 1"), Invalid::new("b", "is unknown")];
+        let problem = ApiError::malformed("the query cannot be read", errors)
+            .into_problem(&id)
+            .problem;
+        assert_eq!(problem.detail, "the query cannot be read: limit: is at least 1");
+        assert_eq!((problem.message, problem.errors.len()), (problem.detail, 2));
+        let problem = ApiError::invalid("name", "is empty").into_problem(&id).problem;
+        assert_eq!(problem.detail, "name: is empty", "it is said once");
+    }
 
     #[test]
     fn constraints_name_their_field() {

@@ -6,7 +6,6 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex},
 };
 
@@ -14,8 +13,9 @@ use aws_lc_rs::digest;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use certctl_contract::{endpoint::Access, problem::Kind};
 use certctl_model::time::Clock;
-use certctl_runtime::client_addr::ClientAddr;
+use certctl_runtime::{client_addr::ClientAddr, places::network};
 use redis::{RedisResult, Script, aio::MultiplexedConnection};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
     auth::{Principal, Way},
@@ -127,9 +127,9 @@ impl Here {
         verdict
     }
 
-    /// What would become of a request; nothing is taken.
-    fn look(&self, key: Key, rate: Rate, now: Micros) -> Verdict {
-        rate.judge(self.shard(key).get(&key).copied().unwrap_or(now), now)
+    /// Whether a request would be refused; nothing is taken.
+    fn is_empty(&self, key: Key, rate: Rate, now: Micros) -> bool {
+        rate.judge(self.shard(key).get(&key).copied().unwrap_or(now), now).wait > 0
     }
 
     /// Takes over what Redis said.
@@ -207,7 +207,12 @@ pub struct Active {
     addresses: Rate,
     here: Here,
     shared: Option<Shared>,
+    /// Keys that are looked up at once for addresses whose budget of failures is empty: a flood of invalid ones must not
+    /// take all connections to the database.
+    suspects: Semaphore,
 }
+
+const SUSPECTS: usize = 4;
 
 impl Limits {
     /// With Redis, if there is one.
@@ -221,6 +226,7 @@ impl Limits {
             agents: Rate::new(config.agent_rps, config.agent_burst),
             addresses: Rate::new(config.ip_rps, config.ip_burst),
             here: Here::new(),
+            suspects: Semaphore::new(SUSPECTS),
             shared: link.map(|link| Shared { link, script: script() }),
         }))
     }
@@ -253,12 +259,6 @@ impl Active {
             }
             None => self.here.take(key, rate, now),
         };
-        Quota { budget, rate, verdict }
-    }
-
-    fn look(&self, budget: Budget, owner: &str) -> Quota {
-        let rate = self.rate(budget);
-        let verdict = self.here.look(key(budget, owner), rate, self.now());
         Quota { budget, rate, verdict }
     }
 }
@@ -339,22 +339,13 @@ impl Turn {
         }
     }
 
-    /// Whether the address may try at all; asked before any key is looked up, and costs nothing.
-    ///
-    /// # Errors
-    /// 429 after too many failures.
-    pub fn admit(&mut self, limits: &Limits) -> Result<(), ApiError> {
-        let Limits::On(active) = limits else { return Ok(()) };
-        if self.free {
-            return Ok(());
-        }
-        let quota = active.look(Budget::Failures, &self.address);
-        match quota.refusal() {
-            None => Ok(()),
-            Some(refusal) => {
-                self.quota = Some(quota);
-                Err(refusal)
-            }
+    /// Waits until the key of the request may be looked up: at once, unless the address has sent many that are invalid.
+    pub async fn to_authenticate<'l>(&self, limits: &'l Limits) -> Option<SemaphorePermit<'l>> {
+        let Limits::On(active) = limits else { return None };
+        let key = key(Budget::Failures, &self.address);
+        match self.free || !active.here.is_empty(key, active.addresses, active.now()) {
+            true => None,
+            false => active.suspects.acquire().await.ok(),
         }
     }
 
@@ -378,7 +369,8 @@ impl Turn {
         quota.refusal().map_or(Ok(()), Err)
     }
 
-    /// Counts a failed authentication to its address; beyond the budget nobody learns whether a key was right.
+    /// Counts a failed authentication to its address. Beyond the budget the answer is 429; a key that is valid is let in
+    /// all the same, so that a flood of invalid ones locks out no other client of the address.
     pub async fn failed(&mut self, limits: &Limits, error: ApiError) -> ApiError {
         let Limits::On(active) = limits else { return error };
         if error.kind() != Kind::Unauthenticated {
@@ -394,14 +386,6 @@ impl Turn {
         if let Some(quota) = &self.quota {
             quota.write(headers);
         }
-    }
-}
-
-/// Whoever has one IPv6 address has the 2^64 around it.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(six) => Ipv6Addr::from_bits(six.to_bits() & !u128::from(u64::MAX)).into(),
     }
 }
 
@@ -493,14 +477,6 @@ mod tests {
             wait: 19_000,
         };
         assert_eq!(text(none), ["\"operators\";r=0;t=2", "0", "2", "1"]);
-    }
-
-    #[test]
-    fn addresses_of_one_ipv6_network_share_a_budget() {
-        let six = |text: &str| network(text.parse().unwrap()).to_string();
-        assert_eq!(six("2001:db8::1"), six("2001:db8::ffff:0:0:1"));
-        assert_ne!(six("2001:db8::1"), six("2001:db8:0:1::1"));
-        assert_eq!(six("192.0.2.1"), "192.0.2.1");
     }
 
     #[test]

@@ -144,7 +144,6 @@ async fn login_page(
 async fn admit(app: &App, client: Option<ClientAddr>, page: &str) -> Result<(), ApiError> {
     let nobody = Principal::new("anonymous", None, Way::Nobody);
     let mut turn = Turn::new(client, Access::Open, page);
-    turn.admit(&app.limits)?;
     turn.take(&app.limits, Access::Open, &nobody).await
 }
 

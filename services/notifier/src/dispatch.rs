@@ -1,15 +1,18 @@
 //! Claims notifications, has them delivered, settles what became of them.
 
-use std::{pin::pin, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use certctl_model::notice::Channel;
-use certctl_runtime::failpoint;
+use certctl_runtime::{failpoint, tasks::Tasks};
 use certctl_store::{
     Error,
     outbox::{self, Claimed, Settlement},
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::time::timeout;
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::{
@@ -25,24 +28,21 @@ const RETRY_CAP: Duration = Duration::from_secs(3600);
 /// A receiver that asks for more patience than this gets this.
 const LONGEST_WAIT: Duration = Duration::from_secs(86_400);
 
-/// Delivers what is due on a channel. Returns how many notifications were claimed. Channels are drained apart, so that
-/// one whose receiver is stuck does not hold up the other.
+/// Delivers what is due on a channel, and waits until it is settled. Returns how many notifications were claimed. Channels
+/// are drained apart, so that one whose receiver is stuck does not hold up the other.
 ///
 /// # Errors
 /// When notifications cannot be claimed. What becomes of a single one is its own affair.
 pub async fn drain(notifier: &Notifier, channel: Channel) -> anyhow::Result<u64> {
+    if !declare(notifier, channel).await? {
+        return Ok(0);
+    }
     let mut delivering = FuturesUnordered::new();
     let mut claimed = 0;
     loop {
         let free = (AT_ONCE - delivering.len()).min(ROUND - claimed);
         if free > 0 {
-            let mut claim = pin!(outbox::claim(
-                &notifier.db,
-                channel,
-                notifier.clock.now(),
-                notifier.lease,
-                free as i64
-            ));
+            let mut claim = pin!(claim(notifier, channel, free));
             // Deliveries under way go on meanwhile: they may hold the very connections that the claim waits for.
             let claims = loop {
                 tokio::select! {
@@ -63,6 +63,74 @@ pub async fn drain(notifier: &Notifier, channel: Channel) -> anyhow::Result<u64>
             return Ok(claimed as u64);
         }
     }
+}
+
+/// The deliveries of a channel that are under way, each a task of its own: one whose receiver is slow takes its place and
+/// delays no other.
+pub struct Places {
+    free: Arc<Semaphore>,
+    freed: watch::Sender<u64>,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(AT_ONCE)),
+            freed: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Places {
+    /// Changes when a place becomes free.
+    pub fn freed(&self) -> watch::Receiver<u64> {
+        self.freed.subscribe()
+    }
+}
+
+/// Begins to deliver what is due on a channel, as far as there are places. Returns how many notifications were claimed.
+///
+/// # Errors
+/// When notifications cannot be claimed.
+pub async fn begin(
+    notifier: &Arc<Notifier>,
+    channel: Channel,
+    places: &Arc<Places>,
+    tasks: &Tasks,
+) -> anyhow::Result<u64> {
+    if !declare(notifier, channel).await? {
+        return Ok(0);
+    }
+    let mut free = vec![];
+    while let Ok(place) = places.free.clone().try_acquire_owned() {
+        free.push(place);
+    }
+    if free.is_empty() {
+        return Ok(0);
+    }
+    let claims = claim(notifier, channel, free.len()).await?;
+    let count = claims.len();
+    for (claim, place) in claims.into_iter().zip(free) {
+        let (notifier, places) = (notifier.clone(), places.clone());
+        tasks.spawn("delivery", async move {
+            dispatch(&notifier, claim).await;
+            drop(place);
+            places.freed.send_modify(|count| *count += 1);
+        });
+    }
+    Ok(count as u64)
+}
+
+/// Says whether this notifier has a receiver for the channel.
+async fn declare(notifier: &Notifier, channel: Channel) -> certctl_store::error::Result<bool> {
+    let configured = matches!(notifier.channels.of(channel), Slot::On(_));
+    outbox::declare(&notifier.db, channel, configured, notifier.clock.now()).await?;
+    Ok(configured)
+}
+
+async fn claim(notifier: &Notifier, channel: Channel, most: usize) -> certctl_store::error::Result<Vec<Claimed>> {
+    let now = notifier.clock.now();
+    outbox::claim(&notifier.db, channel, now, notifier.lease, most as i64).await
 }
 
 async fn dispatch(notifier: &Notifier, claim: Claimed) {

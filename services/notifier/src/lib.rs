@@ -92,14 +92,17 @@ impl Notifier {
     /// Starts a loop for each channel, and what wakes them.
     pub fn run(self: &Arc<Self>, config: &Config, tasks: &Tasks) {
         for (name, channel) in [("emails", Channel::Email), ("webhooks", Channel::Webhook)] {
-            let notifier = self.clone();
-            let drain = move || {
-                let notifier = notifier.clone();
-                async move { dispatch::drain(&notifier, channel).await }
+            let (notifier, owner) = (self.clone(), tasks.clone());
+            let places = Arc::new(dispatch::Places::default());
+            let freed = places.freed();
+            let begin = move || {
+                let (notifier, places, owner) = (notifier.clone(), places.clone(), owner.clone());
+                async move { dispatch::begin(&notifier, channel, &places, &owner).await }
             };
             let board = self.clone();
-            Periodic::new(name, config.interval, drain)
+            Periodic::new(name, config.interval, begin)
                 .woken_by(self.wakes.subscribe(wake::Channel::Outbox))
+                .woken_by(freed)
                 .heard_by(move |run| board.board.note(noted(run, board.clock.now())))
                 .run_forever(tasks);
         }

@@ -7,6 +7,7 @@ use std::{
 
 use aws_lc_rs::hmac;
 use axum::{Router, body::Bytes, extract::State, http::HeaderMap, http::StatusCode, routing::post};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use certctl_model::{
     notice::Channel,
     time::{Clock, Time},
@@ -41,6 +42,16 @@ async fn hear(State(receiver): State<Arc<Receiver>>, headers: HeaderMap, body: B
     let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
     hmac::verify(&key, &body, &signature).unwrap();
     assert_eq!(header("X-Signature-Algorithm"), "sha256");
+    assert_eq!(header("webhook-id"), header("Idempotency-Key"));
+    let signed = [
+        format!("{}.{}.", header("webhook-id"), header("webhook-timestamp")).as_bytes(),
+        &body,
+    ]
+    .concat();
+    let standard = STANDARD
+        .decode(header("webhook-signature").strip_prefix("v1,").unwrap())
+        .unwrap();
+    hmac::verify(&key, &signed, &standard).unwrap();
     assert_eq!(header("User-Agent"), "certctl-notifier/1.0");
     receiver.heard.lock().unwrap().push(header("Idempotency-Key"));
     let mut answers = receiver.answers.lock().unwrap();
@@ -152,16 +163,71 @@ async fn a_refused_or_hopeless_notification_becomes_a_dead_letter(db: PgPool) {
 }
 
 #[sqlx::test(migrations = "../../migrations")]
-async fn what_nobody_can_receive_is_skipped_with_the_reason(db: PgPool) {
+async fn what_has_no_address_is_skipped_and_a_channel_without_receiver_has_no_rows(db: PgPool) {
     let w = World::new(db, &[], &[]).await;
     w.enqueue(1, "Email", "ops@example.net").await;
     w.enqueue(2, "Webhook", " ").await;
-    assert_eq!(w.drain_at(0).await, 2);
-    assert_eq!(
-        w.state().await,
-        "skipped 1 no SMTP server is configured (CERTCTL_SMTP_HOST), \
-         skipped 1 the owner of the certificate has no address"
+    assert_eq!(w.drain_at(0).await, 1);
+    assert_eq!(w.state().await, "skipped 1 the owner of the certificate has no address");
+    let channels =
+        "SELECT string_agg(concat_ws(' ', channel, configured), ', ' ORDER BY channel) FROM notification_channels";
+    let channels: String = sqlx::query_scalar(channels).fetch_one(&w.db).await.unwrap();
+    assert_eq!(channels, "Email f, Webhook t");
+    // Another notifier that has a mail server counts, and this one removes nothing meanwhile.
+    outbox::declare(&w.db, Channel::Email, true, w.clock.now())
+        .await
+        .unwrap();
+    w.enqueue(3, "Email", "ops@example.net").await;
+    assert_eq!(w.drain_at(60).await, 0);
+    assert!(w.state().await.contains("pending 0"), "{}", w.state().await);
+    w.drain_at(300).await;
+    assert!(!w.state().await.contains("pending"), "{}", w.state().await);
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_receiver_that_refuses_once_is_asked_again(db: PgPool) {
+    let refusals = [401, 404, 409, 425, 302];
+    let w = World::new(db, &refusals, &[]).await;
+    for n in 1..=refusals.len() {
+        w.enqueue(n, "Webhook", "webhook").await;
+    }
+    assert_eq!(w.drain_at(0).await, 5);
+    assert_eq!(w.drain_at(30).await, 5);
+    assert_eq!(w.state().await, ["sent 2"; 5].join(", "));
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_slow_receiver_delays_no_other_notification(db: PgPool) {
+    let (slow, hook) = (
+        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        Arc::new(Receiver::default()),
     );
+    let url = format!("http://{}/hook", slow.local_addr().unwrap());
+    let w = World::new(db, &[], &["--webhook-url", &url]).await;
+    let (tasks, places) = (Tasks::new(), Arc::new(dispatch::Places::default()));
+    let begin = async || {
+        dispatch::begin(&w.notifier, Channel::Webhook, &places, &tasks)
+            .await
+            .unwrap()
+    };
+    w.enqueue(1, "Webhook", "webhook").await;
+    assert_eq!(begin().await, 1);
+    // The first is never answered.
+    let _first = slow.accept().await.unwrap();
+    let router = Router::new().route("/hook", post(hear)).with_state(hook.clone());
+    let others = Tasks::new();
+    serve::serve(slow, router, &others).await;
+    for n in [2, 3] {
+        w.enqueue(n, "Webhook", "webhook").await;
+    }
+    let mut freed = places.freed();
+    assert_eq!(begin().await, 2);
+    while hook.heard.lock().unwrap().len() < 2 {
+        freed.changed().await.unwrap();
+    }
+    let mut heard = hook.heard.lock().unwrap().clone();
+    heard.sort();
+    assert_eq!(heard, ["ne-2", "ne-3"]);
 }
 
 #[sqlx::test(migrations = "../../migrations")]

@@ -66,7 +66,9 @@ pub(crate) async fn answer(shared: &Shared, questions: Vec<OcspQuestion>) -> Res
                 let asked = asked.entry(question.issuer_id).or_default();
                 asked.push(Asked { place, request });
             }
-            _ => answers[place] = Some(unsigned(ErrorStatus::MalformedRequest)),
+            // It is well-formed, and more than this responder answers (RFC 5019 §2.2.3).
+            Ok(_) => answers[place] = Some(unsigned(ErrorStatus::Unauthorized)),
+            Err(_) => answers[place] = Some(unsigned(ErrorStatus::MalformedRequest)),
         }
     }
     for (issuer, asked) in asked {

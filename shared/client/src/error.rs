@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt::Write as _};
 
-use certctl_contract::problem::Problem;
+use certctl_contract::{problem::Problem, query::Invalid};
 use http::StatusCode;
 
 /// How much of an answer that is no problem document is kept.
@@ -47,9 +47,15 @@ impl ClientError {
     }
 }
 
+/// The fields that are wrong, but for those that the detail of the problem speaks of.
+pub fn unsaid(problem: &Problem) -> impl Iterator<Item = &Invalid> {
+    let is_said = |invalid: &&Invalid| problem.detail.contains(invalid.detail.as_str());
+    problem.errors.iter().filter(move |invalid| !is_said(invalid))
+}
+
 fn describe(problem: &Problem) -> String {
     let mut text = format!("{} {}: {}", problem.status, problem.title, problem.detail);
-    for invalid in &problem.errors {
+    for invalid in unsaid(problem) {
         let _ = write!(text, "; {}: {}", invalid.field, invalid.detail);
     }
     text

@@ -27,7 +27,9 @@ use http::{
     HeaderName, HeaderValue, Method, StatusCode,
     header::{ACCEPT, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, LOCATION},
 };
-use url::Url;
+use hyper_util::client::proxy::matcher::Matcher;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use url::{Host, Url};
 
 pub use certctl_model::secret::Secret;
 pub use error::ClientError;
@@ -57,9 +59,16 @@ pub struct ClientBuilder {
     unix_socket: Option<PathBuf>,
     user_agent: String,
     authorities: Vec<u8>,
+    plain_http: bool,
 }
 
 impl ClientBuilder {
+    /// Also speaks plain http to servers on other machines. Without it only servers on this one are reached without TLS:
+    /// all who can read the network read the API key otherwise.
+    pub fn allow_plain_http(self, plain_http: bool) -> Self {
+        Self { plain_http, ..self }
+    }
+
     /// Also trusts the authorities in this PEM text, besides those of the system.
     pub fn ca_cert(self, pem: impl Into<Vec<u8>>) -> Self {
         Self {
@@ -96,10 +105,18 @@ impl ClientBuilder {
 
     /// Checks the settings and makes the client; connects to nothing yet.
     ///
+    /// Servers on other machines are reached through the proxy of `HTTPS_PROXY` or `ALL_PROXY` unless `NO_PROXY` lists
+    /// them; servers on this machine, and Unix sockets, never are.
+    ///
     /// # Errors
-    /// [`ClientError::BadInput`] when the base is not an http or https address, or the token cannot be sent.
+    /// [`ClientError::BadInput`] when the base is not an http or https address, the token cannot be sent, or the way to
+    /// the server is not safe for it: plain http to another machine unless that is allowed, or through a proxy.
     pub fn build(self) -> Result<Client, ClientError> {
         let base = base_url(&self.base)?;
+        let here = self.unix_socket.is_some() || is_loopback(&base);
+        if base.scheme() == "http" && !here {
+            self.check_plain_http(&base)?;
+        }
         let mut headers = http::HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json, */*;q=0.5"));
         if !self.token.is_empty() {
@@ -116,6 +133,9 @@ impl ClientBuilder {
             .redirect(reqwest::redirect::Policy::none());
         if let Some(path) = self.unix_socket {
             http = http.unix_socket(path);
+        }
+        if here {
+            http = http.no_proxy();
         }
         if !self.authorities.is_empty() {
             let authorities = reqwest::Certificate::from_pem_bundle(&self.authorities).unwrap_or_default();
@@ -134,6 +154,39 @@ impl ClientBuilder {
             token: Arc::new(self.token),
             idempotency_key: None,
         })
+    }
+}
+
+impl ClientBuilder {
+    /// Refuses what would show the token to others than the server.
+    fn check_plain_http(&self, base: &Url) -> Result<(), ClientError> {
+        if !self.plain_http {
+            return Err(ClientError::BadInput(format!(
+                "{base} is plain http to another machine, where the API key could be read; use https, or set \
+                 CERTCTL_ALLOW_PLAIN_HTTP=true for a network that only you can read"
+            )));
+        }
+        let asked: Option<http::Uri> = base.as_str().parse().ok();
+        let proxy = asked.and_then(|asked| Matcher::from_env().intercept(&asked));
+        match proxy {
+            Some(proxy) if !self.token.is_empty() => Err(ClientError::BadInput(format!(
+                "the API key would go to the proxy {} in plain text, because {base} is plain http; use https, or list {} \
+                 in NO_PROXY",
+                proxy.uri().host().unwrap_or_default(),
+                base.host_str().unwrap_or_default()
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether the server is on this machine.
+fn is_loopback(base: &Url) -> bool {
+    match base.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.to_canonical().is_loopback(),
+        None => false,
     }
 }
 
@@ -207,6 +260,7 @@ impl Client {
             unix_socket: None,
             user_agent: "certctl".to_owned(),
             authorities: Vec::new(),
+            plain_http: false,
         }
     }
 
@@ -296,27 +350,17 @@ impl Client {
 
     /// The address of an operation: texts take the places of the template's placeholders, percent-encoded.
     pub(crate) fn url(&self, template: &str, texts: &[String], pairs: &[(&str, String)]) -> Result<Url, ClientError> {
-        let mut url = self.base.clone();
+        let mut path = self.base.path().trim_end_matches('/').to_owned();
         let mut texts = texts.iter();
-        {
-            let mut segments = url.path_segments_mut().expect("http addresses have paths");
-            segments.pop_if_empty();
-            for segment in template.split('/').skip(1) {
-                let Some(name) = segment.strip_prefix('{').and_then(|s| s.strip_suffix('}')) else {
-                    segments.push(segment);
-                    continue;
-                };
-                match texts.next().map(String::as_str) {
-                    // These would change which operation is called.
-                    None | Some("" | "." | "..") => {
-                        return Err(ClientError::BadInput(format!(
-                            "{name}: cannot be empty, \".\" or \"..\""
-                        )));
-                    }
-                    Some(text) => segments.push(text),
-                };
+        for segment in template.split('/').skip(1) {
+            path.push('/');
+            match segment.strip_prefix('{').and_then(|s| s.strip_suffix('}')) {
+                None => path.push_str(segment),
+                Some(name) => path.extend(argument(name, texts.next().map_or("", String::as_str))?),
             }
         }
+        let mut url = self.base.clone();
+        url.set_path(&path);
         if !pairs.is_empty() {
             url.query_pairs_mut().extend_pairs(pairs);
         }
@@ -404,6 +448,23 @@ impl Client {
             text.replace(self.token.expose(), "***")
         }
     }
+}
+
+/// What stands for itself in a path (RFC 3986 §2.3).
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// An argument as a segment of a path. Texts that would change which operation is called are refused: parsers of
+/// addresses resolve dot segments, and remove tabs and line breaks before they look for them.
+fn argument<'t>(name: &str, text: &'t str) -> Result<percent_encoding::PercentEncode<'t>, ClientError> {
+    if matches!(text, "" | "." | "..") {
+        return Err(ClientError::BadInput(format!(
+            "{name}: cannot be empty, \".\" or \"..\""
+        )));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(ClientError::BadInput(format!("{name}: cannot have control characters")));
+    }
+    Ok(utf8_percent_encode(text, ENCODED))
 }
 
 #[cfg(test)]

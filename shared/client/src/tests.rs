@@ -148,7 +148,7 @@ fn addresses_and_keys_that_cannot_work_are_refused() {
         let error = Client::builder("https://host").ca_cert(pem).build().unwrap_err();
         assert!(matches!(error, ClientError::BadInput(_)), "{pem}: {error}");
     }
-    let error = Client::builder("http://host")
+    let error = Client::builder("https://host")
         .token(Secret::new("s3cr3t\n"))
         .build()
         .unwrap_err();
@@ -327,4 +327,56 @@ async fn an_answer_without_end_is_refused() {
         assert!(matches!(result, Err(ClientError::BadReply(text)) if text.contains("64 MiB")));
     })
     .await;
+}
+
+#[test]
+fn arguments_of_paths_cannot_change_which_operation_is_called() {
+    let client = client("http://127.0.0.1:1/at/");
+    let url = |text: &str| client.url("/api/v1/groups/{id}/members/{member}", &["g".into(), text.into()], &[]);
+    for text in [
+        "", ".", "..", ".\t.", "\t..", "..\n", ".\r", "a\tb", "a\u{0}", "\u{7f}", "\u{85}",
+    ] {
+        assert!(matches!(url(text), Err(ClientError::BadInput(_))), "{text:?}");
+    }
+    for (text, segment) in [
+        ("a/b", "a%2Fb"),
+        ("../..", "..%2F.."),
+        ("%2e%2e", "%252e%252e"),
+        ("a\\b", "a%5Cb"),
+        ("a;b?c#d", "a%3Bb%3Fc%23d"),
+        (" a ", "%20a%20"),
+        ("...", "..."),
+        ("ü", "%C3%BC"),
+    ] {
+        let expected = format!("http://127.0.0.1:1/at/api/v1/groups/g/members/{segment}");
+        assert_eq!(url(text).unwrap().as_str(), expected, "{text:?}");
+    }
+}
+
+#[test]
+fn plain_http_is_for_this_machine_unless_it_is_allowed() {
+    for (base, here) in [
+        ("http://127.0.0.1:8443", true),
+        ("http://127.9.9.9", true),
+        ("http://[::1]:8443", true),
+        ("http://[::ffff:127.0.0.1]", true),
+        ("http://localhost:8443", true),
+        ("http://LOCALHOST", true),
+        ("http://api.localhost", false),
+        ("http://localhost.example.test", false),
+        ("http://certctl.example.test", false),
+        ("http://192.0.2.1:8443", false),
+        ("http://0.0.0.0", false),
+        ("http://[2001:db8::1]", false),
+        ("https://certctl.example.test", true),
+    ] {
+        let refused = Client::builder(base).build().err();
+        assert_eq!(refused.is_none(), here, "{base}");
+        if let Some(error) = refused {
+            assert!(error.to_string().contains("CERTCTL_ALLOW_PLAIN_HTTP"), "{error}");
+            Client::builder(base).allow_plain_http(true).build().unwrap();
+        }
+    }
+    let socket = Client::builder("http://certctl.example.test").unix_socket("/run/x.sock");
+    assert!(socket.build().is_ok(), "a socket is of this machine");
 }

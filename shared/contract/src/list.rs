@@ -114,12 +114,12 @@ impl<F: Query, S: SortKey> Query for List<F, S> {
         let mut all = vec![
             Param {
                 name: "page",
-                doc: "Page number, from 1.",
+                doc: "Page number, from 1; 0 counts as 1.",
                 schema: |_| json_schema!({ "type": "integer", "minimum": 1, "maximum": u32::MAX, "default": 1 }),
             },
             Param {
                 name: "per_page",
-                doc: "Rows on a page; more than 500 counts as 500.",
+                doc: "Rows on a page; more than 500 counts as 500, and 0 as 50.",
                 schema: size_schema,
             },
             Param {
@@ -154,11 +154,8 @@ impl<F: Query, S: SortKey> Query for List<F, S> {
 
     fn take(pairs: &mut Vec<(String, String)>, invalid: &mut Vec<Invalid>) -> Self {
         let size = |name, pairs: &mut Vec<_>, invalid: &mut Vec<Invalid>| -> Option<u32> {
-            let n: u32 = take_one(name, pairs, invalid)?;
-            if n == 0 {
-                invalid.push(Invalid::new(name, "is at least 1"));
-            }
-            Some(n)
+            // Earlier servers took 0 for what counts when nothing is said, and clients send it.
+            take_one(name, pairs, invalid).filter(|n| *n > 0)
         };
         let page = size("page", pairs, invalid);
         let per_page = size("per_page", pairs, invalid);
@@ -420,11 +417,18 @@ mod tests {
     }
 
     #[test]
+    fn zero_counts_as_nothing_said_and_an_underscore_is_ignored() {
+        let query = parse::<Certificates>(pairs("page=0&per_page=0&page_size=0&_=1700000000")).unwrap();
+        assert_eq!((query.page, query.per_page, query.page_size), (None, None, None));
+        assert_eq!(query.limit(), DEFAULT_PER_PAGE);
+        assert!(parse::<Certificates>(pairs("_x=1")).is_err(), "another name");
+    }
+
+    #[test]
     fn whatever_is_wrong_is_named() {
         for (text, field) in [
             ("statsu=Active", "statsu"),
             ("status=Actve", "status"),
-            ("page=0", "page"),
             ("page=x", "page"),
             ("per_page=-1", "per_page"),
             ("sort=colour", "sort"),

@@ -23,6 +23,8 @@ crate::resource! {
     GET "/{id}" GetNotification(path: Id<NotificationId>,) [Needs(View)] -> 200 Notification;
     /// Mark a notification as read. One that is not sent yet is sent all the same.
     POST "/{id}/read" MarkNotificationRead(path: Id<NotificationId>,) [Needs(Operate)] -> 200 Outcome;
+    /// Send a notification again that was sent, given up or skipped. 409 while it is still being delivered.
+    POST "/{id}/resend" ResendNotification(path: Id<NotificationId>,) [Needs(Operate)] -> 200 Outcome;
 }
 
 crate::query! {

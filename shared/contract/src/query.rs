@@ -54,8 +54,10 @@ pub trait Query: Sized + Send + 'static {
 /// Reads a whole query.
 ///
 /// # Errors
-/// One entry for every parameter that is unknown, given twice or malformed.
+/// One entry for every parameter that is unknown, given twice or malformed. A parameter `_` is ignored.
 pub fn parse<Q: Query>(mut pairs: Vec<(String, String)>) -> Result<Q, Vec<Invalid>> {
+    // What programs add to a URL so that no cache answers.
+    pairs.retain(|(name, _)| name != "_");
     let mut invalid = Vec::new();
     let query = Q::take(&mut pairs, &mut invalid);
     let known = Q::params();

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use axum::http::HeaderMap;
 use clap::ValueEnum;
@@ -32,10 +34,12 @@ pub struct Proxies {
     pub header: ForwardedHeader,
     /// Whether they begin each connection with a header of the PROXY protocol, version 1 or 2.
     pub proxy_protocol: bool,
+    /// Whether it was said that a header came from a peer that is not trusted.
+    pub told: Arc<AtomicBool>,
 }
 
 impl Proxies {
-    fn trust(&self, addr: IpAddr) -> bool {
+    pub(crate) fn trust(&self, addr: IpAddr) -> bool {
         self.trusted.iter().any(|net| net.contains(&addr))
     }
 
@@ -59,6 +63,7 @@ impl Proxies {
     pub fn client(&self, source: IpAddr, headers: &HeaderMap) -> ClientAddr {
         let mut client = source.to_canonical();
         if !self.trust(client) {
+            self.tell_of_a_stranger(client, headers);
             return ClientAddr(client);
         }
         for hop in self.hops(headers).into_iter().rev() {
@@ -68,6 +73,22 @@ impl Proxies {
             }
         }
         ClientAddr(client)
+    }
+
+    /// Says once that a proxy seems to be missing in the settings, or that a client pretends to be one.
+    fn tell_of_a_stranger(&self, peer: IpAddr, headers: &HeaderMap) {
+        let named = ["x-forwarded-for", "forwarded"]
+            .into_iter()
+            .find(|name| headers.contains_key(*name));
+        if let Some(header) = named
+            && !self.told.swap(true, Relaxed)
+        {
+            tracing::warn!(
+                %peer,
+                "{peer} sent {header} and is not listed in CERTCTL_TRUSTED_PROXIES: the header does not count, and all \
+                 clients behind {peer} are one address to rate limits and to the audit trail. This is said once"
+            );
+        }
     }
 
     /// The hops in order; `None` for one that is hidden or cannot be read.
@@ -163,6 +184,7 @@ mod tests {
             trusted: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
             header,
             proxy_protocol: true,
+            told: Arc::default(),
         }
     }
 
@@ -217,6 +239,19 @@ mod tests {
             });
             assert_eq!(other.client(ip(source), &headers).0, ip(source).to_canonical());
         }
+    }
+
+    #[test]
+    fn forwarded_headers_of_a_stranger_are_told_once() {
+        let proxies = proxies(ForwardedHeader::default());
+        let mut headers = HeaderMap::new();
+        proxies.client(ip("203.0.113.9"), &headers);
+        assert!(!proxies.told.load(Relaxed), "no header, nothing to say");
+        headers.insert("x-forwarded-for", axum::http::HeaderValue::from_static("192.0.2.1"));
+        proxies.client(ip("10.0.0.1"), &headers);
+        assert!(!proxies.told.load(Relaxed), "a trusted proxy");
+        proxies.client(ip("203.0.113.9"), &headers);
+        assert!(proxies.told.load(Relaxed));
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@
 //! | build | [`telemetry`] | logs to standard error, metrics as Prometheus text |
 //! | run | [`serve`] | a bounded HTTP server over TCP or a Unix socket, health and readiness |
 //! | run | [`client_addr`] | who asks, behind proxies that are trusted |
+//! | run | [`places`] | how many connections there are, and which gives way |
 //! | run | [`tls`] | the certificate of a public address |
 //! | run | [`served`] | what a TLS server really serves |
 //! | run | [`private`] | directories and files that other users cannot plant or replace |
@@ -28,6 +29,7 @@ pub mod failpoint;
 pub mod journal;
 mod pace;
 pub mod periodic;
+pub mod places;
 pub mod private;
 mod rarely;
 pub mod serve;

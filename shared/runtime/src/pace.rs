@@ -15,6 +15,7 @@ use hyper::body::{Bytes, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use crate::places::millis;
 use crate::serve::Limits;
 
 /// What is to become of a connection.
@@ -28,7 +29,8 @@ pub(crate) enum Verdict {
     Stuck,
 }
 
-/// What happened on a connection. It counts, and does not look at a clock: [`Watch`] does, now and then.
+/// What happened on a connection. It counts, and looks at a clock only when a request is answered: [`Watch`] does
+/// otherwise, now and then.
 #[derive(Default)]
 pub(crate) struct Pace {
     /// Requests that have a whole head, and those of them that are wholly answered.
@@ -40,6 +42,8 @@ pub(crate) struct Pace {
     heads: AtomicU64,
     /// Times that the client did not take octets, and that it took them again: odd while it does not.
     stalls: AtomicU64,
+    /// When the last request was wholly answered, or the connection began.
+    quiet_at: AtomicU64,
 }
 
 impl Pace {
@@ -47,6 +51,7 @@ impl Pace {
         // The first head is awaited from the beginning.
         Arc::new(Self {
             heads: AtomicU64::new(1),
+            quiet_at: AtomicU64::new(millis()),
             ..Self::default()
         })
     }
@@ -62,6 +67,13 @@ impl Pace {
     /// Whether some request is not wholly answered.
     fn is_open(&self) -> bool {
         self.answered.load(Relaxed) != self.asked.load(Relaxed)
+    }
+}
+
+impl Pace {
+    /// Since when no request is under way; nothing while one is.
+    pub(crate) fn idle_since(&self) -> Option<u64> {
+        (!self.is_open()).then(|| self.quiet_at.load(Relaxed))
     }
 }
 
@@ -136,6 +148,7 @@ pub(crate) struct Open(Arc<Pace>);
 
 impl Drop for Open {
     fn drop(&mut self) {
+        self.0.quiet_at.store(millis(), Relaxed);
         self.0.answered.fetch_add(1, Relaxed);
     }
 }
@@ -264,6 +277,7 @@ mod tests {
 
     const LIMITS: Limits = Limits {
         connections: 1,
+        share: 1,
         header_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(60),
     };

@@ -13,8 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONNECTION, CONTENT_TYPE, HOST};
+use axum::http::{HeaderValue, StatusCode, Version};
 use axum::routing::get;
 use axum::serve::{Listener, ListenerExt};
 use axum::{Json, Router};
@@ -27,8 +27,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -36,7 +35,8 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use crate::client_addr::Proxies;
-use crate::pace::{Answered, Open, Pace, Paced, Verdict, Watch};
+use crate::pace::{Answered, Open, Paced, Verdict, Watch};
+use crate::places::{Place, Places};
 use crate::rarely::Rarely;
 use crate::tasks::{Tasks, caught};
 use crate::telemetry;
@@ -45,8 +45,12 @@ use crate::tls::Tls;
 /// What one server grants its clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections open at once; further ones wait in the queue of the kernel.
+    /// Connections open at once. Beyond that the longest idle one is closed for a new one; while none is idle, new ones
+    /// wait in the queue of the kernel.
     pub connections: usize,
+    /// How many of them one address may hold, or one IPv6 network of 64 bits. Beyond that its own longest idle one is
+    /// closed for a new one, or the new one is. Trusted proxies have no share.
+    pub share: usize,
     /// How long the head of a request may take, and before it a TLS handshake or PROXY header. Looked at in steps of
     /// half of it.
     pub header_timeout: Duration,
@@ -58,6 +62,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 10_000,
+            share: 2_500,
             header_timeout: Duration::from_secs(10),
             // Longer than a minute, so that what is asked once a minute finds its connection open.
             idle_timeout: Duration::from_secs(75),
@@ -124,8 +129,13 @@ pub fn serve_front(front: Front, listener: TcpListener, router: Router, tasks: &
     });
     let limits = front.limits;
     let (front, owner) = (Arc::new(front), tasks.clone());
-    let connected = move |stream, peer| open(stream, peer, front.clone(), router.clone(), owner.clone());
-    tasks.spawn("accept", accept(listener, limits, tasks.clone(), connected));
+    let proxies = front.clone();
+    let counted = move |peer: &SocketAddr| {
+        let peer = peer.ip().to_canonical();
+        (!proxies.proxies.trust(peer)).then_some(peer)
+    };
+    let connected = move |stream, peer, place| open(stream, peer, place, front.clone(), router.clone(), owner.clone());
+    tasks.spawn("accept", accept(listener, limits, tasks.clone(), counted, connected));
 }
 
 /// Starts serving `router` on a Unix socket that only this user can open, and returns.
@@ -141,8 +151,8 @@ pub async fn serve_unix(path: &Path, router: Router, tasks: &Tasks) -> anyhow::R
         .await
         .with_context(|| format!("cannot listen on {}", path.display()))?;
     let (limits, owner) = (Limits::default(), tasks.clone());
-    let connected = move |stream, _| connection(stream, None, limits, router.clone(), owner.clone());
-    tasks.spawn("accept", accept(listener, limits, tasks.clone(), connected));
+    let connected = move |stream, _, place| connection(stream, place, None, limits, router.clone(), owner.clone());
+    tasks.spawn("accept", accept(listener, limits, tasks.clone(), |_| None, connected));
     Ok(())
 }
 
@@ -161,42 +171,40 @@ async fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error.into()),
     }
-    let listener = UnixListener::bind(path)?;
+    // The mode comes before `listen`: until then nobody can connect.
+    const BACKLOG: u32 = 1024;
+    let socket = UnixSocket::new_stream()?;
+    socket.bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    Ok(socket.listen(BACKLOG)?)
 }
 
 async fn accept<L: Listener, F>(
     mut listener: L,
     limits: Limits,
     tasks: Tasks,
-    connected: impl Fn(L::Io, L::Addr) -> F + Send + 'static,
+    counted: impl Fn(&L::Addr) -> Option<IpAddr> + Send + 'static,
+    connected: impl Fn(L::Io, L::Addr, Place) -> F + Send + 'static,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
-    let slots = Arc::new(Semaphore::new(limits.connections));
+    let places = Places::new(limits.connections, limits.share);
     let stop = tasks.token();
     loop {
-        // The slot comes first, so that a connection beyond the bound is never taken from the kernel.
         let next = async {
-            let slot = slots
-                .clone()
-                .acquire_owned()
-                .await
-                .expect("the semaphore is never closed");
             let (stream, addr) = listener.accept().await;
-            (slot, stream, addr)
+            // At most this one connection beyond the bound is taken from the kernel.
+            let place = places.take(counted(&addr)).await;
+            (stream, addr, place)
         };
-        let (slot, stream, addr): (OwnedSemaphorePermit, _, _) = tokio::select! {
+        let (stream, addr, place) = tokio::select! {
             biased;
             () = stop.cancelled() => return,
             next = next => next,
         };
-        let connection = connected(stream, addr);
-        tasks.spawn("connection", async move {
-            connection.await;
-            drop(slot);
-        });
+        if let Ok(place) = place {
+            tasks.spawn("connection", connected(stream, addr, place));
+        }
     }
 }
 
@@ -208,7 +216,7 @@ struct Source {
 }
 
 /// Learns who is there and agrees on keys, before HTTP.
-async fn open(mut stream: TcpStream, peer: SocketAddr, front: Arc<Front>, router: Router, tasks: Tasks) {
+async fn open(mut stream: TcpStream, peer: SocketAddr, place: Place, front: Arc<Front>, router: Router, tasks: Tasks) {
     let limits = front.limits;
     let opening = async {
         let addr = front.proxies.source(peer, &mut stream).await?;
@@ -221,6 +229,7 @@ async fn open(mut stream: TcpStream, peer: SocketAddr, front: Arc<Front>, router
     let stop = tasks.token();
     let opened = tokio::select! {
         () = stop.cancelled() => return,
+        () = place.gives_way.cancelled() => return debug!("a connection that had not begun made room for another"),
         opened = timeout(limits.header_timeout, opening) => opened,
     };
     let (addr, stream) = match opened {
@@ -230,19 +239,20 @@ async fn open(mut stream: TcpStream, peer: SocketAddr, front: Arc<Front>, router
     };
     let source = Some(Source { peer, addr, front });
     match stream {
-        Ok(encrypted) => connection(encrypted, source, limits, router, tasks).await,
-        Err(plain) => connection(plain, source, limits, router, tasks).await,
+        Ok(encrypted) => connection(encrypted, place, source, limits, router, tasks).await,
+        Err(plain) => connection(plain, place, source, limits, router, tasks).await,
     }
 }
 
 async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    place: Place,
     source: Option<Source>,
     limits: Limits,
     router: Router,
     tasks: Tasks,
 ) {
-    let pace = Pace::new();
+    let pace = place.pace.clone();
     let service = {
         let pace = pace.clone();
         let source = source.map(Arc::new);
@@ -250,6 +260,7 @@ async fn connection(
             let open = pace.asked(request.version());
             let shortcut = source.as_ref().and_then(|source| source.front.shortcut.as_ref());
             let taken = match shortcut {
+                _ if !names_one_host(&request) => Taken::Answered(no_host()),
                 Some(shortcut) => shortcut.take(request),
                 None => Taken::Passed(request.map(Body::new)),
             };
@@ -271,10 +282,11 @@ async fn connection(
         every: limits.header_timeout / 2,
         stop: tasks.token(),
         kill: tasks.kill_token(),
+        gives_way: place.gives_way.clone(),
     };
     // The tokens are shared by all connections, and a connection moves often.
-    let mut next = Rarely::new(events.next(false));
-    let mut stopping = false;
+    let mut next = Rarely::new(events.next(false, false));
+    let (mut stopping, mut asked_to_give_way) = (false, false);
     loop {
         let event = tokio::select! {
             biased;
@@ -297,13 +309,36 @@ async fn connection(
                 }
                 Verdict::Fine => {}
             },
+            Event::GiveWay if place.ends() => return debug!("an idle connection made room for another"),
+            Event::GiveWay => asked_to_give_way = true,
             Event::Stop => {
                 stopping = true;
                 connection.as_mut().graceful_shutdown();
             }
         }
-        next = Rarely::new(events.next(stopping));
+        next = Rarely::new(events.next(stopping, asked_to_give_way));
     }
+}
+
+/// RFC 9112 §3.2: a request of HTTP/1.1 has one `Host`. Programs in front could take another of two for the one that
+/// counts.
+fn names_one_host(request: &Request<Incoming>) -> bool {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(_), None) => true,
+        (None, _) => request.version() != Version::HTTP_11,
+        _ => false,
+    }
+}
+
+fn no_host() -> Response<Bytes> {
+    const PROBLEM: &[u8] = br#"{"type":"about:blank","title":"Bad Request","status":400,"detail":"a request has exactly one Host header"}"#;
+    let mut response = Response::new(Bytes::from_static(PROBLEM));
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// What a connection is to look at besides its client.
@@ -311,22 +346,26 @@ enum Event {
     Time,
     Stop,
     Kill,
+    GiveWay,
 }
 
 struct Events {
     every: Duration,
     stop: CancellationToken,
     kill: CancellationToken,
+    gives_way: CancellationToken,
 }
 
 impl Events {
-    fn next(&self, stopping: bool) -> BoxFuture<'static, Event> {
+    fn next(&self, stopping: bool, asked_to_give_way: bool) -> BoxFuture<'static, Event> {
         let (every, stop, kill) = (self.every, self.stop.clone(), self.kill.clone());
+        let gives_way = self.gives_way.clone();
         Box::pin(async move {
             tokio::select! {
                 () = sleep(every) => Event::Time,
                 () = stop.cancelled(), if !stopping => Event::Stop,
                 () = kill.cancelled() => Event::Kill,
+                () = gives_way.cancelled(), if !asked_to_give_way => Event::GiveWay,
             }
         })
     }
@@ -606,6 +645,60 @@ mod tests {
         let mut head = [0; 15];
         second.read_exact(&mut head).await.unwrap();
         assert_eq!(&head, b"HTTP/1.1 200 OK");
+        assert!(tasks.drain(GRACE).await);
+    }
+
+    #[tokio::test]
+    async fn a_request_without_one_host_is_a_bad_request() {
+        let tasks = Tasks::new();
+        let addr = local(ops_router(Ready::new()), Limits::default(), &tasks).await;
+        for (version, hosts, status) in [
+            ("1.1", "", "400"),
+            ("1.1", "host: a\r\nhost: b\r\n", "400"),
+            ("1.1", "host: a\r\nHost: a\r\n", "400"),
+            ("1.0", "host: a\r\nhost: b\r\n", "400"),
+            ("1.1", "host: a\r\n", "200"),
+            ("1.0", "", "200"),
+        ] {
+            let mut client = TcpStream::connect(addr).await.unwrap();
+            let request = format!("GET /health HTTP/{version}\r\n{hosts}connection: close\r\n\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            let text = rest(&mut client).await;
+            assert_eq!(text.split(' ').nth(1), Some(status), "{version} {hosts:?}: {text}");
+        }
+        assert!(tasks.drain(GRACE).await);
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_makes_room_for_a_new_one_at_once() {
+        let tasks = Tasks::new();
+        let limits = Limits {
+            connections: 2,
+            share: 2,
+            ..Limits::default()
+        };
+        let addr = local(ops_router(Ready::new()), limits, &tasks).await;
+        let mut idle = vec![];
+        for _ in 0..2 {
+            let mut client = TcpStream::connect(addr).await.unwrap();
+            ask(&mut client, "/health").await;
+            let mut head = [0; 15];
+            client.read_exact(&mut head).await.unwrap();
+            idle.push(client);
+        }
+        for _ in 0..5 {
+            let mut client = TcpStream::connect(addr).await.unwrap();
+            ask(&mut client, "/health").await;
+            let mut head = [0; 15];
+            client.read_exact(&mut head).await.unwrap();
+            assert_eq!(&head, b"HTTP/1.1 200 OK");
+            idle.push(client);
+        }
+        let mut end = Vec::new();
+        // A reset is as good an end as a close.
+        let _ = timeout(GRACE, idle[0].read_to_end(&mut end))
+            .await
+            .expect("the longest idle one is closed");
         assert!(tasks.drain(GRACE).await);
     }
 

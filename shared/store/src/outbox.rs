@@ -27,7 +27,7 @@ pub struct News {
 }
 
 /// Enqueues news for the address of the owner, for that of the team if it wants news as severe, and for the webhook; the
-/// same news once.
+/// same news once. Nothing is enqueued for a channel that no notifier has a receiver for.
 ///
 /// # Errors
 /// When the database cannot be asked.
@@ -67,8 +67,9 @@ pub async fn announce_all(tx: &mut Tx, news: &[News]) -> Result<()> {
            JOIN certificates c ON c.id = n.certificate_id
            JOIN owners o ON o.id = c.owner_id
            JOIN teams t ON t.id = c.team_id
-          WHERE n.receiver <> 'team'
-             OR t.email <> o.email AND array_position($11::text[], n.severity) >= array_position($11::text[], t.notify_from)
+          WHERE (n.receiver <> 'team'
+             OR t.email <> o.email AND array_position($11::text[], n.severity) >= array_position($11::text[], t.notify_from))
+            AND NOT EXISTS (SELECT 1 FROM notification_channels k WHERE k.channel = n.channel AND NOT k.configured)
          ON CONFLICT (dedup_key) DO NOTHING",
     )
     .bind(column(&all, |_| NotificationId::generate(now)))
@@ -110,7 +111,8 @@ pub async fn announce_platform(tx: &mut Tx, news: &PlatformNews) -> Result<bool>
     let done = sqlx::query(
         "INSERT INTO notifications (id, type, channel, recipient, subject, message, dedup_key, status, not_before,
                                     created_at)
-         VALUES ($1, $2, $3, 'webhook', $4, $5, $6, 'pending', $7, $7)
+         SELECT $1, $2, $3, 'webhook', $4, $5, $6, 'pending', $7, $7
+          WHERE NOT EXISTS (SELECT 1 FROM notification_channels k WHERE k.channel = $3 AND NOT k.configured)
          ON CONFLICT (dedup_key) DO NOTHING",
     )
     .bind(NotificationId::generate(now))
@@ -124,6 +126,35 @@ pub async fn announce_platform(tx: &mut Tx, news: &PlatformNews) -> Result<bool>
     .await?;
     tx.wake(wake::Channel::Outbox);
     Ok(done.rows_affected() > 0)
+}
+
+/// Records whether a notifier has a receiver for a channel; what waits for one that none has is removed.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn declare(pool: &PgPool, channel: Channel, configured: bool, now: Time) -> Result<()> {
+    sqlx::query("SELECT declare_notification_channel($1, $2, $3)")
+        .bind(channel)
+        .bind(configured)
+        .bind(now)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// Makes a notification that was settled due again. Returns whether there is such a notification.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn resend(tx: &mut Tx, id: &NotificationId) -> Result<bool> {
+    let now = tx.now();
+    let found = sqlx::query_scalar("SELECT resend_notification($1, $2)")
+        .bind(id)
+        .bind(now)
+        .fetch_one(&mut **tx)
+        .await?;
+    tx.wake(wake::Channel::Outbox);
+    Ok(found)
 }
 
 /// A notification somebody holds a lease on.

@@ -3,7 +3,15 @@
 //! The octets of a CRL never change, so a part of one is as good as the whole (RFC 9110 §14). Short ones are packed for
 //! clients that take it; of a long one packing would cost more than it saves, because serial numbers are random.
 
-use std::{io::Write, ops::Range, sync::Arc, time::Duration};
+use std::{
+    io::Write,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use axum::{
     body::{Body, Bytes},
@@ -16,9 +24,10 @@ use certctl_model::time::Time;
 use certctl_store::crls::{List, Scope};
 use flate2::{Compression, write::GzEncoder};
 use futures_util::{StreamExt, TryStreamExt, stream, stream::BoxStream};
+use quick_cache::{Weighter, sync::Cache};
 use sqlx::PgPool;
 
-use super::{has_already, http_date, kept_for, known, read_http_date};
+use super::{fails_precondition, has_already, http_date, kept_for, known, read_http_date};
 use crate::{
     access_log::RequestId,
     app::{App, broken_off},
@@ -105,15 +114,16 @@ pub async fn serve(app: &App, list: &List, asked: &HeaderMap) -> Result<Response
         (header::VARY, "accept-encoding".to_owned()),
         (header::ACCEPT_RANGES, "bytes".to_owned()),
     ];
+    if fails_precondition(asked, &etag, crl.this_update) {
+        return Ok(response(StatusCode::PRECONDITION_FAILED, answer, Body::empty()));
+    }
     if has_already(asked, || &etag, crl.this_update) {
         return Ok(response(StatusCode::NOT_MODIFIED, answer, Body::empty()));
     }
     let chunks = Chunks::of(app.pool.clone(), list, crl.body);
     let (status, body) = match part {
         None if packed => {
-            let octets = chunks.whole(length).await?;
-            let octets = tokio::task::spawn_blocking(move || gzip(&octets)).await;
-            let octets = octets.map_err(|error| ApiError::internal(error.to_string()))??;
+            let octets = app.packed.of(&crl.digest, &chunks, length).await?;
             answer.push((header::CONTENT_ENCODING, "gzip".to_owned()));
             answer.push((header::CONTENT_LENGTH, octets.len().to_string()));
             (StatusCode::OK, Body::from(octets))
@@ -224,6 +234,53 @@ fn takes_gzip(asked: &HeaderMap) -> bool {
             .is_some_and(|weight| weight.parse() == Ok(0.0_f32));
         matches!(name.trim(), "gzip" | "x-gzip") && !refused
     })
+}
+
+/// CRLs in their packed form: each is packed once, however many ask at the same time. The newest few of each list are
+/// asked for, so a small memory holds them.
+pub struct Packed {
+    kept: Cache<Vec<u8>, Bytes, Octets>,
+    made: AtomicU64,
+}
+
+#[derive(Clone)]
+struct Octets;
+
+impl Weighter<Vec<u8>, Bytes> for Octets {
+    fn weight(&self, key: &Vec<u8>, octets: &Bytes) -> u64 {
+        (key.len() + octets.len()) as u64 + 100
+    }
+}
+
+impl Default for Packed {
+    fn default() -> Self {
+        const OCTETS: u64 = 64 << 20;
+        /// So few that all memory is one part, which the largest fits into several times.
+        const LISTS: usize = 32;
+        Self {
+            kept: Cache::with_weighter(LISTS, OCTETS, Octets),
+            made: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Packed {
+    /// How many were packed so far.
+    pub fn made(&self) -> u64 {
+        self.made.load(Relaxed)
+    }
+
+    /// The packed form of the CRL with this digest.
+    async fn of(&self, digest: &[u8], chunks: &Chunks, length: u64) -> Result<Bytes, ApiError> {
+        let pack = async {
+            let octets = chunks.whole(length).await?;
+            let packed = tokio::task::spawn_blocking(move || gzip(&octets)).await;
+            let packed = packed.map_err(|error| ApiError::internal(error.to_string()))??;
+            self.made.fetch_add(1, Relaxed);
+            Ok(Bytes::from(packed))
+        };
+        self.kept.get_or_insert_async(digest, pack).await
+    }
 }
 
 fn gzip(octets: &[u8]) -> Result<Vec<u8>, ApiError> {

@@ -127,8 +127,10 @@ fn octets(
     modified: Time,
     cache: String,
 ) -> Response {
-    let same = has_already(asked, || etag, modified);
+    let failed = fails_precondition(asked, etag, modified);
+    let same = failed || has_already(asked, || etag, modified);
     let mut response = match same {
+        _ if failed => StatusCode::PRECONDITION_FAILED.into_response(),
         true => StatusCode::NOT_MODIFIED.into_response(),
         false => body.into_response(),
     };
@@ -156,6 +158,22 @@ fn has_already<'e>(asked: &HeaderMap, etag: impl Fn() -> &'e str, modified: Time
             .and_then(read_http_date)
             .is_some_and(|since| modified.unix() <= since.unix()),
     }
+}
+
+/// Whether the client asks for what there is no more: `If-Match` (RFC 9110 §13.1.1), or else `If-Unmodified-Since`
+/// (§13.1.4). It is looked at before everything else (§13.2.2).
+fn fails_precondition(asked: &HeaderMap, etag: &str, modified: Time) -> bool {
+    let mut tags = asked.get_all(header::IF_MATCH).iter().peekable();
+    if tags.peek().is_some() {
+        let mut tags = tags
+            .filter_map(|tags| tags.to_str().ok())
+            .flat_map(|tags| tags.split(','));
+        return !tags.any(|tag| matches!(tag.trim(), "*") || tag.trim() == etag);
+    }
+    asked
+        .get(header::IF_UNMODIFIED_SINCE)
+        .and_then(|value| read_http_date(value.to_str().ok()?))
+        .is_some_and(|since| modified.unix() > since.unix())
 }
 
 const HTTP_DATE: &[time::format_description::BorrowedFormatItem<'_>] = time::macros::format_description!(
@@ -203,6 +221,24 @@ mod tests {
                 "{value}"
             );
         }
+        for (name, value, fails) in [
+            (header::IF_MATCH, "\"a\"", false),
+            (header::IF_MATCH, "\"b\", \"a\"", false),
+            (header::IF_MATCH, "*", false),
+            (header::IF_MATCH, "\"b\"", true),
+            (header::IF_MATCH, "W/\"a\"", true),
+            (header::IF_UNMODIFIED_SINCE, same, false),
+            (header::IF_UNMODIFIED_SINCE, before, true),
+            (header::IF_UNMODIFIED_SINCE, "yesterday", false),
+        ] {
+            let asked = HeaderMap::from_iter([(name, HeaderValue::from_static(value))]);
+            assert_eq!(fails_precondition(&asked, "\"a\"", modified), fails, "{value}");
+        }
+        let both = HeaderMap::from_iter([
+            (header::IF_MATCH, HeaderValue::from_static("\"a\"")),
+            (header::IF_UNMODIFIED_SINCE, HeaderValue::from_static(before)),
+        ]);
+        assert!(!fails_precondition(&both, "\"a\"", modified), "the tag counts");
         let both = HeaderMap::from_iter([
             (header::IF_NONE_MATCH, HeaderValue::from_static("\"b\"")),
             (header::IF_MODIFIED_SINCE, HeaderValue::from_static(same)),

@@ -174,9 +174,12 @@ fn csv(events: &[AuditEvent], first: bool) -> anyhow::Result<Vec<u8>> {
     Ok(writer.into_inner()?)
 }
 
-/// What a spreadsheet would take for a formula begins with an apostrophe.
+/// What a spreadsheet would take for a formula begins with an apostrophe: also behind blanks, and in the full-width forms
+/// that spreadsheets take for the others.
 fn harmless(cell: &str) -> String {
-    match cell.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+    const BEGINS: [char; 8] = ['=', '+', '-', '@', '＝', '＋', '－', '＠'];
+    let begins = cell.trim_start_matches(|c: char| c.is_whitespace() || c.is_control() || c == '\u{feff}');
+    match cell.starts_with(['\t', '\r', '\n']) || begins.starts_with(BEGINS) {
         true => format!("'{cell}"),
         false => cell.to_owned(),
     }
@@ -195,4 +198,34 @@ fn json(events: &[AuditEvent], first: bool, last: bool) -> anyhow::Result<Vec<u8
         octets.extend_from_slice(b"\n]\n");
     }
     Ok(octets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_cell_is_a_formula_to_a_spreadsheet() {
+        for cell in [
+            "=1+1",
+            "+1",
+            "-1",
+            "@SUM(1)",
+            "\t=1",
+            "\r=1",
+            "\n=1",
+            " =1",
+            "＝1+1",
+            "＋1",
+            "－1",
+            "＠SUM(1)",
+            "\u{3000}＝1",
+            "\u{feff}=1",
+        ] {
+            assert_eq!(harmless(cell), format!("'{cell}"));
+        }
+        for cell in ["", "a=1", "2027-01-15", "'=1", "web ＝ shop"] {
+            assert_eq!(harmless(cell), cell);
+        }
+    }
 }

@@ -4,8 +4,10 @@ use certctl_contract::{
     health::Outcome,
     list::{Page, Sort},
     notifications::*,
+    problem::Kind,
 };
 use certctl_model::{notice::NoticeStatus, time::Time};
+use certctl_store::outbox;
 use sqlx::{FromRow, postgres::PgRow};
 
 use crate::{
@@ -15,7 +17,7 @@ use crate::{
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
-    r.on(list).on(get).on(mark_read)
+    r.on(list).on(get).on(mark_read).on(resend)
 }
 
 impl Listed for Notification {
@@ -86,4 +88,19 @@ async fn mark_read(cx: Cx, rq: Request<MarkNotificationRead>) -> Result<Outcome,
         listing::commit(tx, "notification_read", "notification", id.as_str()).await?;
     }
     Ok(Outcome::of("marked_as_read"))
+}
+
+async fn resend(cx: Cx, rq: Request<ResendNotification>) -> Result<Outcome, ApiError> {
+    let id = rq.path.id;
+    let mut tx = cx.begin().await?;
+    if !outbox::resend(&mut tx, &id).await? {
+        let now = tx.now();
+        listing::get::<Notification>(&mut tx, now, id.as_str()).await?;
+        return Err(ApiError::new(
+            Kind::WrongState,
+            format!("notification {id} is pending: it is being delivered, or tried again later"),
+        ));
+    }
+    listing::commit(tx, "notification_resent", "notification", id.as_str()).await?;
+    Ok(Outcome::of("pending"))
 }

@@ -29,6 +29,8 @@ pub(super) fn routes(r: Routes) -> Routes {
 
 /// The longest text of certificates that is read, in octets.
 const MAX_PEM: usize = 16 << 20;
+/// How many blocks are read of a text: a short line of it would take a hundred times its octets in memory and in the answer.
+const MAX_BLOCKS: usize = 10_000;
 /// The longest chain that is followed.
 const LONGEST_CHAIN: usize = 10;
 
@@ -245,6 +247,12 @@ fn read_pem(text: &str) -> Result<Vec<Result<CertificateFacts, String>>, ApiErro
         return Err(ApiError::invalid(
             "pem",
             "holds a private key; nothing was stored. Send certificates only, and replace the key: it has left its host",
+        ));
+    }
+    if text.matches("-----BEGIN ").nth(MAX_BLOCKS).is_some() {
+        return Err(ApiError::invalid(
+            "pem",
+            format!("holds more than {MAX_BLOCKS} blocks; send them in several requests"),
         ));
     }
     let blocks = pem::decode_each(text, MAX_PEM).map_err(|error| ApiError::invalid("pem", error.to_string()))?;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use futures_util::future::BoxFuture;
 use lettre::{
-    AsyncSmtpTransport, AsyncTransport, Tokio1Executor,
+    Address, AsyncSmtpTransport, AsyncTransport, Tokio1Executor,
     message::{
         Mailbox,
         header::{ContentType, HeaderName, HeaderValue},
@@ -16,6 +16,8 @@ use lettre::{
         client::{Certificate, Tls, TlsParameters},
     },
 };
+
+use url::Host;
 
 use super::{Channel, Delivery, Message};
 use crate::config::{Security, Smtp};
@@ -88,6 +90,7 @@ fn build(from: &Mailbox, message: &Message) -> Result<lettre::Message, String> {
         .trim()
         .parse()
         .map_err(|error| format!("the recipient is no address: {error}"))?;
+    let to = Mailbox::new(to.name, in_ascii(&to.email)?);
     let subject: String = message
         .subject
         .chars()
@@ -105,6 +108,15 @@ fn build(from: &Mailbox, message: &Message) -> Result<lettre::Message, String> {
         .header(ContentType::TEXT_PLAIN)
         .body(format!("{}\n", message.body))
         .map_err(|error| format!("the e-mail cannot be made: {error}"))
+}
+
+/// An internationalised domain in its form of ASCII (RFC 5890 §2.3.2.1), which every mail server takes.
+fn in_ascii(address: &Address) -> Result<Address, String> {
+    if address.domain().is_ascii() {
+        return Ok(address.clone());
+    }
+    let domain = Host::parse(address.domain()).map_err(|error| format!("the domain of the recipient: {error}"))?;
+    Address::new(address.user(), domain.to_string()).map_err(|error| format!("the recipient is no address: {error}"))
 }
 
 /// RFC 5321 §4.2.1: a 5yz answer is final, but for those to our credentials (RFC 4954 §6), which an operator mends.
@@ -147,6 +159,19 @@ mod tests {
              Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 7bit\r\n\r\n\
              Valid until tomorrow.\r\n"
         );
+    }
+
+    #[test]
+    fn mail_to_an_internationalised_domain_goes_to_its_ascii_form() {
+        for (recipient, to) in [
+            ("user@bücher.example", "user@xn--bcher-kva.example"),
+            ("Anna <anna@BÜCHER.example>", "Anna <anna@xn--bcher-kva.example>"),
+            ("user@例え.テスト", "user@xn--r8jz45g.xn--zckzah"),
+            ("user@example.net", "user@example.net"),
+        ] {
+            let text = email(recipient, "s", "b").unwrap();
+            assert!(text.contains(&format!("\r\nTo: {to}\r\n")), "{text}");
+        }
     }
 
     #[test]

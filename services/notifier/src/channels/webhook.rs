@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use certctl_model::{
     id::{CertificateId, NotificationId},
     notice::NoticeKind,
@@ -28,7 +29,34 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Webhook {
     http: Client,
     url: Url,
-    key: Option<hmac::Key>,
+    keys: Option<Keys>,
+}
+
+/// What events are signed with, made from one secret.
+struct Keys {
+    /// For `X-Signature`: the octets of the secret.
+    body: hmac::Key,
+    /// For `webhook-signature`: what a secret that begins with `whsec_` stands for in base64, or the same octets.
+    standard: hmac::Key,
+}
+
+impl Keys {
+    fn new(secret: &str) -> Self {
+        let key = |octets: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, octets);
+        let decoded = secret
+            .strip_prefix("whsec_")
+            .and_then(|text| STANDARD.decode(text).ok());
+        Self {
+            body: key(secret.as_bytes()),
+            standard: decoded.map_or_else(|| key(secret.as_bytes()), |octets| key(&octets)),
+        }
+    }
+
+    /// The value of `webhook-signature` (Standard Webhooks): a receiver that checks the time refuses what is replayed.
+    fn standard(&self, id: &str, seconds: i64, body: &[u8]) -> String {
+        let signed = [format!("{id}.{seconds}.").as_bytes(), body].concat();
+        format!("v1,{}", STANDARD.encode(hmac::sign(&self.standard, &signed)))
+    }
 }
 
 impl Webhook {
@@ -48,7 +76,7 @@ impl Webhook {
         Ok(Self {
             http: http.build()?,
             url: url.clone(),
-            key: secret.map(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes())),
+            keys: secret.map(|secret| Keys::new(secret.expose())),
         })
     }
 }
@@ -97,9 +125,12 @@ impl Channel for Webhook {
                 .post(self.url.clone())
                 .header(CONTENT_TYPE, "application/json")
                 .header("Idempotency-Key", message.id.as_str());
-            if let Some(key) = &self.key {
+            let (id, seconds) = (message.id.as_str(), message.now.unix());
+            request = request.header("webhook-id", id).header("webhook-timestamp", seconds);
+            if let Some(keys) = &self.keys {
                 request = request
-                    .header("X-Signature", signature(key, &body))
+                    .header("webhook-signature", keys.standard(id, seconds, &body))
+                    .header("X-Signature", signature(&keys.body, &body))
                     .header("X-Signature-Algorithm", "sha256");
             }
             let response = request.body(body).send().await.map_err(|error| Delivery::Retry {
@@ -116,15 +147,18 @@ impl Channel for Webhook {
     }
 }
 
+/// Receivers refuse for reasons that pass: a route that is not deployed yet, a secret that is being replaced, a gateway in
+/// between. Only 410 says that it is final (RFC 9110 §15.5.11).
 fn judge(status: StatusCode, after: Option<Duration>) -> Result<(), Delivery> {
     let reason = format!("the webhook answered {status}");
     match status.as_u16() {
         200..=299 => Ok(()),
-        408 | 429 | 500..=599 => Err(Delivery::Retry { after, reason }),
-        300..=399 => Err(Delivery::Reject {
+        410 => Err(Delivery::Reject { reason }),
+        300..=399 => Err(Delivery::Retry {
+            after,
             reason: format!("{reason}; redirects are not followed"),
         }),
-        _ => Err(Delivery::Reject { reason }),
+        _ => Err(Delivery::Retry { after, reason }),
     }
 }
 
@@ -155,6 +189,19 @@ mod tests {
             signature(&key, b"what do ya want for nothing?"),
             "sha256=5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
         );
+    }
+
+    #[test]
+    fn a_standard_signature_covers_id_time_and_body() {
+        // The example of the specification, Standard Webhooks.
+        let keys = Keys::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+        let body = br#"{"test": 2432232314}"#;
+        assert_eq!(
+            keys.standard("msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, body),
+            "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+        );
+        let plain = Keys::new("geheim");
+        assert_ne!(plain.standard("a", 1, body), plain.standard("a", 2, body));
     }
 
     #[test]
@@ -189,8 +236,13 @@ mod tests {
             (503, Some("Fri, 15 Jan 2027 08:01:00 GMT"), "later 60"),
             (503, Some("Fri, 15 Jan 2027 07:00:00 GMT"), "later 0"),
             (500, Some("soon"), "later"),
-            (302, None, "never"),
-            (404, None, "never"),
+            (302, None, "later"),
+            (400, None, "later"),
+            (401, None, "later"),
+            (404, None, "later"),
+            (409, None, "later"),
+            (425, Some("3"), "later 3"),
+            (410, None, "never"),
         ] {
             let after = said.and_then(|text| retry_after(text, now));
             let found = match judge(StatusCode::from_u16(status).unwrap(), after) {
