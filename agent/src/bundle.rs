@@ -23,6 +23,21 @@ impl Issued {
     pub fn read(pem: &str, now: Time) -> Result<Self, String> {
         /// The clocks of two hosts differ.
         const SKEW: Duration = Duration::from_secs(300);
+        /// A leaf with 2,000 names and its chain.
+        const MAX_BYTES: usize = 512 * 1024;
+        /// RFC 5246 and RFC 8446 set no limit; clients stop at about ten.
+        const MAX_CERTIFICATES: usize = 16;
+        if pem.len() > MAX_BYTES {
+            return Err(format!(
+                "the certificate and its chain are larger than {MAX_BYTES} bytes"
+            ));
+        }
+        let blocks = pem.matches("-----BEGIN ").count();
+        if blocks > MAX_CERTIFICATES {
+            return Err(format!(
+                "the chain has {blocks} certificates; at most {MAX_CERTIFICATES} are deployed"
+            ));
+        }
         let mut chain = CertificateFacts::parse_pem_chain(pem).map_err(|error| error.to_string())?;
         let leaf = chain.remove(0);
         if leaf.not_after <= now {
@@ -168,6 +183,8 @@ mod tests {
             (&pem, "2027-01-01T00:00:00Z", "expired at 2027-01-01"),
             (&foreign_chain, summer, "does not fit its chain"),
             ("", summer, "no certificate found"),
+            (&leaf.repeat(17), summer, "the chain has 17 certificates"),
+            (&"x".repeat(600_000), summer, "larger than"),
             (&pem[..200], summer, "no matching END line"),
         ] {
             let error = Issued::read(pem, at(now)).unwrap_err();

@@ -1,19 +1,22 @@
 //! Puts a certificate in its place: all of a plan comes into force and is seen being served, or the old files are back.
 
-use std::fs::{self, Metadata};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
 use certctl_runtime::failpoint;
-use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use crate::files::{self, Owner};
+use crate::attributes::Attributes;
+use crate::journal::{self, Entry, Journal, Journals, Places};
+use crate::place::{Place, failed};
 use crate::program::{AllowedPrograms, Argv};
 use crate::served;
 
@@ -83,7 +86,7 @@ pub enum DeployError {
     /// It failed later and was undone.
     #[error("{0}; the old files are back")]
     Restored(String),
-    /// It failed, and undoing failed as well. It is tried again when the agent starts.
+    /// It failed, and undoing failed as well. It is tried again every minute and when the agent starts.
     #[error("{cause}; the old files could not all be put back: {undo}")]
     Broken {
         /// Why the deployment failed.
@@ -96,9 +99,16 @@ pub enum DeployError {
 /// Applies plans, one at a time.
 #[derive(Debug)]
 pub struct Deployer {
-    /// Present while files are between old and new.
-    journal: PathBuf,
+    journals: Arc<Journals>,
     programs: AllowedPrograms,
+    /// When journals that could not be carried out are tried again, and why they could not, by name.
+    stuck: Mutex<Stuck>,
+}
+
+#[derive(Debug)]
+struct Stuck {
+    retry_at: Instant,
+    reasons: BTreeMap<String, String>,
 }
 
 /// A server reloads on its own time; after this long it is not going to.
@@ -107,47 +117,105 @@ const VERIFY_FOR: Duration = Duration::from_secs(5);
 const VERIFY_EVERY: Duration = Duration::from_millis(25);
 /// nginx lets its old processes accept beside the new ones for a tenth of a second, so one look does not tell.
 const STEADY_FOR: Duration = Duration::from_millis(150);
+/// How often a deployment that could not be undone is tried again.
+const RETRY_UNDO: Duration = Duration::from_secs(60);
 
 impl Deployer {
-    /// Keeps its journal in `state_dir`.
-    pub fn new(state_dir: &Path, programs: AllowedPrograms) -> Self {
-        Self {
-            journal: state_dir.join("deployment.json"),
+    /// Keeps its journals in `state_dir`.
+    ///
+    /// # Errors
+    /// Another user can write to the directory.
+    pub fn new(state_dir: &Path, programs: AllowedPrograms) -> io::Result<Self> {
+        Ok(Self {
+            journals: Arc::new(Journals::open(state_dir)?),
             programs,
+            stuck: Mutex::new(Stuck {
+                retry_at: Instant::now(),
+                reasons: BTreeMap::new(),
+            }),
+        })
+    }
+
+    /// Undoes the deployments during which the agent died. One that cannot be undone is logged, and stays for the next
+    /// attempt; it keeps no other from being undone.
+    pub async fn recover(&self) {
+        let journals = self.journals.clone();
+        let journals = match blocking(move || journals.all()).await {
+            Ok(journals) => journals,
+            Err(error) => return warn!("deployments that were cut off cannot be undone: {error}"),
+        };
+        self.stuck()
+            .reasons
+            .retain(|name, _| journals.iter().any(|(found, _)| found == name));
+        for (name, journal) in journals {
+            // Logged there.
+            let _ = self.carry_out(name, journal).await;
+        }
+        self.stuck().retry_at = Instant::now() + RETRY_UNDO;
+    }
+
+    /// As [`Deployer::recover`], when there is something to try again and it is time.
+    pub async fn retry(&self) {
+        let due = {
+            let stuck = self.stuck();
+            !stuck.reasons.is_empty() && Instant::now() >= stuck.retry_at
+        };
+        if due {
+            self.recover().await;
         }
     }
 
-    /// Undoes a deployment during which the agent died.
-    ///
-    /// # Errors
-    /// A file cannot be put back. The journal stays, so that the next start tries again.
-    pub async fn recover(&self) -> anyhow::Result<()> {
-        const MAX_BYTES: u64 = 1024 * 1024;
-        let bytes = match files::read(&self.journal, MAX_BYTES) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            read => read.with_context(|| format!("cannot read {}", self.journal.display()))?,
-        };
-        let journal: Journal = serde_json::from_slice(&bytes)
-            .with_context(|| format!("{} cannot be understood", self.journal.display()))?;
-        warn!("a deployment was cut off; the old files are put back");
-        let reload = (journal.validate.clone(), journal.reload.clone());
-        self.undo(journal)
-            .await
-            .context("cannot undo a deployment that was cut off")?;
-        if let Err(error) = self.activate(reload.0.as_ref(), reload.1.as_ref()).await {
-            warn!("the old files are back, but could not be made active: {error}");
+    /// Carries out a journal that was left behind, and has the server take the old files.
+    async fn carry_out(&self, name: String, journal: Journal) -> Result<(), String> {
+        let Journal {
+            target,
+            kept,
+            validate,
+            reload,
+            ..
+        } = journal.clone();
+        if !kept {
+            warn!("a deployment to target {target} was cut off; the old files are put back");
+        }
+        let (journals, own) = (self.journals.clone(), name.clone());
+        let done = blocking(move || journals.carry_out(&own, journal, &Places::Found)).await;
+        self.note(&name, &target, done.as_ref().err());
+        done.map_err(|error| format!("an earlier deployment to target {target} could not be undone: {error}"))?;
+        if !kept && let Err(error) = self.activate(validate.as_ref(), reload.as_ref()).await {
+            warn!("the old files of target {target} are back, but could not be made active: {error}");
         }
         Ok(())
     }
 
-    /// Applies a plan: writes beside, renames, validates, reloads, looks at what is served; undoes it all on failure.
+    /// Keeps account of the journals that could not be carried out; logs a reason once.
+    fn note(&self, name: &str, target: &str, error: Option<&io::Error>) {
+        let mut stuck = self.stuck();
+        match error.map(ToString::to_string) {
+            None => {
+                stuck.reasons.remove(name);
+            }
+            Some(why) => {
+                let before = stuck.reasons.insert(name.to_owned(), why.clone());
+                if before.as_ref() != Some(&why) {
+                    warn!(
+                        "the old files of target {target} could not be put back, the next attempt is in {RETRY_UNDO:?}: {why}"
+                    );
+                }
+            }
+        }
+        metrics::gauge!("agent_unfinished_deployments").set(stuck.reasons.len() as f64);
+    }
+
+    fn stuck(&self) -> std::sync::MutexGuard<'_, Stuck> {
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Applies the plan of a target: writes beside, renames, validates, reloads, looks at what is served; undoes it all
+    /// on failure.
     ///
     /// # Errors
     /// The text quotes the program that failed and says how the files were left.
-    pub async fn apply(&self, plan: Plan) -> Result<Applied, DeployError> {
-        // One that could not be undone still has the only copy of the old files beside them.
-        let earlier = self.recover().await;
-        earlier.map_err(|error| DeployError::Untouched(format!("{error:#}")))?;
+    pub async fn apply(&self, target: &str, plan: Plan) -> Result<Applied, DeployError> {
         let Plan {
             writes,
             validate,
@@ -157,22 +225,34 @@ impl Deployer {
         for argv in [&validate, &reload].into_iter().flatten() {
             self.programs.check(argv).map_err(DeployError::Untouched)?;
         }
-        let changes = blocking(move || changes(writes))
-            .await
-            .map_err(|error| DeployError::Untouched(error.to_string()))?;
+        let untouched = |error: io::Error| DeployError::Untouched(error.to_string());
+        let placed = blocking(move || resolve(writes)).await.map_err(untouched)?;
+        self.make_way(&placed).await.map_err(DeployError::Untouched)?;
+        let changes = blocking(move || changes(placed)).await.map_err(untouched)?;
         if changes.is_empty() {
             let active = self.confirm(validate.as_ref(), reload.as_ref(), verify.as_ref()).await;
             return active.map(|()| Applied::Unchanged).map_err(DeployError::Untouched);
         }
+        let name = Journals::new_name().map_err(untouched)?;
         let journal = Journal {
+            target: target.to_owned(),
+            kept: false,
             files: changes.iter().map(Change::entry).collect(),
             validate,
             reload,
         };
-        let (path, kept) = (self.journal.clone(), journal.clone());
-        let placed = blocking(move || place(&path, &kept, &changes)).await;
+        let (journals, written) = (self.journals.clone(), (name.clone(), journal.clone()));
+        let (placed, places) = blocking(move || {
+            let placed = put(&journals, &written.0, &written.1, &changes);
+            let places = changes.into_iter().map(|change| change.place).collect::<Vec<_>>();
+            Ok((placed, places))
+        })
+        .await
+        .map_err(untouched)?;
+        let begun = Begun { name, journal, places };
         failpoint::hold("agent.deploy_renamed").await;
 
+        let journal = &begun.journal;
         let mut reloaded = false;
         let active = match placed {
             Err(error) => Err(error.to_string()),
@@ -188,9 +268,24 @@ impl Deployer {
             },
         };
         match active {
-            Ok(()) => self.keep(journal).await.map(|()| Applied::Changed),
-            Err(cause) => Err(self.give_back(journal, cause, reloaded).await),
+            Ok(()) => self.keep(begun).await.map(|()| Applied::Changed),
+            Err(cause) => Err(self.give_back(begun, cause, reloaded).await),
         }
+    }
+
+    /// Undoes earlier deployments to the same files: the only copies of the old ones are beside them.
+    async fn make_way(&self, placed: &[Placed]) -> Result<(), String> {
+        let journals = self.journals.clone();
+        let earlier = blocking(move || journals.all())
+            .await
+            .map_err(|error| error.to_string())?;
+        let paths: Vec<_> = placed.iter().map(|placed| placed.place.path()).collect();
+        for (name, journal) in earlier {
+            if journal.files.iter().any(|entry| paths.contains(&entry.path)) {
+                self.carry_out(name, journal).await?;
+            }
+        }
+        Ok(())
     }
 
     /// The files are right already; makes sure that they are what is served.
@@ -214,37 +309,52 @@ impl Deployer {
         run(&self.programs, reload).await
     }
 
-    /// The new files stay: from the moment the journal is gone, nothing undoes them.
-    async fn keep(&self, journal: Journal) -> Result<(), DeployError> {
-        let path = self.journal.clone();
-        let backups: Vec<_> = journal.files.iter().map(Entry::old).collect();
-        let forgotten = blocking(move || {
-            files::remove(&path)?;
-            files::sync_parent(&path)?;
-            // A backup that stays is taken away by the next deployment to its place.
-            let left = backups
-                .iter()
-                .filter_map(|old| files::remove(old).err().map(|error| (old, error)));
-            left.for_each(|(old, error)| warn!("cannot remove {}: {error}", old.display()));
-            Ok(())
-        });
-        match forgotten.await {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                let cause = format!("the deployment cannot be recorded: {error}");
-                Err(self.give_back(journal, cause, true).await)
-            }
+    /// The new files stay: from the moment the journal says so, nothing undoes them.
+    async fn keep(&self, begun: Begun) -> Result<(), DeployError> {
+        let (journals, name) = (self.journals.clone(), begun.name.clone());
+        let kept = Journal {
+            kept: true,
+            ..begun.journal.clone()
+        };
+        let written = {
+            let kept = kept.clone();
+            blocking(move || journals.write(&name, &kept)).await
+        };
+        if let Err(error) = written {
+            return Err(self.give_back(begun, error.to_string(), true).await);
         }
+        let (journals, target) = (self.journals.clone(), kept.target.clone());
+        let Begun { name, places, .. } = begun;
+        let tidied = {
+            let name = name.clone();
+            blocking(move || journals.carry_out(&name, kept, &Places::Held(&places))).await
+        };
+        // What stays is removed later, with the journal.
+        self.note(&name, &target, tidied.as_ref().err());
+        Ok(())
     }
 
-    async fn give_back(&self, journal: Journal, cause: String, reloaded: bool) -> DeployError {
-        let (validate, reload) = (journal.validate.clone(), journal.reload.clone());
-        if let Err(undo) = self.undo(journal).await {
+    async fn give_back(&self, begun: Begun, cause: String, reloaded: bool) -> DeployError {
+        let Begun { name, journal, places } = begun;
+        let Journal {
+            target,
+            validate,
+            reload,
+            ..
+        } = journal.clone();
+        let journals = self.journals.clone();
+        let undone = {
+            let name = name.clone();
+            blocking(move || journals.carry_out(&name, journal, &Places::Held(&places))).await
+        };
+        self.note(&name, &target, undone.as_ref().err());
+        if let Err(undo) = undone {
             return DeployError::Broken {
                 cause,
                 undo: undo.to_string(),
             };
         }
+        info!("the old files of target {target} are back");
         // A server that was not asked to reload still serves the old certificate.
         match reloaded {
             true => match self.activate(validate.as_ref(), reload.as_ref()).await {
@@ -256,18 +366,13 @@ impl Deployer {
             false => DeployError::Restored(cause),
         }
     }
+}
 
-    async fn undo(&self, journal: Journal) -> io::Result<()> {
-        let path = self.journal.clone();
-        blocking(move || {
-            journal.files.iter().try_for_each(put_back)?;
-            files::remove(&path)?;
-            files::sync_parent(&path)?;
-            info!("the old files are back");
-            Ok(())
-        })
-        .await
-    }
+/// A deployment whose journal is written.
+struct Begun {
+    name: String,
+    journal: Journal,
+    places: Vec<Place>,
 }
 
 async fn run(programs: &AllowedPrograms, argv: Option<&Argv>) -> Result<(), String> {
@@ -310,161 +415,114 @@ async fn look(verify: &Verify) -> Result<(), String> {
     }
 }
 
-/// Everything needed to undo, written before anything is done. Holds paths, no contents.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Journal {
-    files: Vec<Entry>,
-    validate: Option<Argv>,
-    reload: Option<Argv>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Entry {
-    path: PathBuf,
-    new: PathBuf,
-    existed: bool,
-}
-
-impl Entry {
-    /// Where the old file is kept. The name is always the same, so that at most one is ever left behind.
-    fn old(&self) -> PathBuf {
-        files::beside(&self.path, ".certctl-old")
-    }
+/// A write whose place was found.
+struct Placed {
+    place: Place,
+    bytes: Zeroizing<Vec<u8>>,
+    mode: u32,
 }
 
 /// A file that is not yet as the plan wants it.
 struct Change {
-    path: PathBuf,
-    new: PathBuf,
+    place: Place,
+    new: OsString,
     bytes: Zeroizing<Vec<u8>>,
     mode: u32,
-    owner: Option<Owner>,
+    /// Those of the old file, as far as the new one may have them.
+    attributes: Option<Attributes>,
 }
 
 impl Change {
     fn entry(&self) -> Entry {
         Entry {
-            path: self.path.clone(),
-            new: self.new.clone(),
-            existed: self.owner.is_some(),
+            path: self.place.path(),
+            new: self.place.path_of(&self.new),
+            existed: self.attributes.is_some(),
+            sha256: Some(journal::sha256_hex(&self.bytes)),
         }
     }
+}
+
+/// Finds the places of all writes, which must be different files.
+fn resolve(writes: Vec<Write>) -> io::Result<Vec<Placed>> {
+    let mut placed: Vec<Placed> = Vec::with_capacity(writes.len());
+    for Write { path, bytes, mode } in writes {
+        let place = Place::resolve(&path)?;
+        if let Some(other) = placed.iter().find(|other| other.place.is(&place)) {
+            let text = format!(
+                "{} and another path of the target lead to the same file",
+                path.display()
+            );
+            return Err(failed("use", &other.place.path(), io::Error::other(text)));
+        }
+        placed.push(Placed { place, bytes, mode });
+    }
+    Ok(placed)
 }
 
 /// Compares the writes with what is there, and leaves out what is right already.
-fn changes(writes: Vec<Write>) -> io::Result<Vec<Change>> {
-    let changes = writes.into_iter().map(change).collect::<io::Result<Vec<_>>>()?;
+fn changes(placed: Vec<Placed>) -> io::Result<Vec<Change>> {
+    let changes = placed.into_iter().map(change).collect::<io::Result<Vec<_>>>()?;
     Ok(changes.into_iter().flatten().collect())
 }
 
-fn change(Write { path, bytes, mode }: Write) -> io::Result<Option<Change>> {
-    let about = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    // The file behind a symbolic link is replaced, not the link.
-    let (place, existing) = match fs::canonicalize(&path) {
-        Ok(place) => {
-            let metadata = fs::metadata(&place).map_err(about)?;
-            (place, Some(metadata))
+fn change(Placed { place, bytes, mode }: Placed) -> io::Result<Option<Change>> {
+    let about = |error| failed("read the attributes of", &place.path(), error);
+    let mut attributes = None;
+    if let Some(file) = place.open(place.name())? {
+        let metadata = file.metadata().map_err(about)?;
+        let found = Attributes::of(&file, &metadata).map_err(about)?;
+        let wanted = match mode & 0o077 {
+            0 => found.clone().secret(),
+            _ => found.clone(),
+        };
+        if found == wanted
+            && metadata.len() == bytes.len() as u64
+            && let Some(content) = place.read(place.name(), metadata.len())?.map(Zeroizing::new)
+            && *content == *bytes
+        {
+            return Ok(None);
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => (path.clone(), None),
-        Err(error) => return Err(about(error)),
-    };
-    let directory = place.parent().is_some_and(Path::is_dir);
-    if !directory || existing.as_ref().is_some_and(|found| !found.is_file()) {
-        return Err(about(io::Error::other("it must be a file in a directory that exists")));
+        attributes = Some(wanted);
     }
-    let wanted_mode = existing.as_ref().map_or(mode, |found| kept_mode(found, mode));
-    if let Some(found) = &existing
-        && found.len() == bytes.len() as u64
-        && found.permissions().mode() & 0o7777 == wanted_mode
-        && *Zeroizing::new(files::read(&place, found.len()).map_err(about)?) == *bytes
-    {
-        return Ok(None);
-    }
-    let new = files::beside(&place, &format!(".certctl-new-{}", files::random_hex()?));
-    let owner = existing.map(|found| Owner {
-        uid: found.uid(),
-        gid: found.gid(),
-    });
     Ok(Some(Change {
-        path: place,
-        new,
+        new: journal::new_name(&place)?,
+        place,
         bytes,
-        mode: wanted_mode,
-        owner,
+        mode,
+        attributes,
     }))
 }
 
-/// A file keeps its mode; one with secrets is never open to others, and to its group only if it was to nobody else.
-fn kept_mode(existing: &Metadata, wanted: u32) -> u32 {
-    let found = existing.permissions().mode() & 0o777;
-    match (wanted & 0o077 == 0, found & 0o007 == 0) {
-        (false, _) => found,
-        (true, true) => 0o600 | found & 0o040,
-        (true, false) => 0o600,
-    }
-}
-
 /// Writes the journal, then all files beside, then moves all into place.
-fn place(path: &Path, journal: &Journal, changes: &[Change]) -> io::Result<()> {
+fn put(journals: &Journals, name: &str, journal: &Journal, changes: &[Change]) -> io::Result<()> {
     // A backup of an earlier deployment must not be taken for one of this.
-    journal.files.iter().try_for_each(|entry| files::remove(&entry.old()))?;
-    files::replace(path, &serde_json::to_vec(journal)?, 0o600)?;
-    for change in changes {
-        files::write_new(&change.new, &change.bytes, change.mode, change.owner)?;
-    }
-    for entry in journal.files.iter().filter(|entry| entry.existed) {
-        back_up(&entry.path, &entry.old())?;
-    }
-    journal
-        .files
+    changes
         .iter()
-        .try_for_each(|entry| files::sync_parent(&entry.path))?;
+        .try_for_each(|change| journal::remove_backups(&change.place))?;
+    journals.write(name, journal)?;
     for change in changes {
-        fs::rename(&change.new, &change.path)?;
+        journal::write_new(&change.place, &change.new, &change.bytes, |file| {
+            match &change.attributes {
+                Some(attributes) => attributes.apply(file),
+                None => file.set_permissions(Permissions::from_mode(change.mode)),
+            }
+        })?;
     }
-    journal
-        .files
-        .iter()
-        .try_for_each(|entry| files::sync_parent(&entry.path))
-}
-
-/// A second name for the same file; a copy where the file system has no such names.
-fn back_up(path: &Path, old: &Path) -> io::Result<()> {
-    const MAX_BYTES: u64 = 16 * 1024 * 1024;
-    if fs::hard_link(path, old).is_ok() {
-        return Ok(());
+    let replaced = changes.iter().filter(|change| change.attributes.is_some());
+    replaced
+        .clone()
+        .try_for_each(|change| journal::back_up(&change.place))?;
+    changes.iter().try_for_each(|change| change.place.sync())?;
+    for change in changes {
+        let (new, name) = (&change.new, change.place.name());
+        match change.attributes {
+            Some(_) => change.place.rename(new, name)?,
+            // A file that has appeared meanwhile is not ours to replace.
+            None => change.place.rename_new(new, name)?,
+        }
     }
-    let found = fs::metadata(path)?;
-    let bytes = Zeroizing::new(files::read(path, MAX_BYTES)?);
-    let owner = Owner {
-        uid: found.uid(),
-        gid: found.gid(),
-    };
-    // Under its own name only when whole: a backup that exists is believed.
-    let part = files::beside(old, "-part");
-    files::remove(&part)?;
-    files::write_new(&part, &bytes, found.permissions().mode() & 0o777, Some(owner))?;
-    fs::rename(part, old)
-}
-
-/// Undoes one file, however far its change had come; harmless when repeated.
-///
-/// A missing backup of a file that existed means that it was not yet moved, or is back already.
-fn put_back(entry: &Entry) -> io::Result<()> {
-    let about = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", entry.path.display()));
-    let undone = match entry.existed {
-        true => match fs::rename(entry.old(), &entry.path) {
-            // Renaming one name of a file onto another name of the same file leaves both (POSIX rename).
-            Ok(()) => files::remove(&entry.old()),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        },
-        false => files::remove(&entry.path),
-    };
-    undone
-        .and_then(|()| files::remove(&entry.new))
-        .and_then(|()| files::sync_parent(&entry.path))
-        .map_err(about)
+    changes.iter().try_for_each(|change| change.place.sync())
 }
 
 /// Runs file work off the async threads.
@@ -476,7 +534,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 
 #[cfg(test)]
 mod tests {
-    use std::fs::Permissions;
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
     use std::sync::mpsc;
 
     use certctl_runtime::tasks::Tasks;
@@ -496,7 +555,7 @@ mod tests {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             fs::create_dir(dir.path().join("tls")).unwrap();
-            let deployer = Deployer::new(dir.path(), "true,false,test".parse().unwrap());
+            let deployer = deployer(dir.path());
             Self { dir, deployer }
         }
 
@@ -545,8 +604,21 @@ mod tests {
         }
 
         fn journal(&self) -> bool {
-            self.deployer.journal.exists()
+            !self.deployer.journals.all().unwrap().is_empty()
         }
+
+        /// Changes for the plan, as they are found now.
+        fn changes(&self) -> Vec<Change> {
+            changes(resolve(self.plan("true", "true").writes).unwrap()).unwrap()
+        }
+
+        async fn apply(&self, plan: Plan) -> Result<Applied, DeployError> {
+            self.deployer.apply("t-1", plan).await
+        }
+    }
+
+    fn deployer(dir: &Path) -> Deployer {
+        Deployer::new(&dir.join("state"), "true,false,test".parse().unwrap()).unwrap()
     }
 
     fn file(name: &str, text: &str, mode: u32) -> (String, String, u32) {
@@ -559,20 +631,14 @@ mod tests {
         host.put("a.pem", "old cert", 0o640);
         host.put("a.key", "old key", 0o644);
         let validate = format!("test -s {}", host.path("b.pem").display());
-        assert_eq!(
-            host.deployer.apply(host.plan(&validate, "true")).await,
-            Ok(Applied::Changed)
-        );
+        assert_eq!(host.apply(host.plan(&validate, "true")).await, Ok(Applied::Changed));
         let expected = [
             file("a.key", "new key", 0o600),
             file("a.pem", "new cert", 0o640),
             file("b.pem", "chain", 0o644),
         ];
         assert_eq!(host.files(), expected);
-        assert_eq!(
-            host.deployer.apply(host.plan("true", "true")).await,
-            Ok(Applied::Unchanged)
-        );
+        assert_eq!(host.apply(host.plan("true", "true")).await, Ok(Applied::Unchanged));
         assert_eq!(host.files(), expected);
         assert!(!host.journal());
     }
@@ -595,7 +661,7 @@ mod tests {
             host.put("a.pem", "old cert", 0o644);
             host.put("a.key", "old key", 0o640);
             let before = (host.files(), fs::metadata(host.path("a.pem")).unwrap().ino());
-            let error = host.deployer.apply(host.plan(validate, reload)).await.unwrap_err();
+            let error = host.apply(host.plan(validate, reload)).await.unwrap_err();
             assert!(
                 matches!(&error, DeployError::Restored(_)) && error.to_string().starts_with(cause),
                 "{error}"
@@ -622,7 +688,6 @@ mod tests {
             fingerprint: "00".into(),
         });
         let error = host
-            .deployer
             .apply(Plan {
                 verify,
                 ..host.plan("", "")
@@ -679,9 +744,9 @@ mod tests {
             host.plan("sh -c true", "true"),
             host.plan("true", "/bin/rm"),
             elsewhere(host.path("absent/a.pem")),
-            elsewhere(host.path("")),
+            elsewhere(host.path(".")),
         ] {
-            let error = host.deployer.apply(plan).await.unwrap_err();
+            let error = host.apply(plan).await.unwrap_err();
             assert!(error.to_string().ends_with("; nothing was changed"), "{error}");
         }
         assert_eq!(host.files(), before);
@@ -690,60 +755,182 @@ mod tests {
 
     #[tokio::test]
     async fn a_deployment_that_was_cut_off_anywhere_is_undone_at_the_next_start() {
-        for steps in 0..6_usize {
-            let host = Host::new();
-            host.put("a.pem", "old cert", 0o640);
-            host.put("a.key", "old key", 0o600);
-            let before = host.files();
-            let changes = changes(host.plan("true", "true").writes).unwrap();
-            let files: Vec<_> = changes.iter().map(Change::entry).collect();
-            let journal = Journal {
-                files,
-                validate: Argv::split("true"),
-                reload: Argv::split("true"),
-            };
-            files::replace(&host.deployer.journal, &serde_json::to_vec(&journal).unwrap(), 0o600).unwrap();
-            if steps > 0 {
-                changes
-                    .iter()
-                    .for_each(|c| files::write_new(&c.new, &c.bytes, c.mode, c.owner).unwrap());
+        // Also by a journal as earlier agents wrote it: one file, without digests.
+        for earlier in [false, true] {
+            for steps in 0..7_usize {
+                let host = Host::new();
+                host.put("a.pem", "old cert", 0o640);
+                host.put("a.key", "old key", 0o600);
+                let before = host.files();
+                let changes = host.changes();
+                let mut journal = Journal {
+                    target: "t-1".into(),
+                    kept: false,
+                    files: changes.iter().map(Change::entry).collect(),
+                    validate: Argv::split("true"),
+                    reload: Argv::split("true"),
+                };
+                let journals = &host.deployer.journals;
+                if earlier {
+                    journal.files.iter_mut().for_each(|entry| entry.sha256 = None);
+                }
+                let name = if earlier { "deployment.json" } else { "1.json" };
+                journals.write(name, &journal).unwrap();
+                for change in changes.iter().take(if steps > 0 { 3 } else { 0 }) {
+                    journal::write_new(&change.place, &change.new, &change.bytes, |_| Ok(())).unwrap();
+                }
+                for change in changes.iter().filter(|change| steps > 1 && change.attributes.is_some()) {
+                    journal::back_up(&change.place).unwrap();
+                }
+                for change in changes.iter().take(steps.saturating_sub(2)) {
+                    change.place.rename(&change.new, change.place.name()).unwrap();
+                }
+                if steps == 6 {
+                    // Cut off again while it was undone.
+                    let mut first = journal.clone();
+                    first.files.truncate(1);
+                    journals.carry_out("2.json", first, &Places::Found).unwrap();
+                }
+                host.deployer.recover().await;
+                assert_eq!(host.files(), before, "after {steps} steps, {earlier}");
+                assert!(!host.journal());
+                host.deployer.recover().await;
             }
-            if steps > 1 {
-                let existing = journal.files.iter().filter(|entry| entry.existed);
-                existing.for_each(|entry| back_up(&entry.path, &entry.old()).unwrap());
-            }
-            changes
-                .iter()
-                .take(steps.saturating_sub(2))
-                .for_each(|c| fs::rename(&c.new, &c.path).unwrap());
-            host.deployer.recover().await.unwrap();
-            assert_eq!(host.files(), before, "after {steps} steps");
-            assert!(!host.journal());
-            host.deployer.recover().await.unwrap();
         }
     }
 
-    #[test]
-    fn the_file_behind_a_link_is_replaced_and_a_key_is_never_wider_than_its_group() {
+    #[tokio::test]
+    async fn a_deployment_that_succeeded_is_not_undone_and_its_backups_are_removed_later() {
         let host = Host::new();
-        host.put("real", "old", 0o644);
-        std::os::unix::fs::symlink(host.path("real"), host.path("link")).unwrap();
-        for (found, mode) in [
-            (0o600, 0o600),
-            (0o640, 0o640),
-            (0o660, 0o640),
-            (0o644, 0o600),
-            (0o400, 0o600),
-        ] {
-            fs::set_permissions(host.path("real"), Permissions::from_mode(found)).unwrap();
-            let write = Write {
-                path: host.path("link"),
-                bytes: b"new".to_vec().into(),
-                mode: 0o600,
-            };
-            let change = change(write).unwrap().unwrap();
-            let real = fs::canonicalize(host.path("real")).unwrap();
-            assert_eq!((change.path, change.mode), (real, mode), "{found:o}");
-        }
+        host.put("a.key", "old key", 0o600);
+        let changes = host.changes();
+        let journal = Journal {
+            target: "t-1".into(),
+            kept: true,
+            files: changes.iter().map(Change::entry).collect(),
+            validate: Argv::split("false"),
+            reload: None,
+        };
+        put(&host.deployer.journals, "1.json", &journal, &changes).unwrap();
+        assert!(
+            host.files()
+                .iter()
+                .any(|(name, text, _)| name == "a.key.certctl-old" && text == "old key")
+        );
+        host.deployer.recover().await;
+        let expected = [
+            file("a.key", "new key", 0o600),
+            file("a.pem", "new cert", 0o644),
+            file("b.pem", "chain", 0o644),
+        ];
+        assert_eq!(host.files(), expected);
+        assert!(!host.journal());
+    }
+
+    #[tokio::test]
+    async fn what_an_operator_repaired_is_left_alone_by_a_later_undo() {
+        let host = Host::new();
+        host.put("a.pem", "old cert", 0o640);
+        let changes = host.changes();
+        let journal = Journal {
+            target: "t-1".into(),
+            kept: false,
+            files: changes.iter().map(Change::entry).collect(),
+            validate: None,
+            reload: None,
+        };
+        put(&host.deployer.journals, "1.json", &journal, &changes).unwrap();
+        fs::remove_file(host.path("a.pem")).unwrap();
+        host.put("a.pem", "repaired", 0o600);
+        host.put("a.key", "repaired key", 0o600);
+        host.deployer.recover().await;
+        assert_eq!(
+            host.files(),
+            [file("a.key", "repaired key", 0o600), file("a.pem", "repaired", 0o600)]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_target_that_is_stuck_keeps_no_other_from_being_served_and_is_undone_after_repair() {
+        let host = Host::new();
+        host.put("a.pem", "old cert", 0o640);
+        host.put("a.key", "old key", 0o600);
+        let before = host.files();
+        let changes = host.changes();
+        let journal = Journal {
+            target: "t-1".into(),
+            kept: false,
+            files: changes.iter().map(Change::entry).collect(),
+            validate: None,
+            reload: None,
+        };
+        put(&host.deployer.journals, "1.json", &journal, &changes).unwrap();
+        // A directory in the place of the backup: the old certificate cannot be put back.
+        let old = host.path("a.pem.certctl-old");
+        fs::rename(&old, host.path("aside")).unwrap();
+        fs::create_dir(&old).unwrap();
+
+        let deployer = deployer(host.dir.path());
+        deployer.recover().await;
+        assert_eq!(deployer.stuck().reasons.len(), 1);
+        // The others of the same target are back, and no copy of a key is left.
+        assert_eq!(fs::read_to_string(host.path("a.key")).unwrap(), "old key");
+        assert!(!host.path("b.pem").exists() && !host.path("a.key.certctl-old").exists());
+        let error = deployer.apply("t-1", host.plan("true", "true")).await.unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("an earlier deployment to target t-1 could not be undone"),
+            "{error}"
+        );
+        assert!(error.to_string().contains("a.pem.certctl-old"), "{error}");
+        let elsewhere = host.dir.path().join("elsewhere.pem");
+        let other = Plan {
+            writes: vec![Write {
+                path: elsewhere.clone(),
+                bytes: b"x".to_vec().into(),
+                mode: 0o644,
+            }],
+            ..Plan::default()
+        };
+        assert_eq!(deployer.apply("t-2", other).await, Ok(Applied::Changed));
+        assert!(elsewhere.exists());
+
+        fs::remove_dir(&old).unwrap();
+        fs::rename(host.path("aside"), &old).unwrap();
+        deployer.recover().await;
+        assert_eq!((deployer.stuck().reasons.len(), host.files()), (0, before));
+        assert_eq!(
+            deployer.apply("t-1", host.plan("true", "true")).await,
+            Ok(Applied::Changed)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_file_that_appears_meanwhile_is_not_replaced() {
+        let host = Host::new();
+        let changes = host.changes();
+        host.put("a.key", "of another program", 0o600);
+        let journal = Journal {
+            target: "t-1".into(),
+            kept: false,
+            files: changes.iter().map(Change::entry).collect(),
+            validate: None,
+            reload: None,
+        };
+        let error = put(&host.deployer.journals, "1.json", &journal, &changes).unwrap_err();
+        assert!(error.to_string().contains("a.key: File exists"), "{error}");
+        host.deployer.recover().await;
+        assert_eq!(host.files(), [file("a.key", "of another program", 0o600)]);
+    }
+
+    #[tokio::test]
+    async fn two_paths_that_lead_to_one_file_are_refused() {
+        let host = Host::new();
+        host.put("a.pem", "old", 0o644);
+        std::os::unix::fs::symlink("a.pem", host.path("b.pem")).unwrap();
+        let error = host.apply(host.plan("true", "true")).await.unwrap_err();
+        assert!(error.to_string().contains("lead to the same file"), "{error}");
+        assert_eq!(fs::read_to_string(host.path("a.pem")).unwrap(), "old");
     }
 }

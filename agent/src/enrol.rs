@@ -1,8 +1,5 @@
 //! Who this agent is: given, remembered, or registered for.
 
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
-
 use anyhow::{Context, Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -11,6 +8,7 @@ use certctl_contract::query::NoParams;
 use certctl_model::id::AgentId;
 use certctl_model::secret::Secret;
 use certctl_model::time::Clock;
+use certctl_runtime::private::PrivateDir;
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -44,47 +42,39 @@ pub async fn identity(config: &Config, clock: &Clock, stop: &CancellationToken) 
             api_key: api_key.clone(),
         }));
     }
-    let kept = Kept::within(&config.state_dir);
-    if let Some(identity) = load(&kept.settled)? {
+    let state = files::private_dir(&config.state_dir)
+        .with_context(|| format!("cannot use the state directory {}", config.state_dir.display()))?;
+    if let Some(identity) = load(&state, SETTLED)? {
         return match &config.agent_id {
             Some(id) if *id != identity.agent_id => bail!(
                 "{} says that this agent is {}, CERTCTL_AGENT_ID says {id}; remove the one that is wrong",
-                kept.settled.display(),
+                state.path().join(SETTLED).display(),
                 identity.agent_id
             ),
             _ => Ok(Some(identity)),
         };
     }
-    let proposal = propose(config, clock, &kept.proposed)?;
+    let proposal = propose(config, clock, &state)?;
     let Some(identity) = register(config, proposal, stop).await? else {
         return Ok(None);
     };
-    save(&kept.settled, &identity)?;
-    files::remove(&kept.proposed).with_context(|| format!("cannot remove {}", kept.proposed.display()))?;
+    save(&state, SETTLED, &identity)?;
+    state
+        .remove(PROPOSED)
+        .with_context(|| format!("cannot remove {}", state.path().join(PROPOSED).display()))?;
     info!(agent.id = %identity.agent_id, "registered as agent {}", identity.agent_id);
     Ok(Some(identity))
 }
 
-/// Where the identity is kept, before and after the server agreed to it.
-struct Kept {
-    proposed: PathBuf,
-    settled: PathBuf,
-}
-
-impl Kept {
-    fn within(state_dir: &Path) -> Self {
-        let settled = state_dir.join("identity.json");
-        Self {
-            proposed: files::beside(&settled, ".new"),
-            settled,
-        }
-    }
-}
+/// The identity that the server agreed to.
+const SETTLED: &str = "identity.json";
+/// The one that it was asked for.
+const PROPOSED: &str = "identity.json.new";
 
 /// The one an earlier start may have sent already, else a new one.
-fn propose(config: &Config, clock: &Clock, path: &Path) -> Result<Identity> {
+fn propose(config: &Config, clock: &Clock, state: &PrivateDir) -> Result<Identity> {
     let wanted = config.agent_id.as_ref();
-    if let Some(earlier) = load(path)?.filter(|earlier| wanted.is_none_or(|id| *id == earlier.agent_id)) {
+    if let Some(earlier) = load(state, PROPOSED)?.filter(|earlier| wanted.is_none_or(|id| *id == earlier.agent_id)) {
         return Ok(earlier);
     }
     let mut bytes = Zeroizing::new([0; 32]);
@@ -93,7 +83,7 @@ fn propose(config: &Config, clock: &Clock, path: &Path) -> Result<Identity> {
         agent_id: wanted.cloned().unwrap_or_else(|| AgentId::generate(clock.now())),
         api_key: Secret::new(URL_SAFE_NO_PAD.encode(bytes.as_ref())),
     };
-    save(path, &proposal)?;
+    save(state, PROPOSED, &proposal)?;
     Ok(proposal)
 }
 
@@ -161,11 +151,14 @@ struct Stored {
     api_key: String,
 }
 
-fn load(path: &Path) -> Result<Option<Identity>> {
+fn load(state: &PrivateDir, name: &str) -> Result<Option<Identity>> {
     const MAX_BYTES: u64 = 16 * 1024;
-    let bytes = match files::read(path, MAX_BYTES) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        read => Zeroizing::new(read.with_context(|| format!("cannot read {}", path.display()))?),
+    let path = state.path().join(name);
+    let bytes = state
+        .read(name, MAX_BYTES)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let Some(bytes) = bytes.map(Zeroizing::new) else {
+        return Ok(None);
     };
     let Stored { agent_id, api_key } =
         serde_json::from_slice(&bytes).with_context(|| format!("{} is not an agent's identity", path.display()))?;
@@ -175,18 +168,21 @@ fn load(path: &Path) -> Result<Option<Identity>> {
     }))
 }
 
-fn save(path: &Path, identity: &Identity) -> Result<()> {
+fn save(state: &PrivateDir, name: &str, identity: &Identity) -> Result<()> {
     let stored = Stored {
         agent_id: identity.agent_id.clone(),
         api_key: identity.api_key.expose().to_owned(),
     };
     let bytes = Zeroizing::new(serde_json::to_vec(&stored)?);
-    files::replace(path, &bytes, 0o600).with_context(|| format!("cannot write {}", path.display()))
+    state
+        .write(name, 0o600, &bytes)
+        .with_context(|| format!("cannot write {}", state.path().join(name).display()))
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
 
     use clap::Parser;
 
@@ -212,9 +208,10 @@ mod tests {
             .unwrap();
         assert_eq!((given.agent_id.as_str(), given.api_key.expose()), ("a-given", "k"));
 
-        let kept = Kept::within(dir.path());
+        let state = files::private_dir(dir.path()).unwrap();
         save(
-            &kept.settled,
+            &state,
+            SETTLED,
             &Identity {
                 agent_id: "a-kept".parse().unwrap(),
                 api_key: Secret::new("own"),
@@ -222,7 +219,11 @@ mod tests {
         )
         .unwrap();
         assert_eq!(
-            std::fs::metadata(&kept.settled).unwrap().permissions().mode() & 0o777,
+            std::fs::metadata(dir.path().join(SETTLED))
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777,
             0o600
         );
         let remembered = found(&config(dir.path(), &["--api-key", "shared"]))
@@ -239,15 +240,15 @@ mod tests {
     #[tokio::test]
     async fn what_is_proposed_is_written_first_and_proposed_again() {
         let dir = tempfile::tempdir().unwrap();
-        let path = Kept::within(dir.path()).proposed;
-        let first = propose(&config(dir.path(), &[]), &Clock::system(), &path).unwrap();
-        let again = propose(&config(dir.path(), &[]), &Clock::system(), &path).unwrap();
+        let state = files::private_dir(dir.path()).unwrap();
+        let first = propose(&config(dir.path(), &[]), &Clock::system(), &state).unwrap();
+        let again = propose(&config(dir.path(), &[]), &Clock::system(), &state).unwrap();
         assert_eq!(
             (&first.agent_id, first.api_key.expose()),
             (&again.agent_id, again.api_key.expose())
         );
         assert!(first.agent_id.as_str().starts_with("a-") && first.api_key.expose().len() == 43);
-        let named = propose(&config(dir.path(), &["--agent-id", "a-mine"]), &Clock::system(), &path).unwrap();
+        let named = propose(&config(dir.path(), &["--agent-id", "a-mine"]), &Clock::system(), &state).unwrap();
         assert_eq!(named.agent_id.as_str(), "a-mine");
         assert!(found(&config(dir.path(), &[])).await.unwrap().is_none());
     }

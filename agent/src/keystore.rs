@@ -3,7 +3,6 @@
 //! `<key_dir>/<certificate>/<job>.key` holds PKCS #8 in PEM, mode 0600 in directories 0700. Beside the keys, `deployed`
 //! names the newest deployed ones, by the SHA-256 of their public halves.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -11,6 +10,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result};
 use certctl_model::id::{CertificateId, JobId};
 use certctl_model::key::KeyFacts;
+use certctl_runtime::private::PrivateDir;
 use certctl_x509::keys::KeyPair;
 use tracing::{debug, info};
 use zeroize::Zeroizing;
@@ -20,20 +20,22 @@ use crate::files;
 /// The directory of keys. Its functions read and write files and may make an RSA key: call them off the async threads.
 #[derive(Debug)]
 pub struct Keystore {
-    dir: PathBuf,
+    dir: PrivateDir,
 }
 
 /// How many deployed keys are kept: the present one, and the one before in case somebody goes back.
 const KEEP: usize = 2;
 const MAX_BYTES: u64 = 64 * 1024;
+const KEY_MODE: u32 = 0o600;
 
 impl Keystore {
     /// Opens the directory, making or narrowing it to mode 0700.
     ///
     /// # Errors
-    /// It cannot be made or is not ours.
-    pub fn open(dir: PathBuf) -> Result<Self> {
-        files::private_dir(&dir).with_context(|| format!("cannot prepare the key directory {}", dir.display()))?;
+    /// It cannot be made, belongs to another user, or another user can write to it.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let dir =
+            files::private_dir(dir).with_context(|| format!("cannot prepare the key directory {}", dir.display()))?;
         Ok(Self { dir })
     }
 
@@ -42,21 +44,21 @@ impl Keystore {
     /// # Errors
     /// Such keys cannot be made here, or the disk failed.
     pub fn for_job(&self, certificate: &CertificateId, job: &JobId, kind: KeyFacts) -> Result<KeyPair> {
-        let dir = self.of(certificate);
-        files::private_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let path = dir.join(format!("{job}.key"));
-        if let Some(key) = load(&path)? {
+        let dir = files::private_dir(&self.of(certificate))?;
+        let name = format!("{job}.key");
+        let about = || format!("cannot write {}", dir.path().join(&name).display());
+        if let Some(key) = load(&dir, &name)? {
             if key.facts() == kind {
                 return Ok(key);
             }
             // The profile has changed its mind. A certificate for the first key may still exist, so it stays.
-            let other = dir.join(format!("{job}.{}.key", &key.spki_sha256()[..16]));
-            fs::rename(&path, &other).with_context(|| format!("cannot rename {}", path.display()))?;
+            let other = format!("{job}.{}.key", &key.spki_sha256()[..16]);
+            dir.write(&other, KEY_MODE, key.to_pkcs8_pem()?.as_bytes())
+                .with_context(about)?;
         }
         let key = KeyPair::generate(kind)?;
-        let write =
-            files::replace(&path, key.to_pkcs8_pem()?.as_bytes(), 0o600).and_then(|()| files::sync_parent(&dir));
-        write.with_context(|| format!("cannot write {}", path.display()))?;
+        dir.write(&name, KEY_MODE, key.to_pkcs8_pem()?.as_bytes())
+            .with_context(about)?;
         info!(job.id = %job, certificate.id = %certificate, "made a key for job {job}: {kind}");
         Ok(key)
     }
@@ -66,17 +68,22 @@ impl Keystore {
     /// # Errors
     /// The directory cannot be read.
     pub fn find(&self, certificate: &CertificateId, spki_sha256: &str) -> Result<Option<KeyPair>> {
-        let keys = self.keys(certificate)?.into_iter().map(|(path, _)| path);
-        // Agents of earlier versions had one key for each certificate, in SEC 1.
-        let earlier = self.dir.join(format!("{certificate}.key"));
-        for path in keys.chain([earlier]) {
-            match load(&path) {
-                Ok(Some(key)) if key.spki_sha256() == spki_sha256 => return Ok(Some(key)),
-                Ok(_) => {}
-                Err(error) => debug!("passed over a key: {error:#}"),
+        let fits = |dir: &PrivateDir, name: &str| match load(dir, name) {
+            Ok(key) => key.filter(|key| key.spki_sha256() == spki_sha256),
+            Err(error) => {
+                debug!("passed over a key: {error:#}");
+                None
+            }
+        };
+        if let Some(dir) = self.existing(certificate)? {
+            for (name, _) in keys(&dir)? {
+                if let Some(key) = fits(&dir, &name) {
+                    return Ok(Some(key));
+                }
             }
         }
-        Ok(None)
+        // Agents of earlier versions had one key for each certificate, in SEC 1.
+        Ok(fits(&self.dir, &format!("{certificate}.key")))
     }
 
     /// Remembers that a key is deployed, and removes those that came before the two newest deployed ones.
@@ -86,79 +93,82 @@ impl Keystore {
     /// # Errors
     /// The directory cannot be read or written.
     pub fn deployed(&self, certificate: &CertificateId, spki_sha256: &str) -> Result<()> {
-        let dir = self.of(certificate);
-        if !dir.is_dir() {
+        const LIST: &str = "deployed";
+        let Some(dir) = self.existing(certificate)? else {
             return Ok(());
-        }
-        let list = dir.join("deployed");
-        let before = match files::read(&list, MAX_BYTES) {
-            Err(error) if error.kind() == ErrorKind::NotFound => vec![],
-            read => read.with_context(|| format!("cannot read {}", list.display()))?,
         };
+        let before = dir.read(LIST, MAX_BYTES)?.unwrap_or_default();
         let before = String::from_utf8_lossy(&before).into_owned();
         let others = before.lines().filter(|line| *line != spki_sha256);
         let newest: Vec<_> = std::iter::once(spki_sha256).chain(others).take(KEEP).collect();
-        files::replace(&list, newest.join("\n").as_bytes(), 0o600)
-            .with_context(|| format!("cannot write {}", list.display()))?;
+        dir.write(LIST, KEY_MODE, newest.join("\n").as_bytes())
+            .with_context(|| format!("cannot write {}", dir.path().join(LIST).display()))?;
         if newest.len() == KEEP {
-            self.prune(certificate, &newest)?;
+            prune(&dir, certificate, &newest)?;
         }
         Ok(())
     }
 
-    fn prune(&self, certificate: &CertificateId, newest: &[&str]) -> Result<()> {
-        let mut kept = Vec::new();
-        let mut others = Vec::new();
-        for (path, made) in self.keys(certificate)? {
-            match load(&path) {
-                Ok(Some(key)) if newest.contains(&key.spki_sha256().as_str()) => kept.push(made),
-                Ok(Some(_)) => others.push((path, made)),
-                Ok(None) => {}
-                Err(error) => debug!("passed over a key: {error:#}"),
-            }
+    fn existing(&self, certificate: &CertificateId) -> Result<Option<PrivateDir>> {
+        match PrivateDir::existing(&self.of(certificate)) {
+            Err(error) if error.kind() == ErrorKind::NotADirectory => Ok(None),
+            found => found.with_context(|| format!("cannot read the keys of {certificate}")),
         }
-        let Some(oldest) = kept.into_iter().min() else {
-            return Ok(());
-        };
-        for (path, _) in others.into_iter().filter(|(_, made)| *made < oldest) {
-            files::remove(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-            info!(certificate.id = %certificate, "removed a key of {certificate} that is no longer deployed");
-        }
-        Ok(())
-    }
-
-    /// The key files of a certificate and when they were written.
-    fn keys(&self, certificate: &CertificateId) -> Result<Vec<(PathBuf, SystemTime)>> {
-        let dir = self.of(certificate);
-        let about = || format!("cannot read {}", dir.display());
-        let entries = match fs::read_dir(&dir) {
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(vec![]),
-            entries => entries.with_context(about)?,
-        };
-        let mut keys = Vec::new();
-        for entry in entries {
-            let entry = entry.with_context(about)?;
-            if entry.path().extension().is_some_and(|extension| extension == "key") {
-                let made = entry
-                    .metadata()
-                    .and_then(|metadata| metadata.modified())
-                    .with_context(about)?;
-                keys.push((entry.path(), made));
-            }
-        }
-        Ok(keys)
     }
 
     /// Ids are safe as file names by their type: no '/', never beginning with '.'.
     fn of(&self, certificate: &CertificateId) -> PathBuf {
-        self.dir.join(certificate.as_str())
+        self.dir.path().join(certificate.as_str())
     }
 }
 
-fn load(path: &Path) -> Result<Option<KeyPair>> {
-    let bytes = match files::read(path, MAX_BYTES) {
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
-        read => Zeroizing::new(read.with_context(|| format!("cannot read {}", path.display()))?),
+fn prune(dir: &PrivateDir, certificate: &CertificateId, newest: &[&str]) -> Result<()> {
+    let mut kept = Vec::new();
+    let mut others = Vec::new();
+    for (name, made) in keys(dir)? {
+        match load(dir, &name) {
+            Ok(Some(key)) if newest.contains(&key.spki_sha256().as_str()) => kept.push(made),
+            Ok(Some(_)) => others.push((name, made)),
+            Ok(None) => {}
+            Err(error) => debug!("passed over a key: {error:#}"),
+        }
+    }
+    let Some(oldest) = kept.into_iter().min() else {
+        return Ok(());
+    };
+    for (name, _) in others.into_iter().filter(|(_, made)| *made < oldest) {
+        dir.remove(&name)
+            .with_context(|| format!("cannot remove {}", dir.path().join(&name).display()))?;
+        info!(certificate.id = %certificate, "removed a key of {certificate} that is no longer deployed");
+    }
+    Ok(())
+}
+
+/// The key files of a directory and when they were written.
+fn keys(dir: &PrivateDir) -> Result<Vec<(String, SystemTime)>> {
+    let about = || format!("cannot read {}", dir.path().display());
+    let mut keys = Vec::new();
+    for entry in std::fs::read_dir(dir.path()).with_context(about)? {
+        let entry = entry.with_context(about)?;
+        let name = entry.file_name().into_string().unwrap_or_default();
+        if name.ends_with(".key") {
+            let made = entry
+                .metadata()
+                .and_then(|metadata| metadata.modified())
+                .with_context(about)?;
+            keys.push((name, made));
+        }
+    }
+    Ok(keys)
+}
+
+fn load(dir: &PrivateDir, name: &str) -> Result<Option<KeyPair>> {
+    let path = dir.path().join(name);
+    let bytes = dir
+        .read(name, MAX_BYTES)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let Some(bytes) = bytes.map(Zeroizing::new) else {
+        return Ok(None);
     };
     let text = std::str::from_utf8(&bytes).with_context(|| format!("{} is not text", path.display()))?;
     let key = KeyPair::from_pem(text, None).with_context(|| format!("{} holds no usable key", path.display()))?;
@@ -167,6 +177,7 @@ fn load(path: &Path) -> Result<Option<KeyPair>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
 
@@ -176,7 +187,7 @@ mod tests {
 
     fn store() -> (tempfile::TempDir, Keystore) {
         let dir = tempfile::tempdir().unwrap();
-        let store = Keystore::open(dir.path().join("keys")).unwrap();
+        let store = Keystore::open(&dir.path().join("keys")).unwrap();
         (dir, store)
     }
 
@@ -200,7 +211,7 @@ mod tests {
         let key = make(&store, "j-1");
         let dir = store.of(&certificate());
         assert_eq!(
-            (mode(&store.dir), mode(&dir), mode(&dir.join("j-1.key"))),
+            (mode(store.dir.path()), mode(&dir), mode(&dir.join("j-1.key"))),
             (0o700, 0o700, 0o600)
         );
         assert_eq!(make(&store, "j-1").spki_der(), key.spki_der());
@@ -241,7 +252,11 @@ mod tests {
     fn the_key_of_an_earlier_agent_is_found_beside_files_that_are_no_keys() {
         let (_dir, store) = store();
         let key = crate::bundle::testing::key();
-        fs::write(store.dir.join("mc-1.key"), key.to_pkcs8_pem().unwrap().as_bytes()).unwrap();
+        fs::write(
+            store.dir.path().join("mc-1.key"),
+            key.to_pkcs8_pem().unwrap().as_bytes(),
+        )
+        .unwrap();
         make(&store, "j-1");
         fs::write(store.of(&certificate()).join("broken.key"), "").unwrap();
         assert!(store.find(&certificate(), &key.spki_sha256()).unwrap().is_some());

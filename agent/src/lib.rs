@@ -10,22 +10,27 @@
 //! | [`bundle`] | a certificate with its chain and key, checked |
 //! | [`targets`] | what to do for each kind of target |
 //! | [`deploy`] | doing it: all of it, or none |
+//! | `place`, `attributes`, `journal` | where a file really is, who may use it, what to undo after a crash |
 //! | [`program`], [`served`] | programs that check and reload; what a server really serves |
-//! | `files`, `host` | files written safely, facts about the host |
+//! | `files`, `host` | private directories, facts about the host |
 //!
 //! Invariants: a private key is on disk, mode 0600, before its request is sent, and goes nowhere but into the files of
 //! this host's targets; a certificate is deployed only together with its key and in date; a deployment that fails or is
-//! cut off leaves the old files.
+//! cut off leaves the old files, and one that cannot be undone keeps no other from being done; no file is read or written
+//! where another user could decide which file it is.
 //!
 //! Not here: deciding what is issued or when, talking to issuers, a database.
 
+mod attributes;
 pub mod bundle;
 pub mod config;
 pub mod deploy;
 pub mod enrol;
 mod files;
 mod host;
+mod journal;
 pub mod keystore;
+mod place;
 pub mod program;
 pub mod served;
 mod server;
@@ -67,19 +72,19 @@ impl Agent {
     /// They cannot be used, or another agent uses them.
     pub fn build(config: Config, clock: Clock) -> Result<Self> {
         let state = &config.state_dir;
-        files::private_dir(state).with_context(|| format!("cannot prepare the state directory {}", state.display()))?;
-        let path = state.join("lock");
-        let lock = File::options().create(true).truncate(false).write(true).open(&path);
-        let lock = lock.with_context(|| format!("cannot open {}", path.display()))?;
+        let dir = files::private_dir(state)
+            .with_context(|| format!("cannot prepare the state directory {}", state.display()))?;
+        let lock = dir.append("lock", 0o600).context("cannot open the lock")?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => bail!("another agent is running in {}", state.display()),
             Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+                return Err(error).with_context(|| format!("cannot lock {}", state.join("lock").display()));
             }
         }
-        let keys = Arc::new(Keystore::open(config.key_dir.clone())?);
-        let deployer = Deployer::new(state, config.allowed_programs.clone());
+        let keys = Arc::new(Keystore::open(&config.key_dir)?);
+        let deployer = Deployer::new(state, config.allowed_programs.clone())
+            .with_context(|| format!("cannot use the state directory {}", state.display()))?;
         Ok(Self {
             config,
             clock,
@@ -89,11 +94,11 @@ impl Agent {
         })
     }
 
-    /// Undoes a deployment that was cut off, finds out who the agent is, and starts its tasks. Returns once they run,
-    /// or when the tasks are asked to end before. The token of `tasks` is cancelled when one of them ends by itself.
+    /// Finds out who the agent is, and starts its tasks. Returns once they run, or when the tasks are asked to end
+    /// before. The token of `tasks` is cancelled when one of them ends by itself.
     ///
     /// # Errors
-    /// The server refuses the agent, old files cannot be put back, or the listener for operations cannot be opened.
+    /// The server refuses the agent, or the listener for operations cannot be opened.
     pub async fn run(self, tasks: &Tasks) -> Result<()> {
         if let Some(enrolled) = self.enrol(tasks).await? {
             enrolled.run(tasks);
@@ -127,7 +132,6 @@ impl Agent {
             });
             serve::serve(serve::listen(address).await?, serve::ops_router(ready), tasks).await;
         }
-        deployer.recover().await?;
         let Some(identity) = enrol::identity(&config, &clock, &stop).await? else {
             return Ok(None);
         };
@@ -173,11 +177,13 @@ impl Enrolled {
         &self.worker.agent
     }
 
-    /// Says once that the agent is alive, fetches jobs once and does them. True when any of them moved.
+    /// Undoes what was cut off, says once that the agent is alive, fetches jobs once and does them. True when any of
+    /// them moved.
     ///
     /// # Errors
     /// The server did not hear the agent, or gave no work.
     pub async fn work_once(&self) -> Result<bool> {
+        self.worker.deployer.recover().await;
         let moved = match self.heartbeats.beat().await {
             Ok(()) => self.worker.pass(&mut Settled::new()).await,
             Err(why) => Err(why),

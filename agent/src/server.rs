@@ -36,7 +36,7 @@ impl fmt::Display for Trouble {
 
 impl From<ClientError> for Trouble {
     fn from(error: ClientError) -> Self {
-        let said = error.to_string();
+        let said = shortened(&error.to_string());
         match error.status() {
             // A request that took too long or came too often is welcome later.
             Some(status @ 400..=499) if !matches!(status, 408 | 429) => Self::Refused { status, said },
@@ -44,6 +44,20 @@ impl From<ClientError> for Trouble {
         }
     }
 }
+
+/// What a server says, for logs and reports: one line of bounded length.
+fn shortened(text: &str) -> String {
+    const MAX_CHARS: usize = 1_000;
+    let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let short: String = plain.clone().take(MAX_CHARS).collect();
+    match plain.count() > MAX_CHARS {
+        true => short + " …",
+        false => short,
+    }
+}
+
+/// The largest answer that an agent reads. A hundred work items with a hundred names each are a tenth of it.
+const MAX_REPLY_BYTES: usize = 4 * 1024 * 1024;
 
 impl Server {
     pub(crate) fn new(config: &Config, token: Option<Secret>) -> Result<Self> {
@@ -55,6 +69,7 @@ impl Server {
             .token(token.unwrap_or_default())
             .ca_cert(authorities)
             .allow_plain_http(config.allow_plain_http)
+            .max_reply_bytes(MAX_REPLY_BYTES)
             .user_agent(concat!("certctl-agent/", env!("CARGO_PKG_VERSION")))
             .build()?;
         Ok(Self {

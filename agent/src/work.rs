@@ -74,6 +74,11 @@ impl Heartbeats {
     }
 }
 
+/// Jobs that are taken from one answer. The server lists 100; it lists the others when these are done.
+const MAX_JOBS: usize = 1_000;
+/// Names of one request, common name included.
+const MAX_NAMES: usize = 2_000;
+
 /// Jobs that were done, in the state they were handed out in.
 pub(crate) type Settled = HashSet<(String, JobStatus)>;
 
@@ -105,7 +110,10 @@ impl Worker {
         let mut backoff = backoff();
         let mut server_waits = false;
         let mut settled = Settled::new();
+        // Beside the heartbeats: programs that reload may take their time.
+        self.deployer.recover().await;
         while !self.stop.is_cancelled() {
+            self.deployer.retry().await;
             let asked = Instant::now();
             let work = tokio::select! {
                 work = self.fetch() => work,
@@ -173,7 +181,12 @@ impl Worker {
                     .await?
             }
         };
-        Ok(work.jobs)
+        let mut jobs = work.jobs;
+        if jobs.len() > MAX_JOBS {
+            warn!("the server lists {} jobs; the first {MAX_JOBS} are done", jobs.len());
+            jobs.truncate(MAX_JOBS);
+        }
+        Ok(jobs)
     }
 
     /// Does the jobs and says whether any of them moved.
@@ -261,7 +274,13 @@ impl Worker {
         /// RFC 5280 appendix A.1, ub-common-name. Longer names stand among the alternative names only.
         const MAX_COMMON_NAME: usize = 64;
         let common_name = job.common_name.clone().ok_or("the work item has no common name")?;
-        let names = certctl_model::name::all_names(&common_name, job.sans.as_deref().unwrap_or_default());
+        let sans = job.sans.clone().unwrap_or_default();
+        if sans.len() >= MAX_NAMES {
+            return Err(format!(
+                "the work item has {} names; a request has at most {MAX_NAMES}",
+                sans.len() + 1
+            ));
+        }
         let algorithm = job.key_algorithm.unwrap_or(KeyAlgorithm::Ecdsa);
         let kind = match (algorithm, job.key_size) {
             (algorithm, Some(bits)) => KeyFacts { algorithm, bits },
@@ -275,6 +294,7 @@ impl Worker {
             let key = keys
                 .for_job(&certificate, &id, kind)
                 .map_err(|error| format!("{error:#}"))?;
+            let names = certctl_model::name::all_names(&common_name, &sans);
             let text = common_name.to_string();
             let subject = if text.len() <= MAX_COMMON_NAME {
                 text.as_str()
@@ -323,22 +343,25 @@ impl Worker {
             Trouble::Refused { said, .. } => Undone::Failed(format!("the certificate cannot be fetched: {said}")),
             Trouble::Away(why) => Undone::Later(why),
         })?;
-        let issued = Issued::read(&pickup.certificate_pem, self.clock.now()).map_err(Undone::Failed)?;
-        let spki = issued.spki_sha256().to_owned();
-        let key = {
-            let (keys, certificate, spki) = (self.keys.clone(), certificate.clone(), spki.clone());
-            blocking(move || keys.find(&certificate, &spki).map_err(|error| format!("{error:#}"))).await
+        let (plan, spki) = {
+            let (keys, certificate, now) = (self.keys.clone(), certificate.clone(), self.clock.now());
+            let plan = blocking(move || {
+                let issued = Issued::read(&pickup.certificate_pem, now)?;
+                let spki = issued.spki_sha256().to_owned();
+                let key = keys.find(&certificate, &spki).map_err(|error| format!("{error:#}"))?;
+                let key = key.ok_or_else(|| {
+                    format!(
+                        "this agent holds no key for this version of {certificate}, or not any more; renew the certificate"
+                    )
+                })?;
+                Ok((target.plan(&issued.with_key(&key)?), spki))
+            });
+            plan.await.map_err(Undone::Failed)?
         };
-        let key = key.map_err(Undone::Failed)?.ok_or_else(|| {
-            Undone::Failed(format!(
-                "this agent holds no key for this version of {certificate}, or not any more; renew the certificate"
-            ))
-        })?;
-        let plan = target.plan(&issued.with_key(&key).map_err(Undone::Failed)?);
-        drop((key, target));
+        let target = job.target_id.as_ref().map_or(job.id.as_str(), |target| target.as_str());
         let applied = self
             .deployer
-            .apply(plan)
+            .apply(target, plan)
             .await
             .map_err(|error| Undone::Failed(error.to_string()))?;
         info!(job.id = %job.id, certificate.id = %certificate, "deployed {certificate} for job {}: {applied:?}", job.id);
@@ -498,8 +521,8 @@ mod tests {
         let worker = Worker {
             server: Arc::new(Server::new(&config, None).unwrap()),
             agent: "a-1".parse().unwrap(),
-            keys: Arc::new(Keystore::open(dir.path().join("keys")).unwrap()),
-            deployer: Deployer::new(dir.path(), "true,false".parse().unwrap()),
+            keys: Arc::new(Keystore::open(&dir.path().join("keys")).unwrap()),
+            deployer: Deployer::new(&dir.path().join("state"), "true,false".parse().unwrap()).unwrap(),
             clock: Clock::manual(at("2026-06-01T00:00:00Z")),
             poll_interval: Duration::from_secs(30),
             long_poll: Duration::from_secs(30),

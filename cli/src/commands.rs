@@ -1,13 +1,15 @@
 //! What each command asks the server and shows.
 
 use std::{
-    fs::File,
+    fs,
     io::{self, IsTerminal, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use certctl_client::{Body, Client};
 use certctl_contract::{catalogue, endpoint::Operation, health::ApiHealth};
+use certctl_runtime::private::NewFile;
 use clap::ArgMatches;
 use serde_json::{Map, Value, json};
 
@@ -238,27 +240,36 @@ async fn pass_on(session: &Session, operation: &Operation, input: Map<String, Va
     };
     let failed = |e: io::Error| Failure::Failed(format!("{}: {e}", path.display()));
     // A file that is there is replaced when all has come, and not before.
-    let beside = beside(path);
-    let mut file = File::create(&beside).map_err(failed)?;
-    let written = async {
-        while let Some(piece) = stream.chunk().await? {
-            file.write_all(&piece).map_err(failed)?;
-        }
-        file.sync_all().map_err(failed)?;
-        std::fs::rename(&beside, path).map_err(failed)
-    };
-    let written = written.await;
-    if written.is_err() {
-        // What is half is no answer; if it cannot be removed, the error says where it is.
-        let _ = std::fs::remove_file(&beside);
+    let mut file = output_file(path).map_err(failed)?;
+    while let Some(piece) = stream.chunk().await? {
+        file.write_all(&piece).map_err(failed)?;
     }
-    written
+    file.commit().map_err(failed)
 }
 
-fn beside(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".part-{}", std::process::id()));
-    path.with_file_name(name)
+/// An output file under a random name, until it is complete.
+fn output_file(path: &Path) -> io::Result<NewFile> {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(io::Error::other("it is not a file; redirect standard output instead"));
+    }
+    NewFile::beside(path, output_mode(path))
+}
+
+/// The mode of an output file: that of the user's own file which it replaces, else what the umask leaves.
+fn output_mode(path: &Path) -> u32 {
+    let umask = fs::read_to_string("/proc/self/status").ok().and_then(|status| {
+        let text = status.lines().find_map(|line| line.strip_prefix("Umask:"))?;
+        u32::from_str_radix(text.trim(), 8).ok()
+    });
+    // Another user's file may be open to that user.
+    let replaced = fs::symlink_metadata(path).ok().filter(|found| {
+        let own = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == found.uid());
+        own && found.is_file()
+    });
+    match replaced {
+        Some(found) => found.mode() & 0o777,
+        None => 0o666 & !umask.unwrap_or(0o077),
+    }
 }
 
 async fn status(session: &Session) -> Result<(), Failure> {
@@ -313,6 +324,30 @@ async fn call(session: &Session, matches: &ArgMatches) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_output_file_follows_no_planted_link_and_keeps_the_mode_of_the_own_file() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let put = |name: &str| {
+            let mut file = output_file(&at(name)).unwrap();
+            file.write_all(b"new").unwrap();
+            file.commit().unwrap();
+            fs::symlink_metadata(at(name)).unwrap()
+        };
+        fs::write(at("victim"), "kept").unwrap();
+        symlink(at("victim"), at("out")).unwrap();
+        symlink(at("victim"), at(&format!("out.part-{}", std::process::id()))).unwrap();
+        assert!(put("out").is_file());
+        assert_eq!(fs::read_to_string(at("victim")).unwrap(), "kept");
+        fs::set_permissions(at("out"), fs::Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(put("out").mode() & 0o777, 0o640);
+        assert!(output_file(dir.path()).is_err() && output_file(Path::new("/dev/null")).is_err());
+        // Half an answer leaves nothing.
+        drop(output_file(&at("half")).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+    }
 
     #[test]
     fn fields_are_kept_of_things_and_of_each_of_several() {

@@ -48,8 +48,12 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
         &["model", "contract", "client", "x509", "runtime"],
         &["sqlx", "axum", "reqwest", "redis"],
     ),
-    // It signs with a key of its user, to show that it is known.
-    ("cli", &["contract", "client", "x509"], &["sqlx", "axum", "reqwest"]),
+    // It signs with a key of its user, to show that it is known; files that it writes follow no planted link.
+    (
+        "cli",
+        &["contract", "client", "x509", "runtime"],
+        &["sqlx", "axum", "reqwest"],
+    ),
     ("mcp", &["contract", "client"], &["sqlx", "axum", "reqwest"]),
     (
         "loadtest",

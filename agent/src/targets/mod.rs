@@ -22,7 +22,7 @@ pub fn read(kind: TargetType, config: &Value) -> Result<Box<dyn Target + Send>, 
     let config = TargetConfig::read(kind, config)
         .map_err(|(field, error)| format!("the target's configuration cannot be used: {field}: {error}"))?;
     match config {
-        TargetConfig::Nginx(config) => nginx::Nginx::new(config).map(|target| Box::new(target) as Box<_>),
+        TargetConfig::Nginx(config) => Ok(Box::new(nginx::Nginx(config))),
     }
 }
 

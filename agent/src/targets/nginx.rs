@@ -1,7 +1,5 @@
 //! NGINX: a certificate file, a chain file and a key file, a check and a reload.
 
-use std::collections::HashSet;
-
 use certctl_model::connector::NginxConfig;
 use zeroize::Zeroizing;
 
@@ -10,17 +8,7 @@ use crate::bundle::Bundle;
 use crate::deploy::{Plan, Verify, Write};
 use crate::program::Argv;
 
-pub(super) struct Nginx(NginxConfig);
-
-impl Nginx {
-    pub(super) fn new(config: NginxConfig) -> Result<Self, String> {
-        let paths = HashSet::from([&config.cert_path, &config.chain_path, &config.key_path]);
-        match paths.len() {
-            3 => Ok(Self(config)),
-            _ => Err("cert_path, chain_path and key_path must be three different files".to_owned()),
-        }
-    }
-}
+pub(super) struct Nginx(pub(super) NginxConfig);
 
 impl Target for Nginx {
     fn plan(&self, bundle: &Bundle) -> Plan {
@@ -73,7 +61,7 @@ mod tests {
     #[test]
     fn the_plan_has_the_leaf_with_its_intermediates_the_whole_chain_and_the_key() {
         let bundle = bundle();
-        let plan = Nginx::new(config()).unwrap().plan(&bundle);
+        let plan = Nginx(config()).plan(&bundle);
         let text = |write: &Write| String::from_utf8(write.bytes.to_vec()).unwrap();
         let paths: Vec<_> = plan
             .writes
@@ -108,7 +96,7 @@ mod tests {
                 verify_server_name: name.into(),
                 ..config()
             };
-            let verify = Nginx::new(config).unwrap().plan(&bundle).verify.unwrap();
+            let verify = Nginx(config).plan(&bundle).verify.unwrap();
             assert_eq!(verify.server_name, sent);
             assert_eq!(
                 (verify.address.as_str(), verify.fingerprint.as_str()),

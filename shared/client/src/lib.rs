@@ -36,7 +36,7 @@ pub use error::ClientError;
 pub use json::{Body, JsonReply};
 pub use pages::{Listing, Pages};
 
-/// Answers above this are refused, so that a broken server cannot fill our memory.
+/// Answers above this are refused unless set otherwise, so that a broken server cannot fill our memory.
 const MAX_REPLY_BYTES: usize = 64 * 1024 * 1024;
 /// A server that is there accepts a connection within this time.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -48,6 +48,7 @@ pub struct Client {
     base: Url,
     token: Arc<Secret>,
     idempotency_key: Option<HeaderValue>,
+    max_reply_bytes: usize,
 }
 
 /// Settings of a [`Client`].
@@ -60,6 +61,7 @@ pub struct ClientBuilder {
     user_agent: String,
     authorities: Vec<u8>,
     plain_http: bool,
+    max_reply_bytes: usize,
 }
 
 impl ClientBuilder {
@@ -67,6 +69,14 @@ impl ClientBuilder {
     /// all who can read the network read the API key otherwise.
     pub fn allow_plain_http(self, plain_http: bool) -> Self {
         Self { plain_http, ..self }
+    }
+
+    /// Refuses answers that are larger; 64 MiB when not set. Files that are handed out as they arrive have no limit.
+    pub fn max_reply_bytes(self, max_reply_bytes: usize) -> Self {
+        Self {
+            max_reply_bytes,
+            ..self
+        }
     }
 
     /// Also trusts the authorities in this PEM text, besides those of the system.
@@ -153,6 +163,7 @@ impl ClientBuilder {
             base,
             token: Arc::new(self.token),
             idempotency_key: None,
+            max_reply_bytes: self.max_reply_bytes,
         })
     }
 }
@@ -261,6 +272,7 @@ impl Client {
             user_agent: "certctl".to_owned(),
             authorities: Vec::new(),
             plain_http: false,
+            max_reply_bytes: MAX_REPLY_BYTES,
         }
     }
 
@@ -428,8 +440,9 @@ impl Client {
     async fn read(&self, mut response: reqwest::Response) -> Result<Vec<u8>, ClientError> {
         let mut octets = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|e| self.unreachable(e))? {
-            if octets.len() + chunk.len() > MAX_REPLY_BYTES {
-                return Err(ClientError::BadReply("the answer is larger than 64 MiB".into()));
+            if octets.len() + chunk.len() > self.max_reply_bytes {
+                let most = self.max_reply_bytes / (1024 * 1024);
+                return Err(ClientError::BadReply(format!("the answer is larger than {most} MiB")));
             }
             octets.extend_from_slice(&chunk);
         }

@@ -47,6 +47,12 @@ pub struct NginxConfig {
 
 /// Endpoints of one target.
 const MOST_ENDPOINTS: usize = 32;
+/// Octets of a path. Linux has 4,096, with links resolved.
+const MAX_PATH: usize = 1_024;
+/// Octets of a file's name. Linux has 255; new files and backups lie beside with up to 29 more.
+const MAX_FILE_NAME: usize = 220;
+/// Stands in the names of new files and backups.
+const RESERVED: &str = ".certctl-";
 
 /// A target's configuration, by type.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +112,7 @@ impl NginxConfig {
                 .filter(|(_, e)| !e.contains('/'))
                 .map_or(cert_path.as_str(), |(stem, _)| stem)
         );
-        Ok(Self {
+        let config = Self {
             chain_path: path(config, "chain_path")?.unwrap_or_else(|| beside("-chain")),
             key_path: path(config, "key_path")?.unwrap_or(key_beside),
             validate_command: command(config, ["validate_command", "validate_cmd"], "nginx -t")?,
@@ -115,7 +121,39 @@ impl NginxConfig {
             verify_server_name: text(config, "verify_server_name")?.unwrap_or_default(),
             endpoints: endpoints(config)?,
             cert_path,
-        })
+        };
+        config.paths_are_different_files()?;
+        Ok(config)
+    }
+
+    /// Agents write three files. One that holds certificate and key together is not written: its mode would be wrong for
+    /// one of the two.
+    fn paths_are_different_files(&self) -> Result<(), (&'static str, String)> {
+        let paths = [
+            ("config.cert_path", &self.cert_path),
+            ("config.chain_path", &self.chain_path),
+            ("config.key_path", &self.key_path),
+        ];
+        for (at, (field, path)) in paths.iter().enumerate() {
+            for (other, before) in &paths[..at] {
+                let other = other.trim_start_matches("config.");
+                if path == before {
+                    let text = format!(
+                        "{path} is {other} as well; cert_path, chain_path and key_path are three different files"
+                    );
+                    return Err((*field, text));
+                }
+                let inside =
+                    |outer: &str, inner: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
+                if inside(path, before) || inside(before, path) {
+                    return Err((
+                        *field,
+                        format!("one of {path} and {other} {before} would be a directory of the other"),
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -154,13 +192,28 @@ fn endpoints(config: &Map<String, Value>) -> Result<Vec<String>, (&'static str, 
     Ok(endpoints)
 }
 
+/// An absolute path of a file, without `.`, `..` and empty components: two spellings of one path are one path.
 fn path(config: &Map<String, Value>, key: &'static str) -> Result<Option<String>, (&'static str, String)> {
-    match text(config, key)? {
-        Some(path) if !path.starts_with('/') || path.ends_with('/') || path.split('/').any(|part| part == "..") => {
-            Err(("config", format!("{key} is an absolute path of a file, without \"..\"")))
-        }
-        other => Ok(other),
+    let wrong = |what: String| Err(("config", format!("{key} {what}")));
+    let Some(given) = text(config, key)? else {
+        return Ok(None);
+    };
+    let components: Vec<_> = given.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    let is_file = given.starts_with('/') && !given.ends_with('/') && !given.ends_with("/.");
+    let Some(name) = components.last().filter(|_| is_file && !components.contains(&"..")) else {
+        return wrong("is an absolute path of a file, without \"..\"".to_owned());
+    };
+    if name.contains(RESERVED) {
+        return wrong(format!(
+            "has \"{RESERVED}\" in the file's name, which is reserved for files in transition"
+        ));
     }
+    if given.len() > MAX_PATH || components.iter().any(|part| part.len() > MAX_FILE_NAME) {
+        return wrong(format!(
+            "is too long: a path has at most {MAX_PATH} octets, and each part of it at most {MAX_FILE_NAME}"
+        ));
+    }
+    Ok(Some(format!("/{}", components.join("/"))))
 }
 
 fn command(
@@ -197,6 +250,7 @@ mod tests {
         });
         for given in [
             json!({ "cert_path": "/etc/tls/a.pem", "reload_cmd": "systemctl reload nginx" }),
+            json!({ "cert_path": "//etc/./tls//a.pem", "reload_cmd": "systemctl reload nginx" }),
             json!({ "cert_path": "/etc/tls/a.pem", "reload_command": "systemctl reload nginx", "validate_cmd": "nginx -t", "chain_path": "" }),
         ] {
             let kind: TargetType = "nginx".parse().unwrap();
@@ -210,6 +264,17 @@ mod tests {
             json!({}),
             json!({ "cert_path": "relative.pem" }),
             json!({ "cert_path": "/etc/../root/x" }),
+            json!({ "cert_path": "/etc/tls/" }),
+            json!({ "cert_path": "/etc/tls/." }),
+            json!({ "cert_path": "/" }),
+            json!({ "cert_path": "/etc/a.pem.certctl-old" }),
+            json!({ "cert_path": format!("/etc/{}", "x".repeat(221)) }),
+            json!({ "cert_path": "/x/a".repeat(300) }),
+            json!({ "cert_path": "/a.pem", "key_path": "/a.pem" }),
+            json!({ "cert_path": "/etc/a.pem", "key_path": "/etc//./a.pem" }),
+            json!({ "cert_path": "/a.pem", "chain_path": "/a.pem" }),
+            json!({ "cert_path": "/a.key" }),
+            json!({ "cert_path": "/etc/tls", "key_path": "/etc/tls/a.key" }),
             json!({ "cert_path": "/a.pem", "reload_command": "nginx; rm -rf x" }),
             json!({ "cert_path": "/a.pem", "reload_command": "$(x)" }),
             json!({ "cert_path": 7 }),

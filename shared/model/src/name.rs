@@ -1,6 +1,6 @@
 //! Names a certificate can be issued for (RFC 5280 §4.2.1.6).
 
-use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr};
+use std::{borrow::Cow, collections::HashSet, fmt, net::IpAddr, str::FromStr};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize, Serializer};
@@ -243,13 +243,9 @@ crate::as_text!(San, |text| Ok(San::recorded(text)));
 
 /// The names of a certificate: the common name first when it can stand as one, then the others, each once.
 pub fn all_names(common_name: &San, sans: &[San]) -> Vec<San> {
-    let mut names = vec![common_name.clone()];
-    for san in sans {
-        if !names.contains(san) {
-            names.push(san.clone());
-        }
-    }
-    names
+    let mut seen = HashSet::new();
+    let names = std::iter::once(common_name).chain(sans);
+    names.filter(|name| seen.insert(*name)).cloned().collect()
 }
 
 #[cfg(test)]
