@@ -14,6 +14,7 @@ const CERTIFICATES: Columns = &[
     ("ID", "id"),
     ("COMMON NAME", "common_name"),
     ("STATUS", "status"),
+    ("DEPLOYMENT", "deployment_status"),
     ("EXPIRES", "expires_at"),
     ("ISSUER", "issuer_id"),
 ];

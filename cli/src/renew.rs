@@ -58,8 +58,13 @@ async fn wait(
             Ok(jobs) => {
                 if let Some(failed) = jobs.iter().find(|j| has_failed(j)) {
                     let why = failed.last_error.as_deref().unwrap_or("no reason was given");
+                    let again = match (failed.status.is_terminal(), failed.retry_at) {
+                        (false, _) => format!("; tried again from {} on", failed.scheduled_at),
+                        (true, Some(at)) => format!("; tried again from {at} on"),
+                        (true, None) => String::new(),
+                    };
                     return Err(Failure::Failed(format!(
-                        "job {} is {}: {why}",
+                        "job {} is {}: {why}{again}",
                         failed.id, failed.status
                     )));
                 }
@@ -99,6 +104,15 @@ async fn since(client: &Client, first: &Job) -> Result<Vec<Job>, ClientError> {
         .collect())
 }
 
+/// Ended without success, or, of a deployment, tried without success: the next attempt may be hours away.
 fn has_failed(job: &Job) -> bool {
-    job.status.is_terminal() && job.status.as_str() != "Completed"
+    let tried = job.attempts > 0 && job.last_error.is_some();
+    match job.status.as_str() {
+        "Pending" => is_deployment(job) && tried,
+        status => job.status.is_terminal() && status != "Completed",
+    }
+}
+
+fn is_deployment(job: &Job) -> bool {
+    job.kind.as_str() == "Deployment"
 }

@@ -138,8 +138,13 @@ async fn an_agent_that_knows_only_the_old_requests_deploys_a_certificate(db: PgP
     let job = w.get(&format!("/api/v1/jobs/{job}")).await.expect(200);
     let said = json!("nginx: [emerg] unexpected end of file");
     assert_eq!(
-        (&job["status"], &job["last_error"], &job["error_message"]),
-        (&json!("Failed"), &said, &said)
+        (
+            &job["status"],
+            &job["attempts"],
+            &job["last_error"],
+            &job["error_message"]
+        ),
+        (&json!("Pending"), &json!(1), &said, &said)
     );
 }
 

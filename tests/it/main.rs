@@ -16,6 +16,7 @@ mod conformance;
 mod crashes;
 mod crls;
 mod databases;
+mod deployment_status;
 mod discovery;
 mod documents;
 mod edges;

@@ -9,7 +9,7 @@
 //! | [`renewals`] | plans what is due |
 //! | [`blocked_keys`] | revokes what has a key that is blocked |
 //! | [`bulk`] | does one thing to many certificates |
-//! | [`overdue`] | ends jobs that wait for somebody who does not come |
+//! | [`overdue`] | ends jobs that wait for somebody who does not come; retries failed deployments |
 //! | [`notices`] | warns of what ends |
 //! | [`policies`] | holds certificates against the policy rules |
 //! | [`crls`] | has revocation lists made before they are stale |

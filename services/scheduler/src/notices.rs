@@ -25,13 +25,18 @@ const DAY: Duration = Duration::from_secs(86_400);
 struct Warning {
     id: CertificateId,
     common_name: String,
+    /// The newest version.
+    current_version_id: VersionId,
+    /// The one that ends then: the oldest that is still served, or the newest.
     version_id: VersionId,
     not_after: Time,
     threshold_days: i32,
+    /// What is known of its deployment.
+    deployment: Option<String>,
 }
 
 /// Announces certificates that are past a threshold of their renewal policy: each version and threshold once, and of
-/// several thresholds only the tightest. A threshold before the renewal was due says nothing, since nothing is late.
+/// several thresholds only the tightest. What counts is the oldest version that a target still has. A threshold before the renewal was due says nothing, since nothing is late.
 /// Returns how many were announced.
 ///
 /// # Errors
@@ -61,9 +66,18 @@ async fn past_thresholds(scheduler: &Scheduler) -> Result<Vec<Warning>, sqlx::Er
     // That the renewal was due follows from a threshold past it, but is said again where an index can find the few that
     // are late. The key is the one that the outbox makes of the kind, what makes the news the same, and the channel.
     sqlx::query_as(
-        "SELECT c.id, c.common_name, c.current_version_id AS version_id, c.not_after, t.threshold_days
+        "SELECT c.id, c.common_name, c.current_version_id, coalesce(served.id, c.current_version_id) AS version_id,
+                c.not_after, t.threshold_days,
+                CASE WHEN s.status <> 'Deployed' THEN format('Deployment status %s: %s.', s.status, s.reason) END
+                    AS deployment
            FROM certificates c
            JOIN renewal_policies p ON p.id = c.renewal_policy_id
+           LEFT JOIN deployment_states s ON s.certificate_id = c.id
+           LEFT JOIN LATERAL (SELECT v.id FROM certificate_targets m
+                                JOIN targets g ON g.id = m.target_id AND g.enabled
+                                JOIN certificate_versions v ON v.id = m.deployed_version_id
+                               WHERE m.certificate_id = c.id AND v.not_after = c.not_after
+                               ORDER BY v.version LIMIT 1) served ON true
            JOIN LATERAL (SELECT min(d) AS threshold_days FROM unnest(p.alert_thresholds_days) d
                           WHERE c.not_after - make_interval(days => d) <= $1
                             AND c.not_after - make_interval(days => d) > coalesce(c.renew_at, c.not_before)) t
@@ -73,7 +87,8 @@ async fn past_thresholds(scheduler: &Scheduler) -> Result<Vec<Warning>, sqlx::Er
             AND coalesce(c.not_after, 'infinity') <= $1 + make_interval(days =>
                     (SELECT max(d) FROM renewal_policies, unnest(alert_thresholds_days) d))
             AND NOT EXISTS (SELECT 1 FROM notifications n
-                             WHERE n.dedup_key = concat_ws(':', $2, c.current_version_id, t.threshold_days, 'Email'))
+                             WHERE n.dedup_key = concat_ws(':', $2, coalesce(served.id, c.current_version_id),
+                                                           t.threshold_days, 'Email'))
           ORDER BY c.not_after, c.id
           LIMIT $3",
     )
@@ -96,7 +111,7 @@ async fn announce(scheduler: &Scheduler, warnings: &[Warning]) -> Result<u64, Er
     let locked: HashMap<&CertificateId, &Locked> = locked.iter().map(|one| (&one.id, one)).collect();
     let stands = |warning: &&Warning| {
         locked.get(&warning.id).is_some_and(|one| {
-            one.must_be_live().is_ok() && one.current_version_id.as_ref() == Some(&warning.version_id)
+            one.must_be_live().is_ok() && one.current_version_id.as_ref() == Some(&warning.current_version_id)
         })
     };
     let warnings: Vec<&Warning> = warnings.iter().filter(stands).collect();
@@ -128,7 +143,10 @@ fn news(warning: &Warning, now: Time) -> News {
         version_id,
         not_after,
         threshold_days,
+        deployment,
+        ..
     } = warning;
+    let deployment = deployment.as_ref().map_or(String::new(), |text| format!(" {text}"));
     let (subject, end) = match not_after.since(now).as_secs().div_ceil(DAY.as_secs()) {
         0 => (format!("{common_name} has expired"), "expired".to_owned()),
         1 => (format!("{common_name} expires within a day"), "expires".to_owned()),
@@ -139,6 +157,8 @@ fn news(warning: &Warning, now: Time) -> News {
         certificate: id.clone(),
         dedup: format!("{version_id}:{threshold_days}"),
         subject,
-        message: format!("Certificate {id} ({common_name}) {end} at {not_after}. [threshold:{threshold_days}]"),
+        message: format!(
+            "Certificate {id} ({common_name}) {end} at {not_after}.{deployment} [threshold:{threshold_days}]"
+        ),
     }
 }

@@ -1,4 +1,5 @@
-//! Ends jobs that wait for somebody who does not come: an agent for its request or its report, a person for approval.
+//! Ends jobs that wait for somebody who does not come: an agent for its request or its report, a person for approval. Tries
+//! failed deployments again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,7 +33,28 @@ pub async fn sweep(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
     let approval = fail_all::<AwaitingApproval>(&scheduler, patience.approval, "nobody approved it").await?;
     let deployment = "its agent began to deploy and did not tell what became of it";
     let deployment = fail_all::<Running>(&scheduler, patience.deployment, deployment).await?;
-    Ok(csr + approval + deployment)
+    Ok(csr + approval + deployment + retry(&scheduler).await?)
+}
+
+/// Hands out failed deployments again that are due. Returns how many were looked at.
+async fn retry(scheduler: &Scheduler) -> anyhow::Result<u64> {
+    let mut retried = 0;
+    for id in jobs::retries_due(&scheduler.db, scheduler.now(), BATCH).await? {
+        match retry_one(scheduler, &id).await {
+            Ok(()) => retried += 1,
+            Err(Error::WrongJobState { .. } | Error::Missing { .. }) => {}
+            Err(Error::LeaseLost) => return Ok(retried),
+            Err(error) if error.is_transient() => return Err(error.into()),
+            Err(error) => warn!(job.id = %id, "job {id} cannot be retried: {error}"),
+        }
+    }
+    Ok(retried)
+}
+
+async fn retry_one(scheduler: &Scheduler, id: &JobId) -> Result<(), Error> {
+    let mut tx = scheduler.begin_as_leader().await?;
+    jobs::retry_due(&mut tx, id).await?;
+    tx.commit().await
 }
 
 async fn fail_all<S: Fallible>(scheduler: &Scheduler, patience: Duration, why: &str) -> anyhow::Result<u64> {
@@ -61,10 +83,12 @@ async fn fail<S: Fallible>(scheduler: &Scheduler, id: &JobId, reason: &str) -> R
     let mut tx = scheduler.begin_as_leader().await?;
     let job = jobs::lock::<S>(&mut tx, id).await?;
     let facts = job.facts.clone();
-    match facts.kind {
-        JobKind::Deployment => certificates::note_not_deployed(&mut tx, &facts, reason).await?,
-        _ => certificates::note_failure(&mut tx, &facts, reason).await?,
+    let by = Actor::system();
+    if facts.kind == JobKind::Deployment {
+        certificates::note_not_deployed(&mut tx, &by, &facts, S::STATUS, reason).await?;
+    } else {
+        certificates::note_failure(&mut tx, &facts, reason).await?;
+        jobs::apply(&mut tx, job.fail(&by, reason.to_owned())).await?;
     }
-    jobs::apply(&mut tx, job.fail(&Actor::system(), reason.to_owned())).await?;
     tx.commit().await
 }

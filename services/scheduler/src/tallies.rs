@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use certctl_model::{certificate::CertificateStatus, job::JobStatus};
+use certctl_model::{
+    certificate::{CertificateStatus, DeploymentStatus},
+    job::JobStatus,
+};
 use certctl_store::tallies::{self, Subject};
 
 use crate::Scheduler;
@@ -30,6 +33,10 @@ pub async fn compact(scheduler: Arc<Scheduler>) -> anyhow::Result<u64> {
     let certificates = tallies::by_status(&scheduler.db, Subject::Certificate).await?;
     for status in CertificateStatus::ALL {
         publish("certificates", status.as_str(), &certificates);
+    }
+    let deployments = tallies::by_status(&scheduler.db, Subject::Deployment).await?;
+    for status in DeploymentStatus::ALL {
+        publish("certificate_deployments", status.as_str(), &deployments);
     }
     let jobs = tallies::by_status(&scheduler.db, Subject::Job).await?;
     for status in JobStatus::ALL {

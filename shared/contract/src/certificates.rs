@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use certctl_model::{
-    certificate::CertificateStatus,
+    certificate::{CertificateStatus, DeploymentStatus},
     id::{AgentId, CertificateId, IssuerId, JobId, OwnerId, ProfileId, RenewalPolicyId, TargetId, TeamId, VersionId},
     key::{KeyAlgorithm, KeyFingerprint},
     name::San,
@@ -73,6 +73,8 @@ crate::query! {
         q: Search,
         /// Only certificates of this status.
         status: CertificateStatus,
+        /// Only certificates of this deployment status.
+        deployment_status: DeploymentStatus,
         /// Only certificates of this environment.
         environment: String,
         /// Only certificates of this owner.
@@ -157,7 +159,8 @@ pub struct Certificate {
     pub certificate_profile_id: Option<ProfileId>,
     /// How it stands.
     pub status: CertificateStatus,
-    /// When its newest version ends; null before the first.
+    /// When the oldest version expires that a target still has, or, before the first deployment, the newest; null before the
+    /// first is issued.
     pub expires_at: Option<Time>,
     /// Free labels.
     pub tags: BTreeMap<String, String>,
@@ -194,6 +197,16 @@ pub struct Certificate {
     /// When the newest version was issued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issued_at: Option<Time>,
+    /// Whether its targets have what they should; absent without enabled targets, and once it is revoked or archived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment_status: Option<DeploymentStatus>,
+    /// Since when the deployment status is this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment_status_since: Option<Time>,
+    /// What it follows from: each target that does not have what it should, and why. Of `Deployed`, whether it was not checked
+    /// what is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment_status_reason: Option<String>,
     /// When it was created.
     pub created_at: Time,
     /// When it was last changed.

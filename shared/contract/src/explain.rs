@@ -12,7 +12,7 @@ use crate::query::Id;
 crate::resource! {
     explain "/api/v1";
 
-    /// Explain why a certificate is, or is not, being renewed, and what happens next.
+    /// Explain why a certificate is, or is not, being renewed or deployed, and what happens next.
     GET "/certificates/{id}/explain" ExplainCertificate(path: Id<CertificateId>,) [Needs(View)] -> 200 CertificateExplanation;
     /// Explain what a job waits for, and what happens next.
     GET "/jobs/{id}/explain" ExplainJob(path: Id<JobId>,) [Needs(View)] -> 200 Explanation;
@@ -24,6 +24,6 @@ pub struct CertificateExplanation {
     /// The certificate.
     #[serde(flatten)]
     pub explanation: Explanation,
-    /// Its jobs that are open, oldest first: issuances, renewals and deployments.
+    /// Its jobs that are open or tried again, oldest first: issuances, renewals and deployments.
     pub jobs: Vec<Explanation>,
 }

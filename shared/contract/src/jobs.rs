@@ -21,9 +21,12 @@ crate::resource! {
     GET "" ListJobs(query: List<JobFilter, JobSort>,) [Needs(View)] -> 200 Page<Job>;
     /// Fetch one job.
     GET "/{id}" GetJob(path: Id<JobId>,) [Needs(View)] -> 200 Job;
-    /// Cancel a job that is not finished and not being done.
+    /// Cancel a job that is not finished and not being done, or end the retries of a failed deployment.
     POST "/{id}/cancel" CancelJob(path: Id<JobId>,) [Needs(Operate)] -> 200 Outcome;
-    /// Try a failed job again.
+    /// Try a failed job again now, or a deployment that waits for its next attempt.
+    ///
+    /// Deployments are tried again by themselves: with the retry interval of the renewal policy, doubled each time, and after
+    /// the last attempt at a low rate (between one hour and six, or the retry interval if that is longer).
     POST "/{id}/retry" RetryJob(path: Id<JobId>,) [Needs(Operate)] -> 200 Outcome;
     /// Show in full what waits for approval, and who has agreed to it.
     GET "/{id}/approval" GetJobApproval(path: Id<JobId>,) [Needs(View)] -> 200 JobApproval;
@@ -83,7 +86,7 @@ pub struct Job {
     pub status: JobStatus,
     /// How often it was tried.
     pub attempts: i32,
-    /// How often it is tried at most.
+    /// How often it is tried before it has failed.
     pub max_attempts: i32,
     /// What went wrong last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -102,6 +105,9 @@ pub struct Job {
     /// When it was finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Time>,
+    /// When a failed deployment is tried again by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Time>,
     /// When it was created.
     pub created_at: Time,
 }

@@ -42,6 +42,9 @@ pub struct Gauges {
     /// Of each of the eight statuses.
     #[serde(default)]
     pub certificate_by_status: BTreeMap<String, i64>,
+    /// Of each of the five deployment statuses; certificates without enabled targets have none.
+    #[serde(default)]
+    pub certificate_by_deployment_status: BTreeMap<String, i64>,
     /// All agents.
     pub agent_total: i64,
     /// Agents heard of within five minutes.
@@ -107,6 +110,9 @@ pub struct Summary {
     /// Certificates of each of the eight statuses.
     #[serde(default)]
     pub by_status: BTreeMap<String, i64>,
+    /// Certificates of each of the five deployment statuses; those without enabled targets have none.
+    #[serde(default)]
+    pub by_deployment_status: BTreeMap<String, i64>,
     /// When this was computed.
     pub completed_at: Time,
 }

@@ -21,3 +21,19 @@ crate::words! {
         Archived = "Archived",
     }
 }
+
+crate::words! {
+    /// Whether the targets of a certificate have what they should.
+    pub enum DeploymentStatus {
+        /// Every target has its version, and every endpoint that was checked serves it.
+        Deployed = "Deployed",
+        /// Some targets have their version, others do not.
+        Partial = "Partial",
+        /// No target has its version yet, or it was not checked yet whether it is served; nothing has failed.
+        Pending = "Pending",
+        /// The last attempt to deploy failed; it is tried again.
+        Failed = "Failed",
+        /// An endpoint was seen that does not serve what was deployed.
+        Drifted = "Drifted",
+    }
+}

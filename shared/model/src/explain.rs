@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    certificate::CertificateStatus,
+    certificate::{CertificateStatus, DeploymentStatus},
     id::{AgentId, CertificateId, IssuerId, JobId, RenewalPolicyId},
     job::{JobKind, JobStatus},
     revocation::RevocationReason,
@@ -32,6 +32,10 @@ crate::words! {
         NoAutoRenewal = "NoAutoRenewal",
         /// It is too early.
         NotDue = "NotDue",
+        /// What was issued is not on all its targets, or it was not checked yet that it is served.
+        NotDeployed = "NotDeployed",
+        /// An endpoint does not serve what was deployed.
+        Drifted = "Drifted",
         /// It lives as long as its issuer, and another one would end no later.
         EndsWithIssuer = "EndsWithIssuer",
         /// A freeze or a maintenance window holds it.
@@ -149,6 +153,20 @@ pub struct AgentStanding {
     pub issuer_ends: Option<Time>,
 }
 
+/// How the deployments of a certificate stand.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "sqlx", derive(sqlx::FromRow))]
+pub struct DeploymentStanding {
+    /// As a word.
+    pub status: DeploymentStatus,
+    /// Since when.
+    pub since: Time,
+    /// Why.
+    pub reason: Option<String>,
+    /// When the next attempt is due after one that failed.
+    pub next_attempt: Option<Time>,
+}
+
 /// How a certificate stands.
 #[derive(Clone, Debug)]
 pub struct CertificateStanding {
@@ -184,11 +202,60 @@ pub struct CertificateStanding {
     pub agents: Vec<AgentStanding>,
     /// Its issuer.
     pub issuer: IssuerId,
+    /// Its deployments; none without enabled targets.
+    pub deployment: Option<DeploymentStanding>,
 }
 
 impl CertificateStanding {
-    /// Says why it stands so.
+    /// Says why it stands so: why it is or is not renewed, and, where nothing keeps it from that, why it is not deployed.
     pub fn explain(&self, now: Time) -> Explanation {
+        let explained = self.renewal(now);
+        let Some(deployment) = &self.deployment else {
+            return explained;
+        };
+        let DeploymentStanding { status, since, .. } = deployment;
+        let reason = deployment
+            .reason
+            .as_ref()
+            .map_or(String::new(), |why| format!(": {why}"));
+        let fact = format!("its deployment status is {status} since {since}{reason}");
+        // Due is what an agent wants; a certificate whose newest version waits to be deployed is not.
+        let wanting = self
+            .agents
+            .iter()
+            .any(|one| one.open_job.is_none() && one.due_at.is_none_or(|due| due <= now));
+        let quiet = match explained.cause {
+            Cause::NotDue | Cause::NoAutoRenewal | Cause::EndsWithIssuer => true,
+            Cause::Due => !wanting,
+            _ => false,
+        };
+        if *status == DeploymentStatus::Deployed || !quiet {
+            return explained.because(fact);
+        }
+        let (cause, what) = match status {
+            DeploymentStatus::Drifted => (Cause::Drifted, "what was deployed is not served"),
+            DeploymentStatus::Partial => (Cause::NotDeployed, "not all its targets have what was issued"),
+            DeploymentStatus::Failed => (Cause::NotDeployed, "its deployment failed"),
+            DeploymentStatus::Pending | DeploymentStatus::Deployed => (Cause::NotDeployed, "it is not deployed yet"),
+        };
+        let deployed = Explanation::of(&self.id, self.status, cause, format!("{what}, since {since}{reason}"));
+        let deployed = self.dates(deployed).because(fact);
+        let deployed = match explained.cause {
+            Cause::Due => deployed,
+            _ => deployed.because(format!("of its renewal: {}", explained.summary)),
+        };
+        let deployed = match (deployment.next_attempt, explained.next) {
+            (Some(at), _) => deployed.next("the next attempt to deploy is due", Some(at)),
+            (None, Some(next)) => deployed.next(next.what, next.at),
+            (None, None) => deployed,
+        };
+        match status {
+            DeploymentStatus::Pending => deployed,
+            _ => deployed.unless(format!("remove the cause; to deploy at once: certs deploy {}", self.id)),
+        }
+    }
+
+    fn renewal(&self, now: Time) -> Explanation {
         let id = &self.id;
         let so = |cause, summary| Explanation::of(id, self.status, cause, summary);
         let renew = || format!("renew it by hand: certs renew {id}");
@@ -377,6 +444,8 @@ pub struct JobStanding {
     pub last_error: Option<String>,
     /// When it was over.
     pub finished_at: Option<Time>,
+    /// When a failed deployment is tried again.
+    pub retry_at: Option<Time>,
 }
 
 impl JobStanding {
@@ -384,6 +453,10 @@ impl JobStanding {
     pub fn explain(&self, now: Time) -> Explanation {
         let explained = match self.status {
             JobStatus::Completed => self.so(Cause::Completed, format!("it was done at {}", self.end())),
+            JobStatus::Failed if self.retry_at.is_some() => self.retry(self.retry_at),
+            JobStatus::Pending if self.kind == JobKind::Deployment && self.run_at > now => {
+                self.retry(Some(self.run_at))
+            }
             JobStatus::Failed => self
                 .so(
                     Cause::Failed,
@@ -427,6 +500,18 @@ impl JobStanding {
 
     fn why(&self) -> &str {
         self.last_error.as_deref().unwrap_or("no reason was given")
+    }
+
+    /// A deployment that failed, and is tried again.
+    fn retry(&self, at: Option<Time>) -> Explanation {
+        let due = at.map_or("later".to_owned(), |at| format!("from {at} on"));
+        self.so(
+            Cause::Retrying,
+            format!("the last attempt failed: {}; it is tried again {due}", self.why()),
+        )
+        .next(format!("agent {} is given it again", self.agent_name()), at)
+        .unless(format!("remove the cause; to try at once: jobs retry {}", self.id))
+        .unless(format!("end the attempts: jobs cancel {}", self.id))
     }
 
     fn agent_name(&self) -> &str {

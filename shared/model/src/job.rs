@@ -5,13 +5,15 @@
 //! | Pending | | needs an agent's request | | reported by its agent | | gave up | by user |
 //! | AwaitingCSR | | | approval required | request accepted | | timed out, agent gave up | by user |
 //! | AwaitingApproval | | | | approved | | timed out | rejected, by user |
-//! | Running | | | | | done | gave up | |
-//! | Failed | retried by user | | | | | | |
+//! | Running | attempt failed, tried again | | | | done | gave up | |
+//! | Failed | retried by user, or when due | | | | | | retries ended by user |
 //!
 //! A job in a state is a [`Job<S>`]; a move consumes it and yields a [`Transition`], which only this module can make
-//! and only `store` can apply. Trying again later is not a move: it shifts `run_at` and frees the lease.
+//! and only `store` can apply. What a worker tries again later does not move: it shifts `run_at` and frees the lease. A
+//! deployment goes back to Pending, and is Failed when as many attempts failed as there may be; [`retry_delay`] says when
+//! it is due again.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, time::Duration};
 
 use crate::{
     audit::{Actor, Event},
@@ -105,9 +107,21 @@ states! {
     /// Done.
     Completed,
     /// Given up.
-    Failed,
+    Failed: Cancellable,
     /// Called off.
     Cancelled,
+}
+
+/// When a deployment is tried again of which so many attempts have `failed`: after the interval of the renewal policy, then
+/// after twice as long each time; and when all `most` attempts have failed, at a low rate.
+pub fn retry_delay(interval: Duration, failed: i32, most: i32) -> Duration {
+    const LOW_RATE: (Duration, Duration) = (Duration::from_secs(3_600), Duration::from_secs(6 * 3_600));
+    let doublings = u32::try_from(failed.min(most) - 1).unwrap_or(0).min(16);
+    let backed_off = interval.saturating_mul(1 << doublings).min(LOW_RATE.1);
+    match failed < most {
+        true => backed_off.max(interval),
+        false => backed_off.clamp(LOW_RATE.0, LOW_RATE.1).max(interval),
+    }
 }
 
 /// What a job is about, whatever its state.
@@ -225,10 +239,15 @@ impl Job<Running> {
     pub fn complete(self, by: &Actor) -> Transition<Completed> {
         self.go(by, "job_completed", None)
     }
+
+    /// The attempt failed, and there is another one.
+    pub fn put_back(self, by: &Actor) -> Transition<Pending> {
+        self.go(by, "job_put_back", None)
+    }
 }
 
 impl Job<Failed> {
-    /// An operator wants it tried again.
+    /// It is tried again: an operator wants it, or the time has come.
     pub fn retry(self, by: &Actor) -> Transition<Pending> {
         self.go(by, "job_retried", None)
     }
@@ -306,12 +325,32 @@ mod tests {
             S::Running => {
                 vec![
                     edge!(Running, j => j.complete(&by)),
+                    edge!(Running, j => j.put_back(&by)),
                     edge!(Running, j => j.fail(&by, why())),
                 ]
             }
-            S::Failed => vec![edge!(Failed, j => j.retry(&by))],
+            S::Failed => vec![
+                edge!(Failed, j => j.retry(&by)),
+                edge!(Failed, j => j.cancel(&by, why())),
+            ],
             S::Completed | S::Cancelled => vec![],
         }
+    }
+
+    #[test]
+    fn failed_deployments_are_retried_with_back_off_and_then_at_a_low_rate() {
+        for (interval, most, delays) in [
+            (3_600, 3, [3_600, 7_200, 14_400, 14_400]),
+            (60, 3, [60, 120, 3_600, 3_600]),
+            (600, 10, [600, 1_200, 2_400, 4_800]),
+            (1, 1, [3_600, 3_600, 3_600, 3_600]),
+            (86_400, 2, [86_400, 86_400, 86_400, 86_400]),
+        ] {
+            let delay = |failed| retry_delay(Duration::from_secs(interval), failed, most).as_secs();
+            assert_eq!([1, 2, 3, 4].map(delay), delays, "{interval} s, {most} attempts");
+        }
+        let most = retry_delay(Duration::from_secs(2_592_000), i32::MAX, 100);
+        assert_eq!(most.as_secs(), 2_592_000);
     }
 
     proptest! {

@@ -9,5 +9,7 @@ crate::words! {
         Differs = "Differs",
         /// Nobody answers, or not with TLS.
         Unreachable = "Unreachable",
+        /// Something was deployed there since it was checked last.
+        Unchecked = "Unchecked",
     }
 }

@@ -6,8 +6,9 @@ use std::{
 };
 
 use certctl_model::{
+    audit::Actor,
     id::{AgentId, CertificateId, IssuerId, JobId, OwnerId, TargetId, TeamId, VersionId},
-    job::{Job, JobFacts, JobKind, Running},
+    job::{Job, JobFacts, JobKind, JobStatus, Running},
     key::KeyFacts,
     notice::NoticeKind,
     policy::Moment,
@@ -18,7 +19,7 @@ use certctl_model::{
 use crate::{
     Tx, column,
     error::*,
-    jobs::{self, Claimed, NewJob},
+    jobs::{self, Attempt, Claimed, NewJob},
     outbox::{self, News},
     planning::{self, Planned},
     policies, validations,
@@ -259,7 +260,7 @@ pub async fn request_deployment(
     rows.sort();
     planning::take_dates(tx, slice::from_ref(&certificate.id)).await?;
     let job = |(target, agent, version)| certificate.deployment(agent, target, version);
-    jobs::insert(tx, &rows.into_iter().map(job).collect::<Vec<_>>()).await
+    jobs::deploy_now(tx, &rows.into_iter().map(job).collect::<Vec<_>>()).await
 }
 
 /// What stands against deploying a version again: that it has ended or is revoked, or that nobody holds its key.
@@ -620,17 +621,28 @@ pub async fn note_deployed(tx: &mut Tx, job: &JobFacts) -> Result<()> {
         .with("version_id", &job.version);
     tx.note(event);
     if let Some(target) = &job.target {
-        validations::look_soon(tx, target, Some(&job.certificate)).await?;
+        validations::deployed(tx, target, &job.certificate).await?;
     }
     let subject = format!("{name} is deployed to {target}");
-    announce_deployment(tx, job, NoticeKind::DeploymentSuccess, subject, None).await
+    let news = News {
+        kind: NoticeKind::DeploymentSuccess,
+        certificate: job.certificate.clone(),
+        dedup: format!("{}:{}", job.id, tx.now()),
+        message: format!("{subject} (certificate {}, job {}).", job.certificate, job.id),
+        subject,
+    };
+    outbox::announce(tx, &news).await
 }
 
-/// Notes that a version did not get to its target, and tells whom it concerns.
+/// Records that an attempt to deploy failed, and when the next one is due. Announces the first failed attempt, and the one
+/// after which they are made at a low rate. Returns false for a repeated report of an attempt that is recorded already.
 ///
 /// # Errors
-/// When the database cannot be asked.
-pub async fn note_not_deployed(tx: &mut Tx, job: &JobFacts, reason: &str) -> Result<()> {
+/// [`Error::WrongJobState`] when the job is neither pending nor being done.
+pub async fn note_not_deployed(tx: &mut Tx, by: &Actor, job: &JobFacts, is: JobStatus, reason: &str) -> Result<bool> {
+    let Some(Attempt { number, most, next }) = jobs::attempt_failed(tx, by, job.clone(), is, reason).await? else {
+        return Ok(false);
+    };
     let (name, target): (String, String) = sqlx::query_as(
         "SELECT c.common_name, coalesce((SELECT name FROM targets WHERE id = $2), '') FROM certificates c WHERE c.id = $1",
     )
@@ -642,26 +654,26 @@ pub async fn note_not_deployed(tx: &mut Tx, job: &JobFacts, reason: &str) -> Res
         .event("deployment_failed", "certificate", &job.certificate)
         .with("job_id", &job.id)
         .with("target_id", &job.target)
+        .with("attempt", number)
+        .with("max_attempts", most)
+        .with("next_attempt_at", next)
         .with("reason", reason);
     tx.note(event);
-    let subject = format!("Deployment of {name} to {target} failed");
-    announce_deployment(tx, job, NoticeKind::DeploymentFailure, subject, Some(reason)).await
-}
-
-async fn announce_deployment(
-    tx: &mut Tx,
-    job: &JobFacts,
-    kind: NoticeKind,
-    subject: String,
-    reason: Option<&str>,
-) -> Result<()> {
-    let end = reason.map_or(".".to_owned(), |reason| format!(": {reason}"));
+    if number > 1 && number < most {
+        return Ok(true);
+    }
     let news = News {
-        kind,
+        kind: NoticeKind::DeploymentFailure,
         certificate: job.certificate.clone(),
-        dedup: format!("{}:{}", job.id, tx.now()),
-        message: format!("{subject} (certificate {}, job {}){end}", job.certificate, job.id),
-        subject,
+        // Attempts at the low rate are no news.
+        dedup: format!("{}:{}", job.id, if number < most { "first" } else { "last" }),
+        subject: format!("Deployment of {name} to {target} failed"),
+        message: format!(
+            "Deployment of {name} to {target} failed (certificate {}, job {}, attempt {number} of {most}; the next one is \
+             due at {next}): {reason}",
+            job.certificate, job.id
+        ),
     };
-    outbox::announce(tx, &news).await
+    outbox::announce(tx, &news).await?;
+    Ok(true)
 }

@@ -9,7 +9,10 @@ use std::{
 use certctl_model::{
     audit::Actor,
     id::{AgentId, CertificateId, IssuerId, JobId, TargetId, VersionId},
-    job::{AwaitingApproval, AwaitingCsr, Cancelled, Job, JobFacts, JobKind, JobStatus, Pending, State, Transition},
+    job::{
+        AwaitingApproval, AwaitingCsr, Cancelled, Failed, Job, JobFacts, JobKind, JobStatus, Pending, Running, State,
+        Transition, retry_delay,
+    },
     name::DnsName,
     policy::Moment,
     time::Time,
@@ -182,6 +185,17 @@ async fn supersede(tx: &mut Tx, new: &[(JobId, &NewJob)]) -> Result<()> {
     for id in &older {
         call_off(tx, id, "another version goes to this target").await?;
     }
+    sqlx::query(
+        "UPDATE jobs j SET retry_at = NULL
+           FROM unnest($1::text[], $2::text[], $3::text[]) AS n (id, certificate_id, target_id)
+          WHERE j.certificate_id = n.certificate_id AND j.target_id = n.target_id AND j.id <> n.id
+            AND j.type = 'Deployment' AND j.retry_at IS NOT NULL",
+    )
+    .bind(column(&by, |(id, _)| id))
+    .bind(column(&by, |(_, job)| &job.certificate))
+    .bind(column(&by, |(_, job)| job.target.as_ref()))
+    .execute(&mut **tx)
+    .await?;
     Ok(())
 }
 
@@ -279,13 +293,14 @@ pub async fn apply_all<To: State>(tx: &mut Tx, transitions: Vec<Transition<To>>)
     let to = To::STATUS;
     let moved: Vec<JobId> = sqlx::query_scalar(
         "UPDATE jobs j
-            SET status = $5, reason = t.reason, lease_until = NULL, run_at = $6, version_id = t.version_id,
+            SET status = $5, reason = t.reason, lease_until = NULL, run_at = $6, retry_at = NULL,
+                version_id = t.version_id,
                 last_error  = CASE WHEN $5 = 'Completed' THEN NULL ELSE coalesce(t.reason, j.last_error) END,
-                requested_by = CASE WHEN $5 = 'Pending' THEN coalesce($8, j.requested_by) ELSE j.requested_by END,
-                started_at  = CASE WHEN $5 = 'Pending' THEN NULL
+                requested_by = CASE WHEN $5 = 'Pending' AND t.status = 'Failed' THEN coalesce($8, j.requested_by) ELSE j.requested_by END,
+                started_at  = CASE WHEN $5 = 'Pending' AND t.status = 'Failed' THEN NULL
                                    WHEN $5 = 'Running' THEN coalesce(j.started_at, $6) ELSE j.started_at END,
                 -- A try is counted when an agent begins to deploy, and when a worker ends an issuance.
-                attempts    = CASE WHEN $5 = 'Pending' THEN 0
+                attempts    = CASE WHEN $5 = 'Pending' AND t.status = 'Failed' THEN 0
                                    WHEN j.type = 'Deployment' AND $5 = 'Running' THEN j.attempts + 1
                                    WHEN j.type <> 'Deployment' AND t.status = 'Running' THEN j.attempts + 1
                                    ELSE j.attempts END,
@@ -312,8 +327,13 @@ pub async fn apply_all<To: State>(tx: &mut Tx, transitions: Vec<Transition<To>>)
         }
         tx.note(event);
         tx.wake(Channel::Jobs);
-        if job.kind == JobKind::Deployment && matches!(to, JobStatus::Failed | JobStatus::Cancelled) {
-            give_up_choice(tx, &job).await?;
+        match (job.kind, to) {
+            (JobKind::Deployment, JobStatus::Failed | JobStatus::Cancelled) => give_up_choice(tx, &job).await?,
+            // Another version is served.
+            (JobKind::Deployment, JobStatus::Completed) => {
+                planning::take_dates(tx, std::slice::from_ref(&job.certificate)).await?;
+            }
+            _ => {}
         }
         jobs.push(Job::known(job));
     }
@@ -581,6 +601,197 @@ pub async fn put_back(pool: &PgPool, claim: &Claimed, at: Time, error: &str, cou
     }
 }
 
+/// A failed attempt to deploy.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// Which one it was, from 1.
+    pub number: i32,
+    /// After how many failed attempts the job is Failed.
+    pub most: i32,
+    /// When the next one is due.
+    pub next: Time,
+}
+
+/// Records that an attempt to deploy failed. The job is Pending until the next one is due, and Failed when as many failed as
+/// there may be; then [`retry_due`] goes on at a low rate. Returns none for a repeated report of an attempt that is recorded
+/// already. The certificate has to be locked.
+///
+/// # Errors
+/// [`Error::WrongJobState`] when no attempt can have failed.
+pub async fn attempt_failed(
+    tx: &mut Tx,
+    by: &Actor,
+    facts: JobFacts,
+    is: JobStatus,
+    reason: &str,
+) -> Result<Option<Attempt>> {
+    let (interval, waits): (i32, bool) = sqlx::query_as(
+        "SELECT p.retry_interval_seconds, j.status = 'Pending' AND j.attempts > 0 AND j.run_at > $2
+           FROM jobs j
+           JOIN certificates c ON c.id = j.certificate_id
+           JOIN renewal_policies p ON p.id = c.renewal_policy_id
+          WHERE j.id = $1",
+    )
+    .bind(&facts.id)
+    .bind(tx.now())
+    .fetch_one(&mut **tx)
+    .await?;
+    if waits {
+        return Ok(None);
+    }
+    let id = facts.id.clone();
+    // An agent that did not report the begin reports the end all the same.
+    let (number, most) = (facts.attempts + i32::from(is == JobStatus::Pending), facts.max_attempts);
+    let interval = Duration::from_secs(interval.unsigned_abs().into());
+    let next = tx.now() + retry_delay(interval, number, most);
+    match (is, number < most) {
+        (JobStatus::Pending, true) => {}
+        (JobStatus::Running, true) => drop(apply(tx, Job::<Running>::known(facts).put_back(by)).await?),
+        (JobStatus::Pending, false) => {
+            drop(apply(tx, Job::<Pending>::known(facts).fail(by, reason.to_owned())).await?);
+        }
+        (JobStatus::Running, false) => {
+            drop(apply(tx, Job::<Running>::known(facts).fail(by, reason.to_owned())).await?);
+        }
+        _ => {
+            return Err(Error::WrongJobState {
+                id: id.to_string(),
+                is,
+                wanted: "Pending or Running".to_owned(),
+            });
+        }
+    }
+    sqlx::query(
+        "UPDATE jobs
+            SET attempts = $2, last_error = $3, run_at = CASE status WHEN 'Pending' THEN $4 ELSE run_at END,
+                retry_at = CASE status WHEN 'Failed' THEN $4 END
+          WHERE id = $1",
+    )
+    .bind(&id)
+    .bind(number)
+    .bind(reason)
+    .bind(next)
+    .execute(&mut **tx)
+    .await?;
+    Ok(Some(Attempt { number, most, next }))
+}
+
+/// Failed deployments that are due to be tried again, those first that have been due longest.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn retries_due(pool: &PgPool, now: Time, limit: i64) -> Result<Vec<JobId>> {
+    Ok(
+        sqlx::query_scalar("SELECT id FROM jobs WHERE retry_at <= $1 ORDER BY retry_at, id LIMIT $2")
+            .bind(now)
+            .bind(limit)
+            .fetch_all(pool)
+            .await?,
+    )
+}
+
+/// Tries a failed deployment once more, unless the target is to have another version by now, or none: then it is not tried
+/// again at all.
+///
+/// # Errors
+/// [`Error::Missing`]; [`Error::WrongJobState`] when it has moved since.
+pub async fn retry_due(tx: &mut Tx, id: &JobId) -> Result<()> {
+    let failed = lock::<Failed>(tx, id).await?;
+    let facts = &failed.facts;
+    let wanted: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM target_deployments d
+                          JOIN targets t ON t.id = d.target_id AND t.agent_id = $4
+                          JOIN certificate_versions v ON v.id = d.version_id AND v.not_after > $5
+                         WHERE d.certificate_id = $1 AND d.target_id = $2 AND d.version_id = $3 AND d.status = 'Failed')",
+    )
+    .bind(&facts.certificate)
+    .bind(&facts.target)
+    .bind(&facts.version)
+    .bind(&facts.agent)
+    .bind(tx.now())
+    .fetch_one(&mut **tx)
+    .await?;
+    if !wanted {
+        sqlx::query("UPDATE jobs SET retry_at = NULL WHERE id = $1")
+            .bind(id)
+            .execute(&mut **tx)
+            .await?;
+        let event = tx
+            .event("job_retries_ended", "job", id)
+            .with("certificate_id", &facts.certificate)
+            .with("reason", "the target is not to have this version");
+        tx.note(event);
+        return Ok(());
+    }
+    let blocked = policies::judge(tx, &[&facts.certificate], Moment::Deployment).await?;
+    if let Some(broken) = blocked.get(&facts.certificate) {
+        let next = tx.now() + retry_delay(Duration::ZERO, facts.attempts, facts.max_attempts);
+        sqlx::query("UPDATE jobs SET retry_at = $2 WHERE id = $1")
+            .bind(id)
+            .bind(next)
+            .execute(&mut **tx)
+            .await?;
+        let event = tx
+            .event("job_blocked", "certificate", &facts.certificate)
+            .with("what", "deployment")
+            .with("reason", policies::because(broken));
+        tx.note(event);
+        return Ok(());
+    }
+    let by = tx.actor();
+    apply(tx, failed.retry(&by)).await?;
+    // One attempt more, not as many as an operator gives.
+    sqlx::query("UPDATE jobs SET attempts = greatest(max_attempts - 1, 0) WHERE id = $1")
+        .bind(id)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Inserts deployments, and makes those due now that are there already and wait for their next attempt. Returns both.
+///
+/// # Errors
+/// [`Error::Reference`] when an agent, target or certificate is gone.
+pub async fn deploy_now(tx: &mut Tx, deployments: &[NewJob]) -> Result<Vec<JobId>> {
+    let waiting: Vec<JobId> = sqlx::query_scalar(
+        "SELECT j.id FROM jobs j JOIN unnest($1::text[], $2::text[], $3::text[]) AS n (certificate_id, target_id, version_id)
+             ON j.certificate_id = n.certificate_id AND j.target_id = n.target_id AND j.version_id = n.version_id
+          WHERE j.type = 'Deployment' AND j.status = 'Pending' AND j.run_at > $4
+          ORDER BY j.id",
+    )
+    .bind(column(deployments, |job| &job.certificate))
+    .bind(column(deployments, |job| job.target.as_ref()))
+    .bind(column(deployments, |job| job.version.as_ref()))
+    .bind(tx.now())
+    .fetch_all(&mut **tx)
+    .await?;
+    let mut jobs = retry_now(tx, &waiting).await?;
+    jobs.extend(insert(tx, deployments).await?);
+    Ok(jobs)
+}
+
+/// Makes deployments due now that wait for their next attempt. Returns those that waited.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn retry_now(tx: &mut Tx, deployments: &[JobId]) -> Result<Vec<JobId>> {
+    let due: Vec<JobId> = sqlx::query_scalar(
+        "UPDATE jobs SET run_at = $2
+          WHERE id = ANY ($1) AND type = 'Deployment' AND status = 'Pending' AND run_at > $2
+         RETURNING id",
+    )
+    .bind(deployments)
+    .bind(tx.now())
+    .fetch_all(&mut **tx)
+    .await?;
+    for id in &due {
+        let event = tx.event("job_retried", "job", id);
+        tx.note(event);
+        tx.wake(Channel::Jobs);
+    }
+    Ok(due)
+}
+
 /// Frees leases that ran out, so that the figures show no holder who is gone. Returns how many.
 ///
 /// # Errors
@@ -626,7 +837,14 @@ pub async fn waiting_since(
 /// [`Error::Missing`]; [`Error::WrongJobState`] when it is being done or finished.
 pub async fn call_off(tx: &mut Tx, id: &JobId, reason: &str) -> Result<()> {
     let (facts, is) = locked(tx, id).await?;
-    let transition = cancellation(facts, is, &tx.actor(), reason).ok_or_else(|| Error::WrongJobState {
+    // One that failed is over, unless it would be tried again.
+    let over = is == JobStatus::Failed
+        && sqlx::query_scalar("SELECT retry_at IS NULL FROM jobs WHERE id = $1")
+            .bind(id)
+            .fetch_one(&mut **tx)
+            .await?;
+    let cancellation = cancellation(facts, is, &tx.actor(), reason).filter(|_| !over);
+    let transition = cancellation.ok_or_else(|| Error::WrongJobState {
         id: id.to_string(),
         is,
         wanted: "Pending, AwaitingCSR or AwaitingApproval".to_owned(),
@@ -678,6 +896,7 @@ fn cancellation(facts: JobFacts, is: JobStatus, by: &Actor, reason: &str) -> Opt
         JobStatus::Pending => Some(Job::<Pending>::known(facts).cancel(by, reason)),
         JobStatus::AwaitingCsr => Some(Job::<AwaitingCsr>::known(facts).cancel(by, reason)),
         JobStatus::AwaitingApproval => Some(Job::<AwaitingApproval>::known(facts).cancel(by, reason)),
-        JobStatus::Running | JobStatus::Completed | JobStatus::Failed | JobStatus::Cancelled => None,
+        JobStatus::Failed => Some(Job::<Failed>::known(facts).cancel(by, reason)),
+        JobStatus::Running | JobStatus::Completed | JobStatus::Cancelled => None,
     }
 }

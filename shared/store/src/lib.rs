@@ -3,7 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`tx`] | the unit of work: changes and the audit events that tell of them |
-//! | [`jobs`] | insert, claim under a lease, lock in a state, apply a transition |
+//! | [`jobs`] | insert, claim under a lease, lock in a state, apply a transition, retry deployments |
 //! | [`certificates`] | ask for issuance and deployment, record a version, note a failure |
 //! | [`approvals`] | who has to agree before a request is signed, and who did |
 //! | [`bulk`] | one thing done to many certificates, each in a transaction of its own |

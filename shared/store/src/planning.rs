@@ -186,7 +186,8 @@ pub async fn request_due(tx: &mut Tx, wanted: &[Due]) -> Result<Vec<(Certificate
     Ok(new.into_iter().map(|(id, job)| (job.certificate.clone(), id)).collect())
 }
 
-/// Takes the dates of what is served, and plans the renewals by them.
+/// Takes the dates of what is served, and plans the renewals by them: of the oldest version that was deployed last to a
+/// target, whatever was issued since.
 ///
 /// # Errors
 /// When the database cannot be asked.
@@ -223,10 +224,13 @@ pub(crate) struct Plan {
     pub(crate) id: CertificateId,
     not_before: Option<Time>,
     not_after: Option<Time>,
-    /// The dates of what is served: with several agents the certificate ends when the first of them does. A target
-    /// serves what was chosen for it, or else the newest.
+    /// The dates of what is served: of several versions the certificate ends with the first. A target serves what was
+    /// deployed there; before the first deployment, what will be.
     served_from: Option<Time>,
     served_to: Option<Time>,
+    /// The dates of what should be served: what was chosen for a target, or else the newest of its agent.
+    wanted_from: Option<Time>,
+    wanted_to: Option<Time>,
     auto_renew: bool,
     renew_at_permille: i32,
     renewal_window_days: i32,
@@ -256,8 +260,9 @@ impl Plan {
             renewal_window_days: self.renewal_window_days,
             spread_percent: self.spread_percent,
         };
-        let by_age = self.dates(newest);
-        let by_age = by_age.and_then(|(from, to)| rule.due_at(from, to, spread_of(self.id.as_str())));
+        let dates = [self.dates(newest), self.wanted_from.zip(self.wanted_to)];
+        let due_at = |(from, to)| rule.due_at(from, to, spread_of(self.id.as_str()));
+        let by_age = dates.into_iter().flatten().filter_map(due_at).min();
         let again = self.again_at.filter(|_| self.auto_renew && self.waiting);
         [by_age, again]
             .into_iter()
@@ -275,16 +280,19 @@ pub(crate) async fn plans(tx: &mut Tx, which: Planned<'_>) -> Result<Vec<Plan>> 
     Ok(sqlx::query_as(
         "SELECT c.id, c.not_before, c.not_after, p.auto_renew, p.renew_at_permille, p.renewal_window_days,
                 p.spread_percent, served.not_before AS served_from, served.not_after AS served_to,
-                served.placed, served.waiting, c.names_certifiable,
+                served.wanted_from, served.wanted_to, served.placed, served.waiting, c.names_certifiable,
                 c.failed_at + make_interval(secs => p.retry_interval_seconds) AS again_at
            FROM certificates c
            JOIN renewal_policies p ON p.id = c.renewal_policy_id
           CROSS JOIN LATERAL (
                 SELECT count(*) > 0 AS placed, count(*) > count(v.not_after) AS waiting,
-                       min(v.not_after) AS not_after,
-                       (array_agg(v.not_before ORDER BY v.not_after))[1] AS not_before
+                       min(coalesce(d.not_after, v.not_after)) AS not_after,
+                       (array_agg(coalesce(d.not_before, v.not_before)
+                                  ORDER BY coalesce(d.not_after, v.not_after)))[1] AS not_before,
+                       min(v.not_after) AS wanted_to, (array_agg(v.not_before ORDER BY v.not_after))[1] AS wanted_from
                   FROM certificate_targets m
                   JOIN targets t ON t.id = m.target_id
+                  LEFT JOIN certificate_versions d ON d.id = m.deployed_version_id
                   LEFT JOIN LATERAL (SELECT not_before, not_after FROM certificate_versions
                                       WHERE certificate_id = c.id AND agent_id = t.agent_id
                                       ORDER BY id = m.chosen_version_id DESC NULLS LAST, version DESC LIMIT 1) v ON true
@@ -353,9 +361,10 @@ pub async fn retarget(tx: &mut Tx, certificate: &Locked, again: Option<&TargetId
     }
     let places: Vec<Place> = sqlx::query_as(
         "SELECT t.id AS target, t.agent_id AS agent, v.id AS version,
-                EXISTS (SELECT 1 FROM jobs j
-                         WHERE j.certificate_id = $1 AND j.type = 'Deployment' AND j.target_id = t.id
-                           AND j.version_id = v.id AND j.status NOT IN ('Failed', 'Cancelled')) AS there
+                coalesce(m.deployed_version_id = v.id, false)
+                    OR EXISTS (SELECT 1 FROM jobs j
+                                WHERE j.certificate_id = $1 AND j.type = 'Deployment' AND j.target_id = t.id
+                                  AND j.version_id = v.id AND j.status IN ('Pending', 'Running')) AS there
            FROM certificate_targets m
            JOIN targets t ON t.id = m.target_id
            LEFT JOIN LATERAL (SELECT id, not_after FROM certificate_versions
@@ -386,7 +395,7 @@ pub async fn retarget(tx: &mut Tx, certificate: &Locked, again: Option<&TargetId
             Some(_) => {}
         }
     }
-    jobs::insert(tx, &deployments).await?;
+    jobs::deploy_now(tx, &deployments).await?;
     without.dedup();
     certificates::request_from(tx, certificate, certificate.next_kind(), without).await?;
     Ok(())

@@ -87,6 +87,8 @@ pub enum Subject {
     Certificate,
     /// Jobs, by type, status and the day they were finished.
     Job,
+    /// Certificates with targets, by deployment status.
+    Deployment,
 }
 
 impl Subject {
@@ -95,6 +97,7 @@ impl Subject {
         match self {
             Subject::Certificate => "certificate",
             Subject::Job => "job",
+            Subject::Deployment => "deployment",
         }
     }
 }

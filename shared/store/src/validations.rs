@@ -21,9 +21,6 @@ use crate::{
     outbox::{self, News},
 };
 
-/// How often one looks before something is called wrong: what was just reloaded may take a moment.
-const TRIES: i32 = 3;
-
 /// Creates the jobs of mappings whose turn has come, says when it comes again, and commits. Returns how many mappings had
 /// one.
 ///
@@ -43,7 +40,8 @@ pub async fn plan(mut tx: Tx, every: Duration, limit: i64) -> Result<usize> {
         return Ok(0);
     }
     // Everyone takes certificates first, so that nobody waits in a circle.
-    certificates::lock_all(&mut tx, &column(&due, |(certificate, _)| certificate)).await?;
+    let certificates = certificates::lock_all(&mut tx, &column(&due, |(certificate, _)| certificate)).await?;
+    let tries: HashMap<&CertificateId, i32> = certificates.iter().map(|one| (&one.id, one.max_retries)).collect();
     let looked_at: Vec<(CertificateId, TargetId, AgentId, bool)> = sqlx::query_as(
         "UPDATE certificate_targets m
             SET validate_at = CASE WHEN t.enabled AND t.config->'endpoints' IS NOT NULL AND c.revoked_at IS NULL
@@ -62,7 +60,7 @@ pub async fn plan(mut tx: Tx, every: Duration, limit: i64) -> Result<usize> {
     .await?;
     let looked_at = looked_at.iter().filter(|(.., there)| *there);
     let jobs: Vec<NewJob> = looked_at
-        .map(|(certificate, target, agent, _)| job(certificate, target, agent))
+        .map(|(certificate, target, agent, _)| job(certificate, target, agent, tries[certificate]))
         .collect();
     jobs::insert(&mut tx, &jobs).await?;
     tx.commit_outcomes().await?;
@@ -86,38 +84,67 @@ pub async fn request(tx: &mut Tx, certificate: &Locked, only: Option<&TargetId>)
     .await?;
     let jobs: Vec<NewJob> = places
         .iter()
-        .map(|(target, agent)| job(&certificate.id, target, agent))
+        .map(|(target, agent)| job(&certificate.id, target, agent, certificate.max_retries))
         .collect();
     jobs::insert(tx, &jobs).await
 }
 
-fn job(certificate: &CertificateId, target: &TargetId, agent: &AgentId) -> NewJob {
+/// It looks a few times before something is called wrong: what was just reloaded may take a moment.
+fn job(certificate: &CertificateId, target: &TargetId, agent: &AgentId, tries: i32) -> NewJob {
     NewJob {
         kind: JobKind::Validation,
         certificate: certificate.clone(),
         agent: agent.clone(),
         target: Some(target.clone()),
         version: None,
-        max_attempts: TRIES,
+        max_attempts: tries,
     }
 }
 
-/// Has it looked at once: this certificate was just deployed to the target, or, without one, the target changed, which is
-/// about what was deployed there before.
+/// Has it looked at once, because the target changed.
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn look_soon(tx: &mut Tx, target: &TargetId, deployed: Option<&CertificateId>) -> Result<()> {
+pub async fn look_soon(tx: &mut Tx, target: &TargetId) -> Result<()> {
     sqlx::query(
-        "UPDATE certificate_targets m SET validate_at = $3
-          WHERE m.target_id = $1
-            AND CASE WHEN $2::text IS NOT NULL THEN m.certificate_id = $2
-                     ELSE EXISTS (SELECT 1 FROM jobs d
-                                   WHERE d.type = 'Deployment' AND d.certificate_id = m.certificate_id
-                                     AND d.target_id = m.target_id AND d.status = 'Completed') END",
+        "UPDATE certificate_targets SET validate_at = $2 WHERE target_id = $1 AND deployed_version_id IS NOT NULL",
     )
     .bind(target)
-    .bind(deployed)
+    .bind(tx.now())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Has it looked at once after a deployment to the target. What was seen before at its addresses counts no longer, of other
+/// certificates that should be served there neither.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn deployed(tx: &mut Tx, target: &TargetId, certificate: &CertificateId) -> Result<()> {
+    // In one order, so that two deployments do not wait for each other.
+    let at: Vec<(CertificateId, TargetId)> = sqlx::query_as(
+        "WITH seen AS MATERIALIZED (
+            SELECT e.id FROM endpoints e
+             WHERE e.address = ANY (ARRAY(SELECT own.address FROM endpoints own WHERE own.target_id = $1))
+                OR e.endpoint = ANY (ARRAY(SELECT jsonb_array_elements_text(t.config->'endpoints') FROM targets t
+                                            WHERE t.id = $1 AND jsonb_typeof(t.config->'endpoints') = 'array'))
+             ORDER BY e.id FOR UPDATE)
+         UPDATE endpoints e SET outdated = true FROM seen WHERE e.id = seen.id
+         RETURNING e.certificate_id, e.target_id",
+    )
+    .bind(target)
+    .fetch_all(&mut **tx)
+    .await?;
+    sqlx::query(
+        "UPDATE certificate_targets m SET validate_at = $5
+          WHERE m.certificate_id = $1 AND m.target_id = $2
+             OR (m.certificate_id, m.target_id) IN (SELECT * FROM unnest($3::text[], $4::text[]))",
+    )
+    .bind(certificate)
+    .bind(target)
+    .bind(column(&at, |(certificate, _)| certificate))
+    .bind(column(&at, |(_, target)| target))
     .bind(tx.now())
     .execute(&mut **tx)
     .await?;
@@ -230,7 +257,7 @@ pub async fn record(tx: &mut Tx, job: &JobFacts, seen: &[Seen]) -> Result<()> {
                 AS n (id, endpoint, address, outcome, detail, fingerprint)
          ON CONFLICT (certificate_id, target_id, endpoint, address) DO UPDATE
             SET outcome = excluded.outcome, detail = excluded.detail, checked_at = excluded.checked_at,
-                fingerprint_sha256 = excluded.fingerprint_sha256,
+                outdated = false, fingerprint_sha256 = excluded.fingerprint_sha256,
                 since = CASE WHEN e.outcome = excluded.outcome
                                   AND e.fingerprint_sha256 IS NOT DISTINCT FROM excluded.fingerprint_sha256
                              THEN e.since ELSE excluded.since END
@@ -250,6 +277,7 @@ pub async fn record(tx: &mut Tx, job: &JobFacts, seen: &[Seen]) -> Result<()> {
     .into_iter()
     .filter_map(|(endpoint, address, changed): (String, String, bool)| changed.then_some((endpoint, address)))
     .collect();
+    look_again(tx, job, target).await?;
     for one in seen {
         if !changed.contains(&(one.endpoint.clone(), one.address.clone())) {
             continue;
@@ -259,13 +287,34 @@ pub async fn record(tx: &mut Tx, job: &JobFacts, seen: &[Seen]) -> Result<()> {
             .is_some_and(|outcome| *outcome != EndpointOutcome::Served);
         match one.outcome {
             EndpointOutcome::Served if was_wrong => note(tx, job, target, "endpoint_restored", one),
-            EndpointOutcome::Served => {}
+            EndpointOutcome::Served | EndpointOutcome::Unchecked => {}
             EndpointOutcome::Differs | EndpointOutcome::Unreachable => {
                 note(tx, job, target, "endpoint_drifted", one);
                 warn_of(tx, job, target, one, now).await?;
             }
         }
     }
+    Ok(())
+}
+
+/// While something is wrong it is looked at again after the retry interval of the renewal policy, then after as long as it
+/// has been wrong, until the ordinary turn comes sooner.
+async fn look_again(tx: &mut Tx, job: &JobFacts, target: &TargetId) -> Result<()> {
+    sqlx::query(
+        "UPDATE certificate_targets m
+            SET validate_at = least(m.validate_at,
+                                    $3 + greatest(make_interval(secs => p.retry_interval_seconds), $3 - wrong.since))
+           FROM certificates c
+           JOIN renewal_policies p ON p.id = c.renewal_policy_id
+          CROSS JOIN (SELECT min(since) AS since FROM endpoints
+                       WHERE certificate_id = $1 AND target_id = $2 AND outcome <> 'Served') wrong
+          WHERE m.certificate_id = $1 AND m.target_id = $2 AND c.id = $1 AND wrong.since IS NOT NULL",
+    )
+    .bind(&job.certificate)
+    .bind(target)
+    .bind(tx.now())
+    .execute(&mut **tx)
+    .await?;
     Ok(())
 }
 

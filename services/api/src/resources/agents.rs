@@ -568,13 +568,10 @@ async fn report(cx: Cx, rq: Request<AgentReportJobStatus>) -> Result<Outcome, Ap
             outdo(&mut tx, &by, &facts).await?;
             jobs::apply(&mut tx, Job::<Running>::known(facts).complete(&by)).await?;
         }
-        (JobStatus::Failed, JobStatus::Running) if deploys => {
-            certificates::note_not_deployed(&mut tx, &facts, &reason()).await?;
-            jobs::apply(&mut tx, Job::<Running>::known(facts).fail(&by, reason())).await?;
-        }
-        (JobStatus::Failed, JobStatus::Pending) if deploys => {
-            certificates::note_not_deployed(&mut tx, &facts, &reason()).await?;
-            jobs::apply(&mut tx, Job::<Pending>::known(facts).fail(&by, reason())).await?;
+        (JobStatus::Failed, JobStatus::Running | JobStatus::Pending) if deploys => {
+            if !certificates::note_not_deployed(&mut tx, &by, &facts, is, &reason()).await? {
+                return Ok(Outcome::of("updated"));
+            }
         }
         (JobStatus::Failed, JobStatus::AwaitingCsr) => {
             certificates::note_failure(&mut tx, &facts, &reason()).await?;

@@ -69,10 +69,12 @@ impl Listed for Certificate {
         c.renewal_policy_id, c.profile_id AS certificate_profile_id, certificate_status(c, clock.at) AS status,
         c.not_after AS expires_at, c.tags, c.last_renewal_at, c.last_deployment_at, c.revoked_at, c.revocation_reason,
         c.failure, c.renew_at, v.serial_number, v.fingerprint_sha256 AS fingerprint, v.key_algorithm, v.key_size,
-        v.created_at AS issued_at, c.created_at, c.updated_at";
+        v.created_at AS issued_at, d.status AS deployment_status, d.since AS deployment_status_since,
+        d.reason AS deployment_status_reason, c.created_at, c.updated_at";
     const FROM: &'static str = "certificates c
         CROSS JOIN (SELECT {now}::timestamptz AS at) clock
-        LEFT JOIN certificate_versions v ON v.id = c.current_version_id";
+        LEFT JOIN certificate_versions v ON v.id = c.current_version_id
+        LEFT JOIN deployment_states d ON d.certificate_id = c.id";
     const ROWS: &'static str = "certificates c";
     const ID: &'static str = "c.id";
     const TALLY: Option<Subject> = Some(Subject::Certificate);
@@ -100,6 +102,14 @@ impl Listed for Certificate {
 
     fn restrict(f: &CertificateFilter, sql: &mut Where<'_>) {
         sql.eq("c.status", &f.status);
+        if let Some(status) = f.deployment_status {
+            // The word itself, so that the planner knows how many have it.
+            sql.within("c.id", |sql| {
+                sql.push("SELECT s.certificate_id FROM deployment_states s WHERE s.status = '")
+                    .push(status.as_str())
+                    .push("'");
+            });
+        }
         sql.eq("c.environment", &f.environment);
         sql.eq("c.owner_id", &f.owner_id);
         sql.eq("c.team_id", &f.team_id);
@@ -142,7 +152,7 @@ impl Listed for Certificate {
 }
 
 /// A certificate as JSON, by the columns of its list.
-const FIELDS: [Field; 27] = [
+const FIELDS: [Field; 30] = [
     Field::text("id"),
     Field::text("name"),
     Field::text("common_name"),
@@ -168,6 +178,9 @@ const FIELDS: [Field; 27] = [
     Field::text("key_algorithm"),
     Field::integer("key_size"),
     Field::time("issued_at"),
+    Field::text("deployment_status"),
+    Field::time("deployment_status_since"),
+    Field::text("deployment_status_reason"),
     Field::time("created_at"),
     Field::time("updated_at"),
 ];

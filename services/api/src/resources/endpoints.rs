@@ -4,6 +4,7 @@ use certctl_contract::{
     endpoints::*,
     list::{Page, Sort},
 };
+use certctl_model::validation::EndpointOutcome;
 use sqlx::{FromRow, postgres::PgRow};
 
 use crate::{
@@ -21,7 +22,9 @@ impl Listed for Endpoint {
     type Sort = EndpointSort;
 
     const KIND: &'static str = "endpoint";
-    const COLUMNS: &'static str = "e.id, e.certificate_id, e.target_id, e.endpoint, e.address, e.outcome, e.detail,
+    const COLUMNS: &'static str = "e.id, e.certificate_id, e.target_id, e.endpoint, e.address,
+        CASE WHEN e.outdated THEN 'Unchecked' ELSE e.outcome END AS outcome,
+        CASE WHEN e.outdated THEN 'something was deployed since, and it was not checked again yet' ELSE e.detail END AS detail,
         e.fingerprint_sha256, e.since, e.checked_at";
     const FROM: &'static str = "endpoints e";
     const ID: &'static str = "e.id";
@@ -39,7 +42,14 @@ impl Listed for Endpoint {
     fn restrict(f: &EndpointFilter, sql: &mut Where<'_>) {
         sql.eq("e.certificate_id", &f.certificate_id);
         sql.eq("e.target_id", &f.target_id);
-        sql.eq("e.outcome", &f.outcome);
+        match f.outcome {
+            Some(EndpointOutcome::Unchecked) => sql.and("e.outdated"),
+            Some(_) => {
+                sql.eq("e.outcome", &f.outcome);
+                sql.and("NOT e.outdated");
+            }
+            None => {}
+        }
     }
 
     fn read(row: &PgRow) -> Result<Self, sqlx::Error> {

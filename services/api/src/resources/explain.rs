@@ -27,7 +27,7 @@ async fn certificate(cx: Cx, rq: Request<ExplainCertificate>) -> Result<Certific
     let standing = certificate_standing(&mut db, &id, now).await?;
     let jobs = job_standings(
         &mut db,
-        "j.certificate_id = $2 AND j.status NOT IN ('Completed', 'Failed', 'Cancelled')",
+        "j.certificate_id = $2 AND (j.status NOT IN ('Completed', 'Failed', 'Cancelled') OR j.retry_at IS NOT NULL)",
         id.as_str(),
         now,
     )
@@ -71,6 +71,17 @@ async fn certificate_standing(
     .bind(id)
     .fetch_all(&mut *db)
     .await?;
+    let deployment = sqlx::query_as(
+        "SELECT s.status, s.since, s.reason,
+                (SELECT min(coalesce(j.retry_at, j.run_at)) FROM jobs j
+                  WHERE j.certificate_id = $1 AND j.type = 'Deployment'
+                    AND (j.retry_at IS NOT NULL OR j.status = 'Pending' AND j.run_at > $2)) AS next_attempt
+           FROM deployment_states s WHERE s.certificate_id = $1",
+    )
+    .bind(id)
+    .bind(now)
+    .fetch_optional(&mut *db)
+    .await?;
     let agents = planning::standing(db, id, now).await?;
     let revoked: (Option<Time>, Option<RevocationReason>) =
         (row.try_get("revoked_at")?, row.try_get("revocation_reason")?);
@@ -97,6 +108,7 @@ async fn certificate_standing(
         forbidden,
         agents,
         issuer: row.try_get("issuer_id")?,
+        deployment,
     })
 }
 
@@ -113,7 +125,7 @@ async fn job_standings(
                 EXISTS (SELECT 1 FROM fences WHERE lifted_at IS NULL) AS fenced,
                 EXISTS (SELECT 1 FROM leases WHERE name = 'scheduler' AND until > $1) AS scheduler_runs,
                 j.run_at, j.lease_until, j.attempts, j.max_attempts, coalesce(j.reason, j.last_error) AS last_error,
-                j.finished_at
+                j.finished_at, j.retry_at
            FROM jobs j
            JOIN issuers i ON i.id = j.issuer_id
            LEFT JOIN agents a ON a.id = j.agent_id
@@ -146,5 +158,6 @@ fn read(row: &PgRow) -> Result<JobStanding, sqlx::Error> {
         tries: (row.try_get("attempts")?, row.try_get("max_attempts")?),
         last_error: row.try_get("last_error")?,
         finished_at: row.try_get("finished_at")?,
+        retry_at: row.try_get("retry_at")?,
     })
 }

@@ -47,7 +47,7 @@ impl Listed for Job {
     const COLUMNS: &'static str = "j.id, j.type, j.certificate_id, j.target_id, j.agent_id, j.version_id, j.status,
         j.attempts, j.max_attempts, coalesce(j.reason, j.last_error) AS last_error,
         coalesce(j.reason, j.last_error) AS error_message, j.run_at AS scheduled_at, j.started_at,
-        j.finished_at AS completed_at, j.created_at, j.requested_by";
+        j.finished_at AS completed_at, j.retry_at, j.created_at, j.requested_by";
     const FROM: &'static str = "jobs j";
     const ID: &'static str = "j.id";
     const TALLY: Option<Subject> = Some(Subject::Job);
@@ -109,6 +109,11 @@ async fn retry(cx: Cx, rq: Request<RetryJob>) -> Result<Outcome, ApiError> {
         .bind(&agent)
         .execute(&mut *tx)
         .await?;
+    let waits = jobs::retry_now(&mut tx, std::slice::from_ref(&id)).await?;
+    if !waits.is_empty() {
+        tx.commit().await?;
+        return Ok(Outcome::of("job_retried"));
+    }
     let failed = jobs::lock::<Failed>(&mut tx, &id).await?;
     must_still_be_wanted(&mut tx, &failed.facts).await?;
     let by = tx.actor();

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use certctl_contract::metrics::*;
-use certctl_model::certificate::CertificateStatus;
+use certctl_model::certificate::{CertificateStatus, DeploymentStatus};
 
 use sqlx::AssertSqlSafe;
 use tokio::try_join;
@@ -30,6 +30,7 @@ struct Figures {
     jobs: Jobs,
     issued: i64,
     by_status: BTreeMap<String, i64>,
+    by_deployment_status: BTreeMap<String, i64>,
 }
 
 #[derive(Default)]
@@ -99,6 +100,10 @@ async fn figures(cx: &Cx) -> Result<Figures, ApiError> {
     let none = |status: &CertificateStatus| (status.to_string(), 0);
     let mut figures = Figures {
         by_status: CertificateStatus::ALL.iter().map(none).collect(),
+        by_deployment_status: DeploymentStatus::ALL
+            .iter()
+            .map(|status| (status.to_string(), 0))
+            .collect(),
         ..Figures::default()
     };
     let (certificates, jobs) = (&mut figures.certificates, &mut figures.jobs);
@@ -128,6 +133,7 @@ async fn figures(cx: &Cx) -> Result<Figures, ApiError> {
             ("job", "Failed") => jobs.failed += one.count,
             ("job", "Cancelled") => {}
             ("job", _) => jobs.open += one.count,
+            ("deployment", _) => *figures.by_deployment_status.entry(one.status).or_default() += one.count,
             _ => figures.issued += one.count,
         }
     }
@@ -161,6 +167,7 @@ async fn metrics(cx: Cx, _: Request<Metrics>) -> Result<MetricsReport, ApiError>
         jobs,
         issued,
         by_status,
+        by_deployment_status,
     } = figures;
     let (now, started) = (cx.now(), cx.app.started);
     Ok(MetricsReport {
@@ -171,6 +178,7 @@ async fn metrics(cx: Cx, _: Request<Metrics>) -> Result<MetricsReport, ApiError>
             certificate_expired: certificates.expired,
             certificate_revoked: certificates.revoked,
             certificate_by_status: by_status,
+            certificate_by_deployment_status: by_deployment_status,
             agent_total: agents.total,
             agent_online: agents.online,
             agent_offline: agents.total - agents.online,
@@ -196,6 +204,7 @@ async fn summary(cx: Cx, _: Request<DashboardSummary>) -> Result<Summary, ApiErr
         certificates,
         jobs,
         by_status,
+        by_deployment_status,
         ..
     } = figures;
     Ok(Summary {
@@ -214,6 +223,7 @@ async fn summary(cx: Cx, _: Request<DashboardSummary>) -> Result<Summary, ApiErr
             .copied()
             .unwrap_or(0),
         by_status,
+        by_deployment_status,
         completed_at: cx.now(),
     })
 }

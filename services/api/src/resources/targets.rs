@@ -152,7 +152,7 @@ async fn update(cx: Cx, rq: Request<UpdateTarget>) -> Result<Target, ApiError> {
     .await?;
     let updated: Target = listing::get(&mut tx, now, id.as_str()).await?;
     let again = (deployed_by(&updated) != deployed_by(&before)).then_some(&id);
-    validations::look_soon(&mut tx, &id, None).await?;
+    validations::look_soon(&mut tx, &id).await?;
     if again.is_some() || updated.enabled != before.enabled {
         for certificate in &certificates {
             planning::retarget(&mut tx, certificate, again).await?;
