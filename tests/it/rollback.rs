@@ -90,6 +90,10 @@ async fn a_version_that_has_ended_or_is_revoked_or_whose_key_nobody_has_is_not_p
     deploy(json!({ "version": 1 })).await.expect(202);
     w.settle().await;
     assert_eq!(serial(&host), before);
+    for hours in [1, 2] {
+        w.clock.advance(DAY * hours / 24);
+        w.settle().await;
+    }
     let error = w
         .text("SELECT reason FROM jobs WHERE type = 'Deployment' AND status = 'Failed'")
         .await;

@@ -225,7 +225,7 @@ impl CertificateStanding {
             .iter()
             .any(|one| one.open_job.is_none() && one.due_at.is_none_or(|due| due <= now));
         let quiet = match explained.cause {
-            Cause::NotDue | Cause::NoAutoRenewal | Cause::EndsWithIssuer => true,
+            Cause::NotDue | Cause::NoAutoRenewal | Cause::EndsWithIssuer => *status != DeploymentStatus::Pending,
             Cause::Due => !wanting,
             _ => false,
         };
