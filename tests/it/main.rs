@@ -9,6 +9,7 @@ mod bad_input;
 mod broken_nginx;
 mod bulk;
 mod calls;
+mod certification_path;
 mod cli;
 mod clocks;
 mod compatibility;

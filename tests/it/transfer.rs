@@ -189,7 +189,7 @@ async fn a_version_is_exported_in_every_format_and_openssl_reads_it(db: PgPool) 
             "application/x-pkcs12",
             "_.example.net.p12",
             None,
-            "pkcs12 -nokeys -passin pass:changeit -in",
+            "pkcs12 -info -nokeys -passin pass:changeit -in",
         ),
     ] {
         let answer = w
@@ -218,6 +218,8 @@ async fn a_version_is_exported_in_every_format_and_openssl_reads_it(db: PgPool) 
         if format == "p12" {
             assert_eq!(said.matches("BEGIN CERTIFICATE").count(), 3, "{said}");
             assert!(!said.contains("PRIVATE"));
+            // OpenSSL names each part: the one with the certificates is the only one.
+            assert_eq!(said.matches("PKCS7").count(), 1, "{said}");
         }
     }
     w.get(&format!("/api/v1/certificates/{id}/export?version=2"))

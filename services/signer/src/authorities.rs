@@ -127,8 +127,8 @@ impl Authorities {
     }
 
     async fn load(&self, issuer: &IssuerId) -> Result<Arc<Authority>> {
-        let row: Option<(String, Value, Option<String>)> = sqlx::query_as(
-            "SELECT i.type, i.config, a.chain_pem
+        let row: Option<(String, Value, Option<String>, Option<Time>)> = sqlx::query_as(
+            "SELECT i.type, i.config, a.chain_pem, a.not_after
                FROM issuers i
                LEFT JOIN authorities a ON a.issuer_id = i.id
               WHERE i.id = $1",
@@ -136,7 +136,7 @@ impl Authorities {
         .bind(issuer)
         .fetch_optional(&self.pool)
         .await?;
-        let (kind, config, published) = row.ok_or_else(|| unknown(issuer))?;
+        let (kind, config, published, published_end) = row.ok_or_else(|| unknown(issuer))?;
         if kind.parse() != Ok(IssuerType::Local) {
             return Err(Error::WrongState(format!(
                 "issuer {issuer} is of type {kind}; only local issuers sign here"
@@ -152,7 +152,9 @@ impl Authorities {
             .await
             .map_err(|error| unusable(format!("{error:#}")))?;
         let authority = Authority::new(issuer.clone(), key, chain, self.clock.now()).map_err(unusable)?;
-        if published_chain.as_ref() != Some(&authority.chain_pem) {
+        let is_published =
+            published_chain.as_ref() == Some(&authority.chain_pem) && published_end == Some(authority.not_after());
+        if !is_published {
             self.publish(&authority, published.as_ref()).await?;
         }
         info!(issuer.id = %issuer, "the authority of issuer {issuer} is loaded: {}", authority.certificate.subject);
@@ -218,7 +220,7 @@ impl Authorities {
         .bind(&authority.issuer)
         .bind(&certificate.der)
         .bind(&authority.chain_pem)
-        .bind(certificate.not_after)
+        .bind(authority.not_after())
         .bind(tx.now())
         .bind(published.map(|published| published.der.as_slice()))
         .execute(&mut *tx)

@@ -3,7 +3,12 @@
 use std::sync::Arc;
 
 use certctl_model::{id::IssuerId, profile::ProfileRules, time::Time};
-use certctl_x509::{facts::CertificateFacts, name::common_name_to_rdn, ocsp};
+use certctl_x509::{
+    facts::CertificateFacts,
+    name::{common_name_to_name, common_name_to_rdn},
+    ocsp,
+    path::Path,
+};
 use rasn::types::{Any, ObjectIdentifier, SetOf};
 use rasn_pkix::{AttributeTypeAndValue, Name, RelativeDistinguishedName};
 use tokio::sync::Mutex;
@@ -23,6 +28,8 @@ pub(crate) struct Authority {
     pub(crate) certificate: CertificateFacts,
     /// The certificate and those above it, in PEM.
     pub(crate) chain_pem: String,
+    /// What the chain allows certificates below it to be.
+    pub(crate) path: Path,
     /// The subject of the certificate, which everything issued names as its issuer.
     pub(crate) name: Name,
     /// The identifier of its key.
@@ -59,13 +66,14 @@ impl Authority {
                     lower.subject
                 )
             })?;
-            if !upper.is_ca {
+            if now < upper.not_before || now > upper.not_after {
                 return Err(format!(
-                    "the certificate of \"{}\" above it lacks CA:TRUE",
-                    upper.subject
+                    "the certificate of \"{}\" above it is valid from {} to {}, so nothing below it is accepted now",
+                    upper.subject, upper.not_before, upper.not_after
                 ));
             }
         }
+        let path = Path::of(&chain)?;
         let unreadable = || "its subject or key cannot be read".to_owned();
         let key_id = match &certificate.subject_key_id {
             Some(id) => id.clone(),
@@ -73,6 +81,7 @@ impl Authority {
         };
         let authority = Self {
             issuer,
+            path,
             chain_pem: chain.iter().map(CertificateFacts::to_pem).collect(),
             name: rasn::der::decode(&certificate.subject_der).map_err(|_| unreadable())?,
             key_id,
@@ -117,13 +126,37 @@ impl Authority {
         Ok(())
     }
 
-    /// Nothing is signed by an authority that has ended.
+    /// A subject with this common name that the chain allows: of the common name alone, or below its own subject.
+    ///
+    /// # Errors
+    /// The constraint on directory names that neither satisfies.
+    pub(crate) fn subject_below(&self, common_name: &str) -> Result<Name, String> {
+        let Name::RdnSequence(mut below) = self.name.clone();
+        below.push(common_name_to_rdn(common_name));
+        let alone = common_name_to_name(common_name);
+        match self.path.admits_subject(&der::encode(&alone), &[]) {
+            Ok(()) => Ok(alone),
+            Err(_) => {
+                let below = Name::RdnSequence(below);
+                self.path.admits_subject(&der::encode(&below), &[])?;
+                Ok(below)
+            }
+        }
+    }
+
+    /// The last instant at which the certificate and all above it are valid.
+    pub(crate) fn not_after(&self) -> Time {
+        self.path.not_after()
+    }
+
+    /// Nothing is signed by an authority that has ended, or stands below one that has.
     pub(crate) fn must_be_valid(&self, now: Time) -> Result<()> {
-        match now <= self.certificate.not_after {
+        match now <= self.not_after() {
             true => Ok(()),
             false => Err(Error::WrongState(format!(
-                "the certificate of issuer {} ended at {}",
-                self.issuer, self.certificate.not_after
+                "the certificate of issuer {}, or one above it, ended at {}",
+                self.issuer,
+                self.not_after()
             ))),
         }
     }

@@ -8,7 +8,7 @@ mod body;
 mod entry;
 mod numbers;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use aws_lc_rs::digest;
 use certctl_contract::signer::CrlPublished;
@@ -55,18 +55,9 @@ async fn make(shared: &Shared, list: &List) -> Result<CrlPublished> {
     let prior = crls::prior(&mut tx, list).await?;
     let base = base(list, &prior)?;
     let highest = Highest::of(&shared.authorities.directory, list);
-    let number = highest.next(list, prior.number)?;
-    let next_update = (now + shared.crl_lifetime)
-        .min(authority.certificate.not_after)
-        .whole_seconds();
-    let extensions = extensions(
-        shared.terms.public_url.as_deref(),
-        &authority,
-        list,
-        &prior,
-        number,
-        base,
-    )?;
+    let together = issued_together(list, &prior, now).filter(|(number, _)| highest.is_at(*number));
+    let next = highest.next(list, prior.number)?;
+    let next_update = (now + shared.crl_lifetime).min(authority.not_after()).whole_seconds();
     // Before the entries are read, so that nothing is forgotten that they lack.
     crls::clean(&mut tx, list).await?;
 
@@ -83,6 +74,16 @@ async fn make(shared: &Shared, list: &List) -> Result<CrlPublished> {
     let (mut stored, count) = (stored?, count?);
     failpoint::hold("signer.crl_written").await;
 
+    // What has changed after all makes it a list of its own.
+    let (number, now) = together.filter(|_| count == 0).unwrap_or((next, now));
+    let extensions = extensions(
+        shared.terms.public_url.as_deref(),
+        &authority,
+        list,
+        &prior,
+        number,
+        base,
+    )?;
     let head = head(&authority, now, next_update, length, extensions.len());
     let (mut message, mut lint) = (
         authority.message(),
@@ -176,6 +177,14 @@ fn base(list: &List, prior: &Prior) -> Result<Option<i64>> {
             base => Ok(base),
         },
     }
+}
+
+/// The number and the date of the full CRL that a delta is issued together with (RFC 5280 §5.2.3): the delta is the first
+/// on it, is made in the same minute, and nothing has changed since.
+fn issued_together(list: &List, prior: &Prior, now: Time) -> Option<(i64, Time)> {
+    const TOGETHER: Duration = Duration::from_secs(60);
+    let (number, made_at) = prior.full.zip(prior.unchanged_since)?;
+    (list.scope == Scope::Delta && made_at <= now && now < made_at + TOGETHER).then_some((number, made_at))
 }
 
 /// Reads the entries into the sink, and returns how many there are. Leaves the connection usable, whatever happens.
@@ -284,6 +293,7 @@ pub(crate) fn whole(authority: &Authority, number: i64, entries: &[crls::Entry<'
         has_delta: false,
         number: number - 1,
         full: None,
+        unchanged_since: None,
     };
     let mut writer = Writer::default();
     for entry in entries {

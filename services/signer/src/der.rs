@@ -209,17 +209,20 @@ pub(crate) fn key_usage(usages: &[Usage]) -> Extension {
     extension(oid::KEY_USAGE, true, encode(&bits))
 }
 
-/// What a TLS key does: it signs, and an RSA key may be given an encrypted secret as well (RFC 5246 §7.4.2).
-pub(crate) fn leaf_usages(key: KeyFacts) -> &'static [Usage] {
+/// What a TLS key does: it signs, and an RSA key may be given an encrypted secret as well (RFC 5246 §7.4.2). A key for time
+/// stamps signs them and does nothing else.
+pub(crate) fn leaf_usages(key: KeyFacts, purposes: &[ExtendedKeyUsage]) -> &'static [Usage] {
     match key.algorithm {
+        _ if purposes.contains(&ExtendedKeyUsage::TimeStamping) => &[Usage::DigitalSignature],
         KeyAlgorithm::Rsa => &[Usage::DigitalSignature, Usage::KeyEncipherment],
         _ => &[Usage::DigitalSignature],
     }
 }
 
-/// The purposes of the certified key.
+/// The purposes of the certified key; critical for time stamps (RFC 3161 §2.3).
 pub(crate) fn extended_key_usage(purposes: Vec<ObjectIdentifier>) -> Extension {
-    extension(oid::EXTENDED_KEY_USAGE, false, encode(&purposes))
+    let critical = purposes.contains(&purpose(ExtendedKeyUsage::TimeStamping));
+    extension(oid::EXTENDED_KEY_USAGE, critical, encode(&purposes))
 }
 
 /// A purpose by its word.

@@ -385,6 +385,7 @@ impl Csr {
         let sans = sans.iter().map(|name| name.parse()).collect::<Result<Vec<San>, _>>();
         let names = all_names(&common_name, &sans.map_err(|error| invalid(&error))?);
         csr::names_within(request.common_name(), request.sans(), &names).map_err(Error::Invalid)?;
+        rules.check_purposes().map_err(Error::Invalid)?;
         rules.admits(request.key(), &names).map_err(Error::Invalid)?;
         Ok(Self {
             job: job.clone(),
@@ -408,7 +409,12 @@ impl Csr {
         }
         let short_lived = self.is_short_lived();
         let (not_before, not_after) = self.validity(authority, terms, now);
-        let subject = self.subject();
+        let outside = |why: String| Error::Invalid(format!("issuer {} cannot certify this: {why}", self.issuer));
+        let purposes = self.purposes();
+        let dotted: Vec<String> = purposes.iter().map(ToString::to_string).collect();
+        authority.path.admits_purposes(&dotted).map_err(outside)?;
+        authority.path.admits_names(&self.names).map_err(outside)?;
+        let subject = self.subject(authority);
         let mut extensions = self.extensions(subject.is_empty()).ok_or_else(|| self.unencodable())?;
         extensions.push(der::authority_key_id(&authority.key_id));
         let serial_number = der::random_serial()?;
@@ -433,7 +439,7 @@ impl Csr {
             spki_der: self.request.spki_der(),
             key: self.request.key(),
             names: &self.names,
-            purposes: self.purposes().iter().map(ToString::to_string).collect(),
+            purposes: dotted,
             longest: (!self.rules.max_ttl.is_zero()).then_some(self.rules.max_ttl),
             publishes: terms.public_url.is_some() && !short_lived,
             no_rev_avail: short_lived,
@@ -453,10 +459,15 @@ impl Csr {
         Ok(Prepared { entry })
     }
 
-    /// The common name, if it fits into a subject (RFC 5280 appendix A.1: at most 64 characters).
-    fn subject(&self) -> String {
+    /// The common name, if it fits into a subject (RFC 5280 appendix A.1: at most 64 characters) and the chain allows a
+    /// subject of it alone. Otherwise the subject is empty: the name is among the subject alternative names anyway.
+    fn subject(&self, authority: &Authority) -> String {
         let name = self.common_name.to_string();
-        match name.len() <= 64 {
+        let allowed = || {
+            let der = der::encode(&common_name_to_name(&name));
+            authority.path.admits_subject(&der, &self.names).is_ok()
+        };
+        match name.len() <= 64 && allowed() {
             true => name,
             false => String::new(),
         }
@@ -474,7 +485,7 @@ impl Csr {
 
     fn extensions(&self, subject_is_empty: bool) -> Option<Vec<rasn_pkix::Extension>> {
         Some(vec![
-            der::key_usage(der::leaf_usages(self.request.key())),
+            der::key_usage(der::leaf_usages(self.request.key(), &self.rules.ekus)),
             der::extended_key_usage(self.purposes()),
             der::subject_alt_name(&self.names, subject_is_empty)?,
             der::subject_key_id(&der::key_id(self.request.spki_der())?),
@@ -501,7 +512,7 @@ impl Csr {
         let not_before = (now - backdate).whole_seconds().max(own.not_before);
         let not_after = (now + self.validity.unwrap_or(terms.leaf_validity))
             .min(not_before + longest)
-            .min(own.not_after);
+            .min(authority.not_after());
         (not_before, not_after.whole_seconds())
     }
 

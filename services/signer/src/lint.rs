@@ -9,6 +9,7 @@ use std::time::Duration;
 use certctl_model::{
     key::{KeyAlgorithm, KeyFacts},
     name::San,
+    profile::ExtendedKeyUsage,
 };
 use std::net::IpAddr;
 use x509_parser::{
@@ -20,7 +21,7 @@ use x509_parser::{
 
 use crate::{
     authority::Authority,
-    der::{date, oid},
+    der::{self, date, oid},
 };
 
 /// What this certificate in particular must say.
@@ -85,7 +86,12 @@ fn fields(tbs: &TbsCertificate<'_>, authority: &Authority, wanted: &Wanted<'_>) 
     }
     must(first < last, "it ends before it begins (4.1.2.5)")?;
     must(unix(first) >= own.not_before, "it begins before its issuer (6.1.3)")?;
-    must(unix(last) <= own.not_after, "it ends after its issuer (6.1.3)")?;
+    must(
+        unix(last) <= authority.not_after(),
+        "it ends after its issuer, or one above it (6.1.3)",
+    )?;
+    authority.path.admits_names(wanted.names)?;
+    authority.path.admits_subject(tbs.subject.as_raw(), wanted.names)?;
     let life = unix(last).since(unix(first));
     must(
         wanted.longest.is_none_or(|longest| life <= longest),
@@ -133,6 +139,12 @@ fn extensions(tbs: &TbsCertificate<'_>, authority: &Authority, wanted: &Wanted<'
                 purposes = true;
                 let mut expected = wanted.purposes.clone();
                 expected.sort();
+                let time_stamping = expected.contains(&der::purpose(ExtendedKeyUsage::TimeStamping).to_string());
+                critical(time_stamping, "extKeyUsage")?;
+                must(
+                    !time_stamping || expected.len() == 1,
+                    "timeStamping stands beside other purposes (RFC 3161 2.3)",
+                )?;
                 must(
                     found_purposes(extension.value) == Some(expected),
                     "the purposes differ (4.2.1.12)",

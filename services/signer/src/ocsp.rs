@@ -12,7 +12,6 @@ use certctl_store::{
 };
 use certctl_x509::{
     keys::KeyPair,
-    name::common_name_to_name,
     ocsp::{self as wire, CertId, ErrorStatus, OcspRequest},
 };
 use rasn::{
@@ -243,19 +242,25 @@ impl Draft {
     fn new(authority: &Authority, now: Time, backdate: Duration) -> Result<Self> {
         let own = &authority.certificate;
         let not_before = (now - backdate).whole_seconds().max(own.not_before);
-        let not_after = (now + RESPONDER_LIFE).min(own.not_after).whole_seconds();
+        let not_after = (now + RESPONDER_LIFE).min(authority.not_after()).whole_seconds();
         let key = KeyPair::generate(KeyFacts::P256)?;
         let key_hash = der::key_id(key.spki_der()).context("a public key of our own cannot be read")?;
         let serial: Serial = der::random_serial()?;
-        let mut subject = format!("OCSP Responder {}", authority.issuer);
-        subject.truncate(64);
+        let mut common_name = format!("OCSP Responder {}", authority.issuer);
+        common_name.truncate(64);
+        let subject = authority.subject_below(&common_name).map_err(|why| {
+            Error::NoAuthority(format!(
+                "the OCSP responder of issuer {} has no subject: {why}",
+                authority.issuer
+            ))
+        })?;
         let contents = Contents {
             serial: &serial,
             algorithm: authority.algorithm(),
             issuer: authority.name.clone(),
             not_before,
             not_after,
-            subject: common_name_to_name(&subject),
+            subject,
             spki_der: key.spki_der(),
             extensions: vec![
                 der::key_usage(&[Usage::DigitalSignature]),

@@ -280,6 +280,56 @@ fn an_authority_below_others_publishes_its_whole_chain_in_order() {
 }
 
 #[test]
+fn a_chain_that_no_relying_party_accepts_is_refused_at_start() {
+    let scratch = Scratch::new();
+    let below = |top: &[&str], sub: &[&str]| {
+        scratch.authority("-algorithm ED25519", top).unwrap();
+        let top = fs::read_to_string(scratch.path("ca.pem")).unwrap();
+        for from in ["ca.pem", "ca.key"] {
+            fs::rename(scratch.path(from), scratch.path(&format!("top-{from}"))).unwrap();
+        }
+        scratch.write("ext.cnf", sub.join("\n"));
+        scratch.openssl("genpkey -algorithm ED25519 -out ca.key");
+        scratch.openssl("req -new -key ca.key -subj /O=Acme/CN=Issuing -out sub.csr");
+        scratch.openssl("x509 -req -in sub.csr -CA top-ca.pem -CAkey top-ca.key -days 9 -extfile ext.cnf -out sub.pem");
+        let sub = fs::read_to_string(scratch.path("sub.pem")).unwrap();
+        scratch.write("ca.pem", format!("{sub}{top}"));
+        scratch.brought()
+    };
+    let with = |more: &'static str| [&CA[..], &[more]].concat();
+    assert!(below(&CA, &CA).is_ok());
+    let path_length = ["basicConstraints=critical,CA:TRUE,pathlen:0", CA[1], CA[2]];
+    for (top, sub, why) in [
+        (&path_length[..], &CA[..], "pathLenConstraint 0"),
+        (
+            &[
+                "basicConstraints=critical,CA:TRUE",
+                "keyUsage=critical,cRLSign,keyCertSign",
+                "1.2.3.4=critical,DER:0500",
+            ],
+            &CA,
+            "critical extension",
+        ),
+        (
+            &with("nameConstraints=critical,permitted;dirName:dn"),
+            &CA,
+            "name constraints of the authority",
+        ),
+        (
+            &with("extendedKeyUsage=serverAuth"),
+            &with("extendedKeyUsage=clientAuth"),
+            "no purpose in common",
+        ),
+    ] {
+        let error = below(top, sub).err();
+        assert!(
+            error.as_ref().is_some_and(|error| error.contains(why)),
+            "{why}: {error:?}"
+        );
+    }
+}
+
+#[test]
 fn authorities_that_could_not_do_their_work_are_refused() {
     let ed25519 = "-algorithm ED25519";
     let scratch = Scratch::new();
@@ -572,18 +622,19 @@ impl World {
         let (status, body) = self.call("/v1/crl", question).await;
         assert_eq!(status, 200, "{body}");
         let number = body["number"].as_i64().unwrap();
-        (number, self.stored(shard, number).await)
+        (number, self.stored(shard, number, delta).await)
     }
 
     /// The octets that would be served.
-    async fn stored(&self, shard: i32, number: i64) -> Vec<u8> {
+    async fn stored(&self, shard: i32, number: i64, delta: bool) -> Vec<u8> {
         let (der, length): (Vec<u8>, i64) = sqlx::query_as(
             "SELECT string_agg(k.octets, '' ORDER BY k.seq), max(c.length)
                FROM crls c JOIN crl_chunks k USING (issuer_id, shard, body)
-              WHERE c.issuer_id = 'iss-local' AND c.shard = $1 AND c.number = $2",
+              WHERE c.issuer_id = 'iss-local' AND c.shard = $1 AND c.number = $2 AND (c.base IS NOT NULL) = $3",
         )
         .bind(shard)
         .bind(number)
+        .bind(delta)
         .fetch_one(&self.pool)
         .await
         .unwrap();
@@ -1065,8 +1116,15 @@ async fn a_delta_tells_what_changed_since_the_full_crl(options: PgPoolOptions, c
     );
 
     let (number, empty) = world.list(0, true).await;
-    assert_eq!((base, number), (1, 2), "both count in one sequence");
+    assert_eq!(
+        (base, number),
+        (1, 1),
+        "issued together, they have one number (RFC 5280 §5.2.3)"
+    );
     assert!(read(&scratch, &empty).is_empty());
+    let dates = "SELECT count(DISTINCT this_update) FROM crls WHERE number = 1";
+    let dates: i64 = sqlx::query_scalar(dates).fetch_one(&world.pool).await.unwrap();
+    assert_eq!(dates, 1);
     // One hold is over, one revocation has another reason, one is new and already over, one is new.
     world
         .sql("UPDATE revocations SET released_at = now() WHERE id = 'r-0-3'; UPDATE revocations SET reason = 'keyCompromise' WHERE id = 'r-0-7'")
@@ -1077,7 +1135,7 @@ async fn a_delta_tells_what_changed_since_the_full_crl(options: PgPoolOptions, c
                 FROM generate_series(1, 2) n, revocations WHERE id = 'r-0-1';
               UPDATE revocations SET released_at = now() WHERE id = 'n-1'")
         .await;
-    for number in [3, 4] {
+    for number in [2, 3] {
         let (numbered, der) = world.list(0, true).await;
         assert_eq!(numbered, number);
         let serials = read(&scratch, &der);
@@ -1095,7 +1153,7 @@ async fn a_delta_tells_what_changed_since_the_full_crl(options: PgPoolOptions, c
     let (number, full) = world.crl().await;
     assert_eq!(
         (number, read(&scratch, &full).len()),
-        (5, 8),
+        (4, 8),
         "eight, without the released, with the new"
     );
     assert!(read(&scratch, &world.list(0, true).await.1).is_empty());

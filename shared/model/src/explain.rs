@@ -28,6 +28,8 @@ crate::words! {
         InProgress = "InProgress",
         /// A policy rule forbids it.
         PolicyForbids = "PolicyForbids",
+        /// The chain of its issuer's authority forbids its names or purposes.
+        IssuerForbids = "IssuerForbids",
         /// The policy does not renew by itself.
         NoAutoRenewal = "NoAutoRenewal",
         /// It is too early.
@@ -198,6 +200,8 @@ pub struct CertificateStanding {
     pub uncertifiable_names: Vec<String>,
     /// The policy rules that forbid a new version: their names, and how they are broken.
     pub forbidden: Vec<String>,
+    /// What the chain of its issuer's authority forbids of it.
+    pub refused: Option<String>,
     /// Its agents.
     pub agents: Vec<AgentStanding>,
     /// Its issuer.
@@ -299,6 +303,15 @@ impl CertificateStanding {
             return self
                 .dates(so(Cause::PolicyForbids, format!("nothing is issued for it: {rules}")))
                 .unless("mend what breaks the rule, or change, disable or narrow the rule");
+        }
+        if let Some(why) = &self.refused {
+            let issuer = &self.issuer;
+            return self
+                .dates(so(
+                    Cause::IssuerForbids,
+                    format!("nothing is issued for it: issuer {issuer} cannot certify this: {why}"),
+                ))
+                .unless("change its names or its profile, or give it another issuer");
         }
         if !self.auto_renew {
             let policy = &self.policy;

@@ -115,6 +115,7 @@ impl ProfileRules {
             let text = "a short-lived profile needs a max_ttl_seconds below 3600".to_owned();
             return Err(("max_ttl_seconds", text));
         }
+        self.check_purposes().map_err(|why| ("allowed_ekus", why))?;
         for pattern in &self.required_san_patterns {
             whole(pattern).map_err(|e| ("required_san_patterns", e))?;
         }
@@ -122,6 +123,33 @@ impl ProfileRules {
             whole(&self.spiffe_uri_pattern).map_err(|e| ("spiffe_uri_pattern", e))?;
         }
         Ok(())
+    }
+
+    /// The usages that are put into certificates, as dotted object identifiers.
+    pub fn purposes(&self) -> Vec<String> {
+        let ekus = match self.ekus.as_slice() {
+            [] => &[ExtendedKeyUsage::ServerAuth],
+            ekus => ekus,
+        };
+        let dotted = |usage: &ExtendedKeyUsage| usage.arcs().map(|arc| arc.to_string()).join(".");
+        let mut purposes: Vec<String> = ekus.iter().map(dotted).collect();
+        purposes.sort();
+        purposes.dedup();
+        purposes
+    }
+
+    /// Whether the usages can stand in one certificate.
+    ///
+    /// # Errors
+    /// What would be right.
+    pub fn check_purposes(&self) -> Result<(), String> {
+        let others = self.ekus.iter().any(|usage| *usage != ExtendedKeyUsage::TimeStamping);
+        match self.ekus.contains(&ExtendedKeyUsage::TimeStamping) && others {
+            true => Err(
+                "timeStamping stands alone in a certificate (RFC 3161 §2.3); give it a profile of its own".to_owned(),
+            ),
+            false => Ok(()),
+        }
     }
 
     /// The key an agent should make: P-256 if that fits, else the smallest the rules take.

@@ -258,6 +258,8 @@ pub struct Prior {
     pub number: i64,
     /// The number of the newest full CRL of the issuer.
     pub full: Option<i64>,
+    /// When the newest full CRL of the issuer was made, if it has no delta yet and no revocation has changed since.
+    pub unchanged_since: Option<Time>,
 }
 
 /// Begins a transaction in which nobody else numbers this list. A delta counts with the full CRL.
@@ -286,7 +288,12 @@ pub async fn prior(db: &mut PgConnection, list: &List) -> Result<Prior> {
     sqlx::query_as(
         "SELECT i.crl_shards AS shards, coalesce((i.config->>'crl_delta')::boolean, false) AS has_delta,
                 coalesce((SELECT max(number) FROM crls WHERE issuer_id = i.id AND shard = $2), 0) AS number,
-                (SELECT max(number) FROM crls WHERE issuer_id = i.id AND shard = 0 AND base IS NULL) AS full
+                (SELECT max(number) FROM crls WHERE issuer_id = i.id AND shard = 0 AND base IS NULL) AS full,
+                (SELECT f.this_update FROM crls f
+                  WHERE f.issuer_id = i.id AND f.shard = 0 AND f.base IS NULL
+                    AND f.number = (SELECT max(number) FROM crls WHERE issuer_id = i.id AND shard = 0)
+                    AND NOT EXISTS (SELECT 1 FROM crls d WHERE d.issuer_id = i.id AND d.shard = 0 AND d.base = f.number)
+                    AND NOT EXISTS (SELECT 1 FROM crl_changes c WHERE c.issuer_id = i.id)) AS unchanged_since
            FROM issuers i WHERE i.id = $1",
     )
     .bind(&list.issuer)

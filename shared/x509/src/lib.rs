@@ -9,6 +9,8 @@
 //! | [`crl`] | what a CRL lists |
 //! | [`facts`] | what a certificate says |
 //! | [`name`] | names as the ASN.1 types of RFC 5280 |
+//! | [`pkcs12`] | PKCS #12 without empty parts |
+//! | [`path`] | what a chain of authorities allows a leaf to be (RFC 5280 §6.1) |
 //! | [`ocsp`] | OCSP requests and unsigned answers (RFC 6960) |
 //!
 //! Everything is a function of its arguments; every parser of foreign bytes compares their length with a limit first.
@@ -22,7 +24,9 @@ pub mod facts;
 pub mod keys;
 pub mod name;
 pub mod ocsp;
+pub mod path;
 pub mod pem;
+pub mod pkcs12;
 mod public_key;
 pub mod scheme;
 #[cfg(test)]

@@ -15,6 +15,7 @@ use certctl_model::{
     job::JobKind,
     name::{San, all_names},
     policy::Moment,
+    profile::ProfileRules,
     revocation::RevocationReason,
     time::Time,
 };
@@ -26,8 +27,8 @@ use certctl_store::{
     tallies::Subject,
     validations,
 };
-use certctl_x509::pem;
-use sqlx::{FromRow, Postgres, QueryBuilder, Row, postgres::PgRow, types::Json};
+use certctl_x509::{facts::CertificateFacts, path::Path, pem};
+use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, Row, postgres::PgRow, types::Json};
 
 use crate::{
     app::{Cx, Request, Routes},
@@ -247,6 +248,57 @@ async fn within_profile(tx: &mut Tx, profile: Option<&ProfileId>, common: &San, 
         .map_err(|why| ApiError::invalid("certificate_profile_id", why))
 }
 
+/// Refuses names and purposes that the chain of the issuer's authority forbids, as soon as that is known: the signer
+/// would refuse them, and relying parties what it signed (RFC 5280 §6.1).
+async fn within_authority(
+    tx: &mut Tx,
+    issuer: &IssuerId,
+    profile: Option<&ProfileId>,
+    common: &San,
+    sans: &[San],
+) -> Result<(), ApiError> {
+    match refused_by_authority(tx, issuer, profile, &all_names(common, sans)).await? {
+        Some((field, why)) => Err(ApiError::invalid(
+            field,
+            format!("issuer {issuer} cannot certify this: {why}"),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// What the chain of an issuer's authority forbids of a certificate, and the field that is at fault; nothing while the
+/// authority is not known.
+pub(super) async fn refused_by_authority(
+    db: &mut PgConnection,
+    issuer: &IssuerId,
+    profile: Option<&ProfileId>,
+    names: &[San],
+) -> Result<Option<(&'static str, String)>, ApiError> {
+    let chain: Option<String> = sqlx::query_scalar("SELECT chain_pem FROM authorities WHERE issuer_id = $1")
+        .bind(issuer)
+        .fetch_optional(&mut *db)
+        .await?;
+    // The signer published it and judges again: what cannot be read here is its to refuse.
+    let path = chain.and_then(|pem| CertificateFacts::parse_pem_chain(&pem).ok());
+    let Some(path) = path
+        .and_then(|chain| Path::of(&chain).ok())
+        .filter(Path::is_constrained)
+    else {
+        return Ok(None);
+    };
+    if let Err(why) = path.admits_names(names) {
+        return Ok(Some(("sans", why)));
+    }
+    let rules = match profile {
+        Some(id) => super::profiles::rules(db, id).await?.unwrap_or_default(),
+        None => ProfileRules::default(),
+    };
+    Ok(path
+        .admits_purposes(&rules.purposes())
+        .err()
+        .map(|why| ("certificate_profile_id", why)))
+}
+
 pub(super) async fn enabled_issuer(tx: &mut Tx, id: &IssuerId) -> Result<(), ApiError> {
     match sqlx::query_scalar("SELECT enabled FROM issuers WHERE id = $1")
         .bind(id)
@@ -342,6 +394,7 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
             .flatten(),
     };
     within_profile(&mut tx, profile.as_ref(), &common, &sans).await?;
+    within_authority(&mut tx, &issuer, profile.as_ref(), &common, &sans).await?;
     sqlx::query(
         "INSERT INTO certificates (id, name, common_name, sans, environment, owner_id, team_id, issuer_id,
                                    renewal_policy_id, profile_id, tags, created_at, updated_at)
@@ -446,6 +499,10 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
     }
     if let Some(issuer) = &change.issuer_id {
         enabled_issuer(&mut tx, issuer).await?;
+    }
+    if judged || change.issuer_id.is_some() {
+        let issuer = change.issuer_id.as_ref().unwrap_or(&before.issuer_id);
+        within_authority(&mut tx, issuer, profile.as_ref(), &common, &sans).await?;
     }
     let tags = change.tags.map(check_tags).transpose()?.unwrap_or(before.tags);
     sqlx::query(

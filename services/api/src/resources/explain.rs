@@ -4,7 +4,7 @@ use certctl_contract::explain::*;
 use certctl_model::{
     certificate::CertificateStatus,
     explain::{CertificateStanding, Explanation, JobStanding},
-    id::CertificateId,
+    id::{CertificateId, IssuerId, ProfileId},
     name::{San, all_names},
     revocation::RevocationReason,
     time::Time,
@@ -12,6 +12,7 @@ use certctl_model::{
 use certctl_store::planning;
 use sqlx::{PgConnection, Row, postgres::PgRow};
 
+use super::certificates::refused_by_authority;
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
@@ -55,7 +56,7 @@ async fn certificate_standing(
     let row = sqlx::query(
         "SELECT c.id, certificate_status(c, $2) AS status, c.archived_at, c.revoked_at, c.revocation_reason, c.not_before,
                 c.not_after, c.renew_at, c.failure, p.id AS policy, p.auto_renew, p.renew_at_permille,
-                p.renewal_window_days, p.spread_percent, c.issuer_id, c.common_name, c.sans
+                p.renewal_window_days, p.spread_percent, c.issuer_id, c.common_name, c.sans, c.profile_id
            FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
           WHERE c.id = $1",
     )
@@ -82,11 +83,13 @@ async fn certificate_standing(
     .bind(now)
     .fetch_optional(&mut *db)
     .await?;
+    let (issuer, profile): (IssuerId, Option<ProfileId>) = (row.try_get("issuer_id")?, row.try_get("profile_id")?);
+    let names = all_names(&row.try_get("common_name")?, &row.try_get::<Vec<San>, _>("sans")?);
+    let refused = refused_by_authority(db, &issuer, profile.as_ref(), &names).await?;
     let agents = planning::standing(db, id, now).await?;
     let revoked: (Option<Time>, Option<RevocationReason>) =
         (row.try_get("revoked_at")?, row.try_get("revocation_reason")?);
     let validity: (Option<Time>, Option<Time>) = (row.try_get("not_before")?, row.try_get("not_after")?);
-    let names = all_names(&row.try_get("common_name")?, &row.try_get::<Vec<San>, _>("sans")?);
     Ok(CertificateStanding {
         id: row.try_get("id")?,
         status: row.try_get::<CertificateStatus, _>("status")?,
@@ -106,8 +109,9 @@ async fn certificate_standing(
             .map(San::to_string)
             .collect(),
         forbidden,
+        refused: refused.map(|(_, why)| why),
         agents,
-        issuer: row.try_get("issuer_id")?,
+        issuer,
         deployment,
     })
 }

@@ -5,7 +5,7 @@ use certctl_contract::{
     list::{Page, Sort},
     owners::*,
 };
-use certctl_model::id::OwnerId;
+use certctl_model::{id::OwnerId, name::mailbox};
 use sqlx::{FromRow, postgres::PgRow};
 
 use super::teams::{self, keep_default};
@@ -60,7 +60,7 @@ async fn get(cx: Cx, rq: Request<GetOwner>) -> Result<Owner, ApiError> {
 async fn create(cx: Cx, rq: Request<CreateOwner>) -> Result<Owner, ApiError> {
     let new = rq.body;
     check_name("name", &new.name, 255)?;
-    check_email(&new.email)?;
+    let email = check_email(&new.email)?;
     let mut tx = cx.begin().await?;
     let now = tx.now();
     let id = new.id.unwrap_or_else(|| OwnerId::generate(now));
@@ -70,7 +70,7 @@ async fn create(cx: Cx, rq: Request<CreateOwner>) -> Result<Owner, ApiError> {
     )
     .bind(&id)
     .bind(&new.name)
-    .bind(&new.email)
+    .bind(&email)
     .bind(team)
     .bind(now)
     .execute(&mut *tx)
@@ -86,7 +86,7 @@ async fn update(cx: Cx, rq: Request<UpdateOwner>) -> Result<Owner, ApiError> {
         .name
         .as_deref()
         .map_or(Ok(()), |name| check_name("name", name, 255))?;
-    change.email.as_deref().map_or(Ok(()), check_email)?;
+    let email = change.email.as_deref().map(check_email).transpose()?;
     let mut tx = cx.begin().await?;
     let now = tx.now();
     sqlx::query(
@@ -97,7 +97,7 @@ async fn update(cx: Cx, rq: Request<UpdateOwner>) -> Result<Owner, ApiError> {
     )
     .bind(&id)
     .bind(&change.name)
-    .bind(&change.email)
+    .bind(&email)
     .bind(&change.team_id)
     .bind(now)
     .execute(&mut *tx)
@@ -120,21 +120,15 @@ async fn delete(cx: Cx, rq: Request<DeleteOwner>) -> Result<NoContent, ApiError>
     Ok(NoContent)
 }
 
-/// One plain address (RFC 5321 §4.1.2 without quoting), or none. Whether anybody reads it only sending can tell.
-pub(super) fn check_email(email: &str) -> Result<(), ApiError> {
-    let odd = |c: char| c.is_whitespace() || c.is_control() || "\"(),:;<>[]\\@".contains(c);
-    let plausible = email.split_once('@').is_some_and(|(local, domain)| {
-        let part =
-            |text: &str| !text.is_empty() && !text.contains(odd) && !text.starts_with('.') && !text.ends_with('.');
-        part(local) && part(domain)
-    });
-    match email.is_empty() || (email.len() <= 254 && plausible) {
-        true => Ok(()),
-        false => Err(ApiError::invalid(
-            "email",
-            "is empty or one address like name@example.com",
-        )),
+/// One plain address with its domain in A-labels, or none. Whether it is read only sending can tell.
+pub(super) fn check_email(email: &str) -> Result<String, ApiError> {
+    if email.is_empty() {
+        return Ok(String::new());
     }
+    mailbox(email).map_err(|error| {
+        let why = error.why;
+        ApiError::invalid("email", format!("is empty or one address like name@example.com: {why}"))
+    })
 }
 
 #[cfg(test)]
@@ -155,9 +149,15 @@ mod tests {
             ("a@b.com\r\nBcc: x@y", false),
             ("Ops <ops@example.com>", false),
             ("a@x,b@y", false),
+            ("a@example..com", false),
+            ("a..b@example.com", false),
             (&format!("{}@example.com", "x".repeat(250)), false),
         ] {
             assert_eq!(check_email(email).is_ok(), fits, "{email:?}");
         }
+        assert_eq!(
+            check_email("user@bücher.example").unwrap(),
+            "user@xn--bcher-kva.example"
+        );
     }
 }

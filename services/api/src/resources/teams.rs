@@ -69,7 +69,7 @@ async fn create(cx: Cx, rq: Request<CreateTeam>) -> Result<Team, ApiError> {
     let new = rq.body;
     check_name("name", &new.name, 255)?;
     check_description(&new.description)?;
-    new.email.as_deref().map_or(Ok(()), check_email)?;
+    let email = new.email.as_deref().map(check_email).transpose()?;
     let notify_from = new.notify_from.as_deref().map(severity).transpose()?;
     let mut tx = cx.begin().await?;
     let now = tx.now();
@@ -81,7 +81,7 @@ async fn create(cx: Cx, rq: Request<CreateTeam>) -> Result<Team, ApiError> {
     .bind(&id)
     .bind(&new.name)
     .bind(&new.description)
-    .bind(&new.email)
+    .bind(&email)
     .bind(notify_from.unwrap_or(NoticeSeverity::Warning))
     .bind(now)
     .execute(&mut *tx)
@@ -98,8 +98,7 @@ async fn update(cx: Cx, rq: Request<UpdateTeam>) -> Result<Team, ApiError> {
         .as_deref()
         .map_or(Ok(()), |name| check_name("name", name, 255))?;
     change.description.as_deref().map_or(Ok(()), check_description)?;
-    let email = change.email.as_deref();
-    email.filter(|email| !email.is_empty()).map_or(Ok(()), check_email)?;
+    let email = change.email.as_deref().map(check_email).transpose()?;
     let notify_from = change.notify_from.as_deref().map(severity).transpose()?;
     let mut tx = cx.begin().await?;
     let now = tx.now();

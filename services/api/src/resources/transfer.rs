@@ -13,7 +13,7 @@ use certctl_store::{
     imports::{self, Import, Imported, Management},
     planning,
 };
-use certctl_x509::{facts::CertificateFacts, pem};
+use certctl_x509::{facts::CertificateFacts, pem, pkcs12};
 use p12_keystore::{Certificate, KeyStore, KeyStoreEntry};
 
 use super::certificates::{check_environment, check_tags, enabled_issuer, map_targets};
@@ -381,7 +381,8 @@ fn p12(ders: &[Vec<u8>]) -> Result<Vec<u8>, ApiError> {
             KeyStoreEntry::Certificate(Certificate::from_der(der).map_err(broken)?),
         );
     }
-    store.writer(P12_PASSWORD).write().map_err(broken)
+    let written = store.writer(P12_PASSWORD).write().map_err(broken)?;
+    pkcs12::without_empty_parts(&written, P12_PASSWORD).map_err(|why| ApiError::internal(why.to_owned()))
 }
 
 /// The chains above the certificates of a bundle, each link verified once.

@@ -49,6 +49,11 @@ impl Highest {
         Ok(published.max(in_database) + 1)
     }
 
+    /// Whether this is the highest number that was published, as far as the file knows.
+    pub(super) fn is_at(&self, number: i64) -> bool {
+        matches!(self.read(), Ok(published) if published == number)
+    }
+
     /// Notes a number before the CRL with it can be seen.
     pub(super) fn note(&self, number: i64) -> Result<()> {
         keeping::make_directory(&self.directory)?;
