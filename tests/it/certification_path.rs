@@ -111,7 +111,7 @@ async fn names_outside_the_constraints_of_an_authority_are_refused_and_others_ve
             (400, "sans"),
             "{name}"
         );
-        let why = &problem.errors[0].message;
+        let why = &problem.errors[0].detail;
         assert!(
             why.contains("name constraints of the authority \"CN=Issuing\""),
             "{why}"
@@ -164,7 +164,7 @@ async fn purposes_outside_those_of_an_authority_are_refused_and_others_verify(db
         .await
         .problem();
     assert_eq!(problem.errors[0].field, "certificate_profile_id");
-    let why = &problem.errors[0].message;
+    let why = &problem.errors[0].detail;
     assert!(
         why.contains("serverAuth is outside those of the authority \"CN=Issuing\", which are clientAuth"),
         "{why}"

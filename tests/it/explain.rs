@@ -613,6 +613,19 @@ const SITUATIONS: &[(&str, &[&str], &str, &str, &str)] = &[
         "Failed",
         "192.0.2.1:443: serves another",
     ),
+    (
+        "names outside the constraints of the authority",
+        &[
+            DUE,
+            "INSERT INTO issuers (id, name, type, config, enabled, created_at, updated_at)
+             VALUES ('iss-narrow', 'narrow', 'local', '{}', true, {now}, {now})",
+            "INSERT INTO authorities VALUES ('iss-narrow', '', '{narrow}', {now} + interval '1 year', {now})",
+            "UPDATE certificates SET issuer_id = 'iss-narrow' WHERE id = '{id}'",
+        ],
+        "certificates",
+        "IssuerForbids",
+        "is outside the name constraints of the authority",
+    ),
     // From here on for everybody.
     (
         "a freeze for all",
@@ -647,11 +660,26 @@ const SITUATIONS: &[(&str, &[&str], &str, &str, &str)] = &[
     ),
 ];
 
+/// PEM of an authority that certifies names below `corp.example` alone.
+fn narrow_authority() -> String {
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.name_constraints = Some(rcgen::NameConstraints {
+        permitted_subtrees: vec![rcgen::GeneralSubtree::DnsName("corp.example".to_owned())],
+        excluded_subtrees: vec![],
+    });
+    params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
+}
+
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
 async fn in_more_than_forty_situations_the_cause_is_named(db: PgPool) {
     let w = World::new(db).await;
+    let narrow = narrow_authority();
     let run = async |id: &str, sql: &str| {
-        let sql = sql.replace("{id}", id).replace("{now}", NOW);
+        let sql = sql
+            .replace("{id}", id)
+            .replace("{now}", NOW)
+            .replace("{narrow}", &narrow);
         for statement in sql.split(';').filter(|one| !one.trim().is_empty()) {
             w.sql(statement).await;
         }

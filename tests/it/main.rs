@@ -27,6 +27,7 @@ mod failures;
 mod foreign_certificates;
 mod freezes;
 mod groups;
+mod hardening;
 mod hostile;
 mod idempotency;
 mod interruptions;

@@ -14,6 +14,7 @@ use certctl_model::secret::Secret;
 use certctl_runtime::{
     client_addr::{ForwardedHeader, Proxies},
     config::{Settings, boolean, duration, secret_from},
+    hardening::{self, HardeningSetting, Needs},
     serve::{Front, Limits},
     tls::{Tls, TlsMin},
 };
@@ -51,6 +52,10 @@ pub struct Config {
     #[arg(long, env = "CERTCTL_OPS_LISTEN", default_value = "127.0.0.1:9080")]
     pub ops_listen: SocketAddr,
 
+    /// What the process gives up.
+    #[command(flatten)]
+    pub hardening: HardeningSetting,
+
     /// Who may come in.
     #[command(flatten)]
     pub access: AccessSettings,
@@ -84,6 +89,36 @@ pub struct Config {
     /// Logs.
     #[command(flatten)]
     pub settings: Settings,
+}
+
+impl Config {
+    /// Gives up what the service does not need. It reads its files, writes its spool and its journal, connects to the
+    /// database, Redis and identity providers wherever they are, and listens on two ports.
+    ///
+    /// # Errors
+    /// A measure that is required and cannot be taken, or a directory that cannot be made.
+    pub fn harden(&self) -> anyhow::Result<()> {
+        let mut needs = Needs::of_every_service();
+        let (_, certificates) = certctl_store::reaches(self.database.url.expose())?;
+        let told = [
+            &self.edge.tls_cert_path,
+            &self.edge.tls_key_path,
+            &self.limiting.redis_url_file,
+            &self.access.auth_secret_file,
+            &self.access.bootstrap_token_file,
+            &self.access.oidc_client_secret_file,
+        ];
+        needs.read_files(told.into_iter().flatten().cloned().chain(certificates));
+        for directory in [&self.audit.spool_dir, &self.revocation_journal_dir]
+            .into_iter()
+            .flatten()
+        {
+            needs.write_below(directory)?;
+        }
+        needs.writes.extend(self.settings.failpoints.clone());
+        needs.listens = vec![self.server_port, self.ops_listen.port()];
+        hardening::harden("CERTCTL_HARDENING", self.hardening.hardening, &needs)
+    }
 }
 
 /// How the public address faces the network.

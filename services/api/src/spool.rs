@@ -7,7 +7,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -44,7 +44,7 @@ pub fn default_directory() -> PathBuf {
     if private_directory(Path::new(STATE)).is_ok() {
         return PathBuf::from(STATE);
     }
-    let owner = fs::metadata("/proc/self").map(|m| m.uid()).unwrap_or_default();
+    let owner = rustix::process::geteuid().as_raw();
     let temporary = std::env::temp_dir().join(format!("certctl-audit-{owner}"));
     tracing::warn!(
         path = %temporary.display(),

@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use certctl_model::secret::Secret;
-use certctl_runtime::config::{Settings, duration, secret_from};
+use certctl_runtime::{
+    config::{Settings, duration, secret_from},
+    hardening::{self, HardeningSetting, Needs},
+};
 use clap::{Parser, ValueEnum};
 use lettre::message::Mailbox;
 use url::Url;
@@ -14,6 +17,9 @@ use url::Url;
 pub struct Config {
     #[command(flatten)]
     pub settings: Settings,
+
+    #[command(flatten)]
+    pub hardening: HardeningSetting,
 
     /// Address of the database: postgres://user:password@host:port/name.
     #[arg(long, env = "CERTCTL_DATABASE_URL", hide_env_values = true)]
@@ -162,6 +168,23 @@ fn web_address(text: &str) -> Result<Url, String> {
     match url.scheme() {
         "http" | "https" => Ok(url),
         _ => Err("an address that begins with http:// or https:// is needed".into()),
+    }
+}
+
+impl Config {
+    /// Gives up what the service does not need. It reads its secrets, connects to the database, the mail server and webhooks wherever they
+    /// are, and listens on one port.
+    ///
+    /// # Errors
+    /// A measure that is required and cannot be taken, or a directory that cannot be made.
+    pub fn harden(&self) -> anyhow::Result<()> {
+        let mut needs = Needs::of_every_service();
+        let (_, certificates) = certctl_store::reaches(self.database_url.expose())?;
+        let told = [&self.smtp.ca_file, &self.smtp.password_file, &self.webhook.secret_file];
+        needs.read_files(told.into_iter().flatten().cloned().chain(certificates));
+        needs.writes.extend(self.settings.failpoints.clone());
+        needs.listens = vec![self.ops_listen.port()];
+        hardening::harden("CERTCTL_HARDENING", self.hardening.hardening, &needs)
     }
 }
 

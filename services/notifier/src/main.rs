@@ -1,4 +1,4 @@
-//! Parse, build, run, drain.
+//! Parse, harden, build, run, drain.
 
 use std::time::Duration;
 
@@ -10,15 +10,24 @@ use certctl_runtime::{
     tasks::{self, Tasks},
     telemetry,
 };
+use tokio::runtime::Builder;
 use tracing::info;
 
 /// Longer than a delivery may take by default, so that what was delivered is settled before the end.
 const GRACE: Duration = Duration::from_secs(25);
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let config: Config = config::parse();
     telemetry::init(&config.settings, "notifier")?;
+    // Before there is a second thread, which would keep what this one gives up.
+    config.harden()?;
+    Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
     let notifier = Notifier::build(&config, Clock::told())?;
 
     certctl_store::admit(notifier.db()).await?;

@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use certctl_model::secret::Secret;
-use certctl_runtime::config::{Settings, duration};
+use certctl_runtime::{
+    config::{Settings, duration},
+    hardening::{self, HardeningSetting, Needs},
+};
 use clap::Parser;
 use url::Url;
 
@@ -13,6 +16,9 @@ use url::Url;
 pub struct Config {
     #[command(flatten)]
     pub settings: Settings,
+
+    #[command(flatten)]
+    pub hardening: HardeningSetting,
 
     /// Address of the database: postgres://user:password@host:port/name.
     #[arg(long, env = "CERTCTL_DATABASE_URL", hide_env_values = true)]
@@ -100,6 +106,23 @@ pub struct Patience {
 }
 
 impl Config {
+    /// Gives up what the service does not need. It writes its journal, connects to the database and to any endpoint that targets name, and
+    /// listens on one port.
+    ///
+    /// # Errors
+    /// A measure that is required and cannot be taken, or a directory that cannot be made.
+    pub fn harden(&self) -> anyhow::Result<()> {
+        let mut needs = Needs::of_every_service();
+        let (_, certificates) = certctl_store::reaches(self.database_url.expose())?;
+        needs.read_files(certificates);
+        if let Some(directory) = &self.revocation_journal_dir {
+            needs.write_below(directory)?;
+        }
+        needs.writes.extend(self.settings.failpoints.clone());
+        needs.listens = vec![self.ops_listen.port()];
+        hardening::harden("CERTCTL_HARDENING", self.hardening.hardening, &needs)
+    }
+
     /// How long an issuer may take. Shorter than the lease, so that whoever waits for the answer still holds the job
     /// when it comes.
     pub fn issuer_timeout(&self) -> Duration {

@@ -1,4 +1,4 @@
-//! Parse, build, run, drain.
+//! Parse, harden, build, run, drain.
 
 use std::time::Duration;
 
@@ -12,16 +12,24 @@ use certctl_runtime::{
     telemetry,
 };
 use certctl_scheduler::{Scheduler, config::Config};
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, runtime::Builder};
 use tracing::info;
 
 /// Longer than an issuer may take by default, so that what was signed is recorded before the end.
 const GRACE: Duration = Duration::from_secs(25);
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let config: Config = config::parse();
     telemetry::init(&config.settings, "scheduler")?;
+    // Before there is a second thread, which would keep what this one gives up.
+    config.harden()?;
+    Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
     let signer = Client::builder("http://localhost")
         .unix_socket(&config.signer_socket)
         .timeout(config.issuer_timeout())

@@ -7,16 +7,19 @@ use certctl_model::{
     key::{KeyAlgorithm, KeyFacts},
     secret::Secret,
 };
-use certctl_runtime::config::{Settings, duration, secret_from};
+use certctl_runtime::{
+    config::{Settings, duration, group, secret_from, user},
+    hardening::Hardening,
+};
 use certctl_x509::scheme::RsaPadding;
 use clap::{Parser, ValueEnum};
 use url::Url;
 
-use crate::{hardening::Hardening, keeping::BroughtKey, token};
+use crate::{keeping::BroughtKey, token};
 
 /// Holds the keys of the local authorities and signs certificates, CRLs and OCSP answers.
 ///
-/// Listens on a Unix socket that only its own user can open, and makes no connection but to Postgres.
+/// Listens on a Unix socket that its own user and those it is told of can open, and makes no connection but to Postgres.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "certctl-signer", version)]
 pub struct Config {
@@ -44,6 +47,16 @@ pub struct Config {
     /// Unix socket to serve on.
     #[arg(long, env = "CERTCTL_SIGNER_SOCKET", default_value = "/run/certctl/signer.sock")]
     pub signer_socket: PathBuf,
+
+    /// Group that may open the socket, by name or number, so that the services that call it run as another user than the
+    /// signer; the signer's user is a member of it. Without one, only the signer's own user may.
+    #[arg(long, env = "CERTCTL_SIGNER_SOCKET_GROUP", value_parser = group)]
+    pub signer_socket_group: Option<u32>,
+
+    /// Users that are answered, by name or number, with commas between; the signer's own and root are. Without any, those
+    /// whose primary group is that of the socket.
+    #[arg(long, env = "CERTCTL_SIGNER_CLIENTS", value_delimiter = ',', value_parser = user)]
+    pub signer_clients: Vec<u32>,
 
     /// Directory of the authorities' keys and certificates, one directory of mode 0700 for each issuer.
     #[arg(long, env = "CERTCTL_CA_DIR", default_value = "/var/lib/certctl/ca")]

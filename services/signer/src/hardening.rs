@@ -1,340 +1,38 @@
-//! What this process gives up before it holds a key, so that whoever takes it over finds little to do.
-//!
-//! Each measure is taken where the kernel has it and said in the log either way. All of it holds for the thread that asks
-//! and for those that it starts, so it is done before there are any others.
+//! The files and ports that the signer keeps, before it holds a key.
 
-use std::{
-    collections::BTreeMap,
-    fs::DirBuilder,
-    os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
-    str::FromStr,
-};
-
-use anyhow::{Context, Result, bail, ensure};
-use clap::ValueEnum;
-use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetStatus, Scope, path_beneath_rules,
-};
-use rustix::{
-    mm::{MlockAllFlags, mlockall},
-    process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit},
-    thread::{
-        CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
-        set_capabilities, set_no_new_privs,
-    },
-};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
-};
-use sqlx::postgres::PgConnectOptions;
-use tracing::{info, warn};
+use anyhow::{Context, Result};
+use certctl_runtime::hardening::{self, Needs, directory_of};
 
 use crate::config::Config;
 
-/// Whether the process gives things up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Hardening {
-    /// What the kernel has.
-    On,
-    /// All of it; where something is missing, the signer does not start.
-    Required,
-    /// Core files alone: for the day on which something does not work and it must be found out why.
-    Off,
-}
-
-/// What the process cannot do without.
-#[derive(Debug, Default)]
-pub struct Needs {
-    /// Files, and directories with all that is below them, that it reads.
-    pub reads: Vec<PathBuf>,
-    /// Directories below which it writes.
-    pub writes: Vec<PathBuf>,
-    /// Ports that it connects to over TCP.
-    pub connects: Vec<u16>,
-    /// Ports that it listens on over TCP.
-    pub listens: Vec<u16>,
-}
-
-/// A measure: what it is, and either what now holds or why it does not.
-pub type Measure = (&'static str, Result<String>);
-
-/// Hardens the process as its settings say, and says so.
+/// Hardens the process as its settings say.
 ///
 /// # Errors
 /// A measure that is required and cannot be taken.
 pub fn harden(config: &Config) -> Result<()> {
-    if config.hardening == Hardening::Off {
-        no_core_files()?;
-        warn!("CERTCTL_SIGNER_HARDENING is off: whoever takes this process over can do all that its user can");
-        return Ok(());
-    }
-    let needs = Needs::of(config)?;
-    let mut lacking = Vec::new();
-    for (what, taken) in measures(&needs) {
-        match taken {
-            Ok(now) => info!("hardened: {what}: {now}"),
-            Err(why) => {
-                warn!("not hardened: {what}: {why:#}");
-                lacking.push(what);
-            }
-        }
-    }
-    ensure!(
-        config.hardening != Hardening::Required || lacking.is_empty(),
-        "CERTCTL_SIGNER_HARDENING is required, but there is no hardening of {}",
-        lacking.join(", ")
-    );
-    Ok(())
+    hardening::harden("CERTCTL_SIGNER_HARDENING", config.hardening, &needs(config)?)
 }
 
-/// Takes every measure.
-pub fn measures(needs: &Needs) -> Vec<Measure> {
-    vec![
-        ("core dumps", no_core()),
-        ("memory", locked()),
-        ("privileges", no_new_privileges()),
-        ("capabilities", no_capabilities()),
-        ("files and ports", landlocked(needs)),
-        ("system calls", filtered()),
-    ]
+fn needs(config: &Config) -> Result<Needs> {
+    let mut needs = Needs::of_every_service();
+    let told = [
+        &config.ca_cert_path,
+        &config.ca_key_path,
+        &config.ca_key_passphrase_file,
+        &config.pkcs11_pin_file,
+        &config.pkcs11_module,
+    ];
+    let (ports, certificates) = certctl_store::reaches(config.database_url.expose()).context("CERTCTL_DATABASE_URL")?;
+    needs.read_files(told.into_iter().flatten().cloned().chain(certificates));
+    needs.write_below(&config.ca_dir)?;
+    needs.writes.push(directory_of(&config.signer_socket));
+    needs.writes.extend(config.settings.failpoints.clone());
+    needs.writes.extend(config.pkcs11_paths.iter().cloned());
+    needs.connects = Some([config.pkcs11_ports.as_slice(), &ports].concat());
+    needs.listens = vec![config.ops_listen.port()];
+    needs.locks_memory = true;
+    Ok(needs)
 }
-
-impl Needs {
-    fn of(config: &Config) -> Result<Self> {
-        // What programs of this kind read: libraries, names of hosts, certificates to trust, how many processors.
-        let system = [
-            "/etc",
-            "/usr",
-            "/lib",
-            "/lib64",
-            // Where /etc/resolv.conf may point.
-            "/run/systemd/resolve",
-            "/run/resolvconf",
-            "/dev/null",
-            "/dev/urandom",
-            "/proc/self",
-            "/proc/sys",
-            "/sys/fs/cgroup",
-        ];
-        let mut reads: Vec<PathBuf> = system.map(PathBuf::from).into();
-        let told = [
-            &config.ca_cert_path,
-            &config.ca_key_path,
-            &config.ca_key_passphrase_file,
-            &config.pkcs11_pin_file,
-            &config.pkcs11_module,
-        ];
-        let database = certificates_of(config.database_url.expose());
-        // Files are replaced by renaming, so it is their directories that are read.
-        let files = told.into_iter().flatten().cloned().chain(database);
-        reads.extend(files.map(|file| directory_of(&file)));
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&config.ca_dir)
-            .with_context(|| format!("cannot make the directory {}", config.ca_dir.display()))?;
-        let mut writes = vec![config.ca_dir.clone(), directory_of(&config.signer_socket)];
-        writes.extend(config.settings.failpoints.clone());
-        writes.extend(config.pkcs11_paths.iter().cloned());
-        let mut connects = config.pkcs11_ports.clone();
-        let database = PgConnectOptions::from_str(config.database_url.expose()).context("CERTCTL_DATABASE_URL")?;
-        connects.push(database.get_port());
-        Ok(Self {
-            reads,
-            writes,
-            connects,
-            listens: vec![config.ops_listen.port()],
-        })
-    }
-}
-
-/// Files that the parameters of a database's URL name.
-fn certificates_of(url: &str) -> Vec<PathBuf> {
-    let Ok(url) = url::Url::parse(url) else { return vec![] };
-    url.query_pairs()
-        .filter(|(name, _)| {
-            matches!(
-                &**name,
-                "sslrootcert" | "ssl-root-cert" | "ssl-ca" | "sslcert" | "ssl-cert" | "sslkey" | "ssl-key"
-            )
-        })
-        .map(|(_, value)| PathBuf::from(value.into_owned()))
-        .collect()
-}
-
-/// The directory of a file; the file itself where that would be everything.
-fn directory_of(file: &Path) -> PathBuf {
-    match file.parent() {
-        Some(directory) if directory.parent().is_some() => directory.to_owned(),
-        _ => file.to_owned(),
-    }
-}
-
-/// A core file would hold the keys; and who may not dump a process may not look into it either (ptrace(2)).
-fn no_core() -> Result<String> {
-    no_core_files()?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("the process stays dumpable")?;
-    Ok("off; other processes of the user cannot look into this one".to_owned())
-}
-
-fn no_core_files() -> Result<()> {
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    setrlimit(Resource::Core, none).context("the limit on core files cannot be set")
-}
-
-/// Keys must not be written to swap. With a limit every later allocation could fail, so it is all or nothing.
-fn locked() -> Result<String> {
-    let unlimited = Rlimit {
-        current: None,
-        maximum: None,
-    };
-    if setrlimit(Resource::Memlock, unlimited).is_err() {
-        let limit = rustix::process::getrlimit(Resource::Memlock).current;
-        bail!(
-            "it may be swapped: locked memory is limited to {} octets; without a limit it is locked",
-            limit.unwrap_or_default()
-        );
-    }
-    mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)
-        .context("it may be swapped: it cannot be locked")?;
-    Ok("never swapped".to_owned())
-}
-
-fn no_new_privileges() -> Result<String> {
-    set_no_new_privs(true).context("set-user-id programs would still gain them")?;
-    Ok("none are gained by any program".to_owned())
-}
-
-fn no_capabilities() -> Result<String> {
-    // Without CAP_SETPCAP the bounding set stays, which counts for programs that are started: none is.
-    for bit in 0..64 {
-        let _ = remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit));
-    }
-    let _ = clear_ambient_capability_set();
-    let none = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
-        inheritable: CapabilitySet::empty(),
-    };
-    set_capabilities(None, none).context("they cannot be dropped")?;
-    Ok("none".to_owned())
-}
-
-fn landlocked(needs: &Needs) -> Result<String> {
-    const NEWEST: ABI = ABI::V6;
-    let read: BitFlags<AccessFs> = AccessFs::ReadFile | AccessFs::ReadDir;
-    let write = AccessFs::from_all(NEWEST) & !AccessFs::Execute & !AccessFs::MakeBlock & !AccessFs::MakeChar;
-    let ports = |ports: &[u16], access: AccessNet| -> Vec<_> {
-        ports
-            .iter()
-            .map(|port| Ok::<_, landlock::RulesetError>(NetPort::new(*port, access)))
-            .collect()
-    };
-    let status = Ruleset::default()
-        .handle_access(AccessFs::from_all(NEWEST))?
-        .handle_access(AccessNet::from_all(NEWEST))?
-        .scope(Scope::from_all(NEWEST))?
-        .create()?
-        .add_rules(path_beneath_rules(&needs.reads, read))?
-        .add_rules(path_beneath_rules(&["/dev/null"], read | AccessFs::WriteFile))?
-        .add_rules(path_beneath_rules(&needs.writes, write))?
-        .add_rules(ports(&needs.connects, AccessNet::ConnectTcp))?
-        .add_rules(ports(&needs.listens, AccessNet::BindTcp))?
-        .restrict_self()?;
-    match (status.ruleset, status.landlock) {
-        (RulesetStatus::FullyEnforced, _) => Ok(format!(
-            "Landlock; it writes below {}, connects to port {} and listens on {}",
-            listed(needs.writes.iter().map(|path| path.display())),
-            listed(&needs.connects),
-            listed(&needs.listens)
-        )),
-        (RulesetStatus::PartiallyEnforced, LandlockStatus::Available { effective_abi, .. }) => Ok(format!(
-            "Landlock, as far as its version {effective_abi:?} goes: before 4 it knows no ports, before 6 no signals"
-        )),
-        _ => bail!("the kernel has no Landlock, or it is not enabled"),
-    }
-}
-
-fn listed(all: impl IntoIterator<Item = impl ToString>) -> String {
-    let all: Vec<_> = all.into_iter().map(|one| one.to_string()).collect();
-    all.join(", ")
-}
-
-/// A program that neither starts others, nor looks into them, nor changes the kernel needs none of these.
-fn filtered() -> Result<String> {
-    let arch = TargetArch::try_from(std::env::consts::ARCH)
-        .map_err(|_| anyhow::anyhow!("there is no filter for this processor"))?;
-    let mut refused: BTreeMap<i64, Vec<SeccompRule>> = REFUSED.iter().map(|call| (*call, vec![])).collect();
-    // Threads are started by the same call as processes; the flag tells them apart.
-    let thread = u64::try_from(libc::CLONE_THREAD)?;
-    refused.insert(libc::SYS_clone, vec![rule(0, SeccompCmpOp::MaskedEq(thread), &[0])?]);
-    apply(refused, libc::EPERM, arch)?;
-    // Its flags are in memory, where no filter looks. The C library then goes the old way.
-    apply([(libc::SYS_clone3, vec![])].into(), libc::ENOSYS, arch)?;
-    let families = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6].map(|family| u64::from(family.unsigned_abs()));
-    let others = [libc::SYS_socket, libc::SYS_socketpair]
-        .into_iter()
-        .map(|call| Ok((call, vec![rule(0, SeccompCmpOp::Ne, &families)?])))
-        .collect::<Result<_>>()?;
-    apply(others, libc::EAFNOSUPPORT, arch)?;
-    Ok("seccomp; no programs, no processes, no tracing, no modules, no mounts, no io_uring, sockets of Unix and IP alone".to_owned())
-}
-
-/// Holds when the argument compares so with every value.
-fn rule(argument: u8, comparison: SeccompCmpOp, values: &[u64]) -> Result<SeccompRule> {
-    let conditions = values
-        .iter()
-        .map(|value| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, comparison.clone(), *value))
-        .collect::<Result<_, _>>()?;
-    Ok(SeccompRule::new(conditions)?)
-}
-
-fn apply(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: i32, arch: TargetArch) -> Result<()> {
-    let refusal = SeccompAction::Errno(errno.unsigned_abs());
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refusal, arch)?;
-    let program: BpfProgram = filter.try_into()?;
-    seccompiler::apply_filter(&program).context("the kernel takes no filter")
-}
-
-const REFUSED: &[i64] = &[
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_fork,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_vfork,
-    libc::SYS_execve,
-    libc::SYS_execveat,
-    libc::SYS_ptrace,
-    libc::SYS_process_vm_readv,
-    libc::SYS_process_vm_writev,
-    libc::SYS_pidfd_getfd,
-    libc::SYS_kcmp,
-    libc::SYS_perf_event_open,
-    libc::SYS_bpf,
-    libc::SYS_userfaultfd,
-    libc::SYS_io_uring_setup,
-    libc::SYS_add_key,
-    libc::SYS_request_key,
-    libc::SYS_keyctl,
-    libc::SYS_init_module,
-    libc::SYS_finit_module,
-    libc::SYS_delete_module,
-    libc::SYS_kexec_load,
-    libc::SYS_mount,
-    libc::SYS_umount2,
-    libc::SYS_pivot_root,
-    libc::SYS_chroot,
-    libc::SYS_unshare,
-    libc::SYS_setns,
-    libc::SYS_open_by_handle_at,
-    libc::SYS_reboot,
-    libc::SYS_swapon,
-    libc::SYS_swapoff,
-];
 
 #[cfg(test)]
 mod tests {
@@ -361,8 +59,8 @@ mod tests {
             "--ca-key-path",
             "/ca.key",
         ]);
-        let needs = Needs::of(&config).unwrap();
-        assert_eq!((needs.connects, needs.listens), (vec![6543], vec![9081]));
+        let needs = needs(&config).unwrap();
+        assert_eq!((needs.connects, needs.listens), (Some(vec![6543]), vec![9081]));
         assert_eq!(needs.writes, [ca.clone(), "/run/certctl".into()]);
         for path in ["/srv/pki", "/srv/ca", "/ca.key", "/etc"] {
             assert!(needs.reads.contains(&path.into()), "{path}");

@@ -15,7 +15,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `config` | the settings |
-//! | `hardening` | what the process gives up before it holds a key |
+//! | `hardening` | the files and ports that the process keeps before it holds a key |
 //! | `http` | the five routes over a Unix socket |
 //! | `issue` | job id → `Csr` → `Prepared` → `Recorded` → `Signed` |
 //! | `lint` | what a certificate must and must not say, asked of its octets |
@@ -54,7 +54,7 @@ use axum::Router;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use certctl_model::{id::IssuerId, time::Clock};
 use certctl_runtime::{
-    serve::{self, Ready},
+    serve::{self, Peers, Ready},
     tasks::Tasks,
 };
 use sqlx::PgPool;
@@ -187,7 +187,11 @@ impl Signer {
         certctl_store::admit(&self.shared.pool).await?;
         let ops = serve::listen(self.config.ops_listen).await?;
         serve::serve(ops, serve::ops_router(self.ready()), tasks).await;
-        serve::serve_unix(&self.config.signer_socket, self.router(), tasks).await?;
+        let peers = Peers {
+            group: self.config.signer_socket_group,
+            users: self.config.signer_clients.clone(),
+        };
+        serve::serve_unix_to(&self.config.signer_socket, peers, self.router(), tasks).await?;
         let stop = tasks.token();
         tokio::select! {
             loaded = self.load() => loaded,

@@ -83,6 +83,25 @@ pub fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
+/// Parses a user, by name or number; a `value_parser` for `clap`.
+pub fn user(text: &str) -> Result<u32, String> {
+    number_of(text, "/etc/passwd").ok_or_else(|| format!("there is no user {text} in /etc/passwd; write its number"))
+}
+
+/// Parses a group, by name or number; a `value_parser` for `clap`.
+pub fn group(text: &str) -> Result<u32, String> {
+    number_of(text, "/etc/group").ok_or_else(|| format!("there is no group {text} in /etc/group; write its number"))
+}
+
+fn number_of(text: &str, file: &str) -> Option<u32> {
+    if let Ok(number) = text.parse() {
+        return Some(number);
+    }
+    let known = std::fs::read_to_string(file).ok()?;
+    let mut entries = known.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    entries.find_map(|entry| (entry.first() == Some(&text)).then(|| entry.get(2)?.parse().ok())?)
+}
+
 /// Chooses a secret given directly or through a file, without the line end that editors leave.
 ///
 /// # Errors

@@ -5,6 +5,7 @@
 //! | step | module | what it gives |
 //! |---|---|---|
 //! | parse | [`config`] | the settings every service shares, parsers for values, the configuration page |
+//! | build | [`hardening`] | privileges that a process gives up |
 //! | build | [`telemetry`] | logs to standard error, metrics as Prometheus text |
 //! | run | [`serve`] | a bounded HTTP server over TCP or a Unix socket, health and readiness |
 //! | run | [`client_addr`] | who asks, behind proxies that are trusted |
@@ -26,6 +27,7 @@
 pub mod client_addr;
 pub mod config;
 pub mod failpoint;
+pub mod hardening;
 pub mod journal;
 mod pace;
 pub mod periodic;

@@ -147,16 +147,52 @@ pub fn serve_front(front: Front, listener: TcpListener, router: Router, tasks: &
 ///
 /// Another process listens on `path`, something else than a socket is there, or the socket cannot be created.
 pub async fn serve_unix(path: &Path, router: Router, tasks: &Tasks) -> anyhow::Result<()> {
-    let listener = bind_unix(path)
+    serve_unix_to(path, Peers::default(), router, tasks).await
+}
+
+/// Who may connect to a Unix socket, besides its owner and root.
+#[derive(Clone, Debug, Default)]
+pub struct Peers {
+    /// The group that may open the socket.
+    pub group: Option<u32>,
+    /// Users that are answered. When there is none, every user is whose primary group is that of the socket.
+    pub users: Vec<u32>,
+}
+
+impl Peers {
+    /// By what the kernel says of the process that connected (SO_PEERCRED, unix(7)).
+    fn admit(&self, user: u32, group: u32) -> bool {
+        let by_group = self.users.is_empty() && self.group == Some(group);
+        user == 0 || user == rustix::process::geteuid().as_raw() || self.users.contains(&user) || by_group
+    }
+}
+
+/// As [`serve_unix`], for peers of other users too. A peer that is not admitted is disconnected.
+///
+/// # Errors
+/// When the socket cannot be bound, or given to the group.
+pub async fn serve_unix_to(path: &Path, peers: Peers, router: Router, tasks: &Tasks) -> anyhow::Result<()> {
+    let listener = bind_unix(path, peers.group)
         .await
         .with_context(|| format!("cannot listen on {}", path.display()))?;
     let (limits, owner) = (Limits::default(), tasks.clone());
-    let connected = move |stream, _, place| connection(stream, place, None, limits, router.clone(), owner.clone());
+    let connected = move |stream: UnixStream, _, place| {
+        let peer = stream.peer_cred().map(|peer| (peer.uid(), peer.gid()));
+        let is_admitted = matches!(peer, Ok((user, group)) if peers.admit(user, group));
+        let (router, owner) = (router.clone(), owner.clone());
+        async move {
+            match is_admitted {
+                true => connection(stream, place, None, limits, router, owner).await,
+                false => warn!("a connection to the socket is refused: its user and group are {peer:?}"),
+            }
+        }
+    };
     tasks.spawn("accept", accept(listener, limits, tasks.clone(), |_| None, connected));
     Ok(())
 }
 
-async fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
+async fn bind_unix(path: &Path, group: Option<u32>) -> anyhow::Result<UnixListener> {
+    const BACKLOG: u32 = 1024;
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
     }
@@ -171,11 +207,18 @@ async fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error.into()),
     }
-    // The mode comes before `listen`: until then nobody can connect.
-    const BACKLOG: u32 = 1024;
     let socket = UnixSocket::new_stream()?;
     socket.bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    // Before it listens: until then nothing can connect.
+    let mode = match group {
+        Some(group) => {
+            let given = std::os::unix::fs::chown(path, None, Some(group));
+            given.with_context(|| format!("the socket cannot be given to group {group}; its user must be a member"))?;
+            0o660
+        }
+        None => 0o600,
+    };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     Ok(socket.listen(BACKLOG)?)
 }
 
@@ -728,8 +771,35 @@ mod tests {
 
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
-        assert!(bind_unix(&file).await.is_err());
+        assert!(bind_unix(&file, None).await.is_err());
         assert!(file.exists());
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_is_for_its_owner_and_the_peers_it_is_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let listener = bind_unix(&path, Some(group)).await.unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
+        drop(listener);
+        let peers = |group, users: &[u32]| Peers {
+            group,
+            users: users.to_vec(),
+        };
+        let other = user + 1000;
+        for (peers, peer, admits) in [
+            (peers(None, &[]), (user, other), true),
+            (peers(None, &[]), (0, other), true),
+            (peers(None, &[]), (other, group), false),
+            (peers(Some(other), &[]), (other, other), true),
+            (peers(Some(other), &[]), (other, other + 1), false),
+            (peers(Some(other), &[other]), (other, other + 1), true),
+            (peers(Some(other), &[other]), (other + 1, other), false),
+        ] {
+            assert_eq!(peers.admit(peer.0, peer.1), admits, "{peers:?} {peer:?}");
+        }
     }
 
     async fn fetch(router: Router, path: &str) -> (StatusCode, String) {

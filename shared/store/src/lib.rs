@@ -58,7 +58,7 @@ use sqlx::migrate::Migrator;
 
 pub use self::{
     error::{Error, Result},
-    session::{admit, connect, migrate, ready},
+    session::{admit, connect, migrate, reaches, ready},
     tx::Tx,
 };
 

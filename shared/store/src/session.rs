@@ -6,6 +6,7 @@
 //! used again.
 
 use std::{
+    path::PathBuf,
     str::FromStr,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -104,6 +105,26 @@ pub fn connect(url: &str, role: &str, max_connections: u32, clock: &Clock) -> Re
             }
         })
         .connect_lazy_with(options))
+}
+
+/// The TCP ports of a database's URL and the files that its parameters name, for a process that may reach nothing else.
+///
+/// # Errors
+/// As [`connect`].
+pub fn reaches(url: &str) -> Result<(Vec<u16>, Vec<PathBuf>)> {
+    let port = options(url)?.get_port();
+    let names_a_file = |name: &str| {
+        matches!(
+            name,
+            "sslrootcert" | "ssl-root-cert" | "ssl-ca" | "sslcert" | "ssl-cert" | "sslkey" | "ssl-key"
+        )
+    };
+    let pairs = Url::parse(url).map(|url| url.query_pairs().into_owned().collect::<Vec<_>>());
+    let files = pairs
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|(name, _)| names_a_file(name));
+    Ok((vec![port], files.map(|(_, file)| PathBuf::from(file)).collect()))
 }
 
 /// Reads the URL of a database. sqlx knows one host, and takes a list for a name.

@@ -74,6 +74,10 @@ pub(crate) fn serial_of(octets: &[u8]) -> Option<Serial> {
 /// Reads a name as the type it claims to be; says what is wrong with one that is not.
 pub(crate) fn san_from_general_name(name: &ParsedName<'_>) -> Result<San, String> {
     let san = match name {
+        // An IA5String (RFC 5280 §4.2.1.6); U-labels are converted only where people write them.
+        ParsedName::DNSName(text) | ParsedName::RFC822Name(text) | ParsedName::URI(text) if !text.is_ascii() => {
+            return Err(format!("\"{}\" is not ASCII", text.escape_debug()));
+        }
         ParsedName::DNSName(text) | ParsedName::RFC822Name(text) | ParsedName::URI(text) => {
             text.parse::<San>().map_err(|error| error.to_string())?
         }

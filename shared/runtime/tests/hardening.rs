@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use certctl_signer::hardening::{self, Needs};
+use certctl_runtime::hardening::{self, Needs};
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketType, socket},
@@ -32,8 +32,9 @@ fn a_hardened_thread_does_its_work_and_nothing_else() {
     let needs = Needs {
         reads: vec!["/etc".into(), "/usr".into(), "/proc/self".into()],
         writes: vec![own.clone()],
-        connects: vec![database_port],
+        connects: Some(vec![database_port]),
         listens: vec![free_port],
+        locks_memory: false,
     };
     let tried = thread::spawn(move || {
         let measures = hardening::measures(&needs);
