@@ -326,6 +326,7 @@ pub(crate) fn read(matches: ArgMatches) -> (Globals, Action) {
         server: text("server").unwrap_or_default(),
         api_key: Secret::new(text("api_key").unwrap_or_default()),
         ca_cert: matches.get_one::<PathBuf>("ca_cert").cloned(),
+        allow_plain_http: matches.get_one::<bool>("allow_plain_http").copied().unwrap_or(false),
         // An operation may have a format of its own, with words of its own.
         format: match text("format").as_deref() {
             Some("table") => Some(Format::Table),
