@@ -709,4 +709,18 @@ async fn after_a_restore_nothing_is_issued_until_every_revocation_is_back(db: Pg
     }
     let new = serial(&w, "mc-after").await;
     assert!(!issued.split(' ').any(|known| known == new) && new != lost, "{new}");
+
+    // What was issued after the backup is known from the journal, and managed again.
+    let unknown = format!("SELECT count(*)::text FROM certificate_versions WHERE serial_number = '{lost}'");
+    assert_eq!(w.text(&unknown).await, "0");
+    let mut arguments = vec!["--format".to_owned(), "json".to_owned(), "import".to_owned()];
+    let files = std::fs::read_dir(directory.join("issued")).unwrap();
+    arguments.extend(files.map(|file| file.unwrap().path().display().to_string()));
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let ran = certctl_tests::stage::cli(&w.url, certctl_tests::world::KEY, &arguments)
+        .await
+        .ok();
+    let said: Value = serde_json::from_str(&ran).unwrap();
+    assert_eq!((&said["created"], &said["rejected"]), (&json!(1), &json!(0)), "{said}");
+    assert_eq!(w.text(&unknown).await, "1");
 }

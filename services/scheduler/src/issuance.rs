@@ -20,6 +20,7 @@ use tracing::{error, info};
 use crate::{
     Scheduler,
     issuers::{IssueError, Issued, Order},
+    journal,
     worker::{GiveUp, together},
 };
 
@@ -164,6 +165,7 @@ fn record<'a>(
         let mut tx = scheduler.begin().await?;
         let recorded = certificates::record(&mut tx, issued).await?;
         if !recorded.is_empty() {
+            journal::keep_issued(scheduler, issued.iter().map(|(_, version)| version)).await;
             tx.commit().await?;
         }
         let told: HashSet<&JobId> = recorded.iter().collect();

@@ -89,6 +89,7 @@ pub struct Scheduler {
     crl_retry: crls::Retry,
     large_crl_retry: crls::Retry,
     journal: Option<Journal>,
+    issued: Option<Journal>,
     prober: Prober,
 }
 
@@ -108,9 +109,12 @@ impl Scheduler {
     /// # Errors
     /// When the journal cannot be opened.
     pub fn over(db: PgPool, config: &Config, clock: Clock, signer: Client) -> anyhow::Result<Arc<Self>> {
-        let journal = match &config.revocation_journal_dir {
-            Some(directory) => Some(Journal::open(directory, "revocations")?),
-            None => None,
+        let (journal, issued) = match &config.revocation_journal_dir {
+            Some(directory) => (
+                Some(Journal::open(directory, "revocations")?),
+                Some(Journal::with_ending(&directory.join("issued"), "issued", "pem")?),
+            ),
+            None => (None, None),
         };
         let leader = Leader::default();
         Ok(Arc::new(Self {
@@ -131,6 +135,7 @@ impl Scheduler {
             crl_retry: crls::Retry::default(),
             large_crl_retry: crls::Retry::default(),
             journal,
+            issued,
             prober: Prober::new(&config.probe_edges)?,
         }))
     }

@@ -37,10 +37,19 @@ impl Journal {
     /// # Errors
     /// When the directory cannot be made, belongs to somebody else or can be written by others.
     pub fn open(directory: &Path, name: &'static str) -> anyhow::Result<Self> {
+        Self::with_ending(directory, name, "ndjson")
+    }
+
+    /// Opens one as [`Journal::open`] does, for files whose names end otherwise.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn with_ending(directory: &Path, name: &'static str, ending: &'static str) -> anyhow::Result<Self> {
         private_directory(directory).with_context(|| format!("the journal in {}", directory.display()))?;
         let mut writer = Writer {
             directory: directory.to_owned(),
             name,
+            ending,
             open: None,
         };
         // Found out now, and not with the first line.
@@ -70,6 +79,7 @@ impl Journal {
 struct Writer {
     directory: PathBuf,
     name: &'static str,
+    ending: &'static str,
     open: Option<OpenFile>,
 }
 
@@ -113,7 +123,8 @@ impl Writer {
 
     /// Begins a file; its name is on the disk too.
     fn begin(&mut self) -> io::Result<()> {
-        let path = self.directory.join(format!("{}-{}.ndjson", self.name, Uuid::now_v7()));
+        let name = format!("{}-{}.{}", self.name, Uuid::now_v7(), self.ending);
+        let path = self.directory.join(name);
         let file = OpenOptions::new()
             .create_new(true)
             .append(true)

@@ -384,6 +384,12 @@ pub async fn migrate(url: &str) -> Result<(), MigrateError> {
     .execute(&mut db)
     .await?;
     MIGRATOR.run(&mut db).await?;
+    // A dump of a database lacks the privileges on the database itself, so that a restored one has the default again.
+    sqlx::raw_sql(
+        "DO $$ BEGIN EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database()); END $$",
+    )
+    .execute(&mut db)
+    .await?;
     db.close().await?;
     Ok(())
 }
