@@ -88,14 +88,15 @@ async fn old_validations_are_removed_whatever_the_search_path_is(db: PgPool) {
     assert_eq!(removed, 1);
 }
 
-/// Fails for a later function that lacks one of these.
+/// Fails for a later function that lacks one of these. A trigger function is called by triggers alone, and no service can
+/// create a table to put one on.
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
 async fn every_definer_function_has_a_fixed_path_and_named_callers(db: PgPool) {
     let open: Vec<String> = sqlx::query_scalar(
         "SELECT p.oid::regprocedure::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
           WHERE p.prosecdef AND n.nspname NOT IN ('pg_catalog', 'information_schema')
             AND (NOT coalesce(p.proconfig, '{}') @> ARRAY['search_path=pg_catalog, pg_temp']
-                 OR has_function_privilege('public', p.oid, 'EXECUTE'))",
+                 OR p.prorettype <> 'trigger'::regtype AND has_function_privilege('public', p.oid, 'EXECUTE'))",
     )
     .fetch_all(&db)
     .await
