@@ -45,7 +45,7 @@ pub struct PrivateDir {
 }
 
 impl PrivateDir {
-    /// Opens a directory, which is created with `mode` if it is absent; missing parents are created with mode 0755.
+    /// Opens a directory, which is created with `mode` if it is absent, and so are missing parents.
     ///
     /// # Errors
     /// [`io::ErrorKind::PermissionDenied`] when it is not private; the message says why and what to do.
@@ -305,8 +305,7 @@ pub fn trusted(path: &Path) -> io::Result<Option<PathBuf>> {
 }
 
 /// Follows a path component by component. Every directory is verified before a name in it is believed, so that what is
-/// found cannot be changed by other users afterwards. With `create`, what is absent is created, the last component with
-/// that mode.
+/// found cannot be changed by other users afterwards. With `create`, what is absent is created with that mode.
 fn walk(path: &Path, create: Option<u32>) -> io::Result<Option<PathBuf>> {
     let absolute = std::path::absolute(path)?;
     let mut rest: Vec<PathBuf> = parts(&absolute);
@@ -324,7 +323,6 @@ fn walk(path: &Path, create: Option<u32>) -> io::Result<Option<PathBuf>> {
             Ok(status) => status,
             Err(Errno::NOENT) => {
                 let Some(mode) = create else { return Ok(None) };
-                let mode = if rest.is_empty() { mode } else { 0o755 };
                 match rustix::fs::mkdir(&here, Mode::from_raw_mode(mode)) {
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(error) => return Err(about(&here, error)),
@@ -448,7 +446,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("a/b");
         let dir = PrivateDir::open(&path, 0o711).unwrap();
-        assert_eq!((mode(&path), mode(&home.path().join("a"))), (0o711, 0o755));
+        assert_eq!((mode(&path), mode(&home.path().join("a"))), (0o711, 0o711));
         dir.write("key", 0o600, b"first").unwrap();
         dir.write("key", 0o640, b"second").unwrap();
         assert_eq!(dir.read_text("key", 6).unwrap().as_deref(), Some("second"));

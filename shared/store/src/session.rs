@@ -362,7 +362,7 @@ async fn why_not(pool: &PgPool) -> Error {
 /// When the database cannot be reached or its history differs from ours, or a connection pooler is between: migrations
 /// hold a lock of their session from one transaction to the next.
 pub async fn migrate(url: &str) -> Result<(), MigrateError> {
-    let refused = |error: Error| MigrateError::Source(error.to_string().into());
+    let refused = |error: Error| MigrateError::Source(format!("migrations are not applied: {error}").into());
     let options = options(url)
         .map_err(refused)?
         .options([("search_path", "public,pg_temp")]);
@@ -371,9 +371,10 @@ pub async fn migrate(url: &str) -> Result<(), MigrateError> {
         .map_err(|error| refused(connecting(error)))?;
     let path: String = sqlx::query_scalar("SELECT current_setting('search_path')")
         .fetch_one(&mut db)
-        .await?;
+        .await
+        .map_err(|error| refused(shared(error)))?;
     if path.replace(' ', "") != "public,pg_temp" {
-        return Err(refused(Error::Refused(format!("migrations are not applied; {POOLER}"))));
+        return Err(refused(Error::Refused(POOLER.to_owned())));
     }
     // Where an administrator has installed the extension that the schema needs.
     sqlx::query(

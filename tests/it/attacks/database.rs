@@ -49,7 +49,7 @@ async fn temporary_tables_do_not_hide_what_a_definer_function_reads(db: PgPool) 
         "approvals",
     ] {
         let sql = format!(
-            "CREATE TEMP TABLE {table} (LIKE public.{table});
+            "CREATE TEMP TABLE {table} (id text, type text, finished_at timestamptz);
              CREATE TRIGGER boom BEFORE INSERT OR UPDATE OR DELETE ON pg_temp.{table}
                 FOR EACH STATEMENT EXECUTE FUNCTION pg_temp.boom();"
         );

@@ -101,6 +101,8 @@ async fn links_in_the_directory_are_not_followed() {
         "postgres-password",
     ] {
         let link = dir.join(name);
+        // An earlier pass of this loop may have created the file.
+        let _ = fs::remove_file(&link);
         symlink(&victim, &link).unwrap();
         let ran = local(&dir, &["db", "--scratch"]).await;
         assert!(
