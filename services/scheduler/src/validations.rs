@@ -123,7 +123,9 @@ enum Ended {
 
 async fn validate(scheduler: &Scheduler, claim: &Claimed) -> Result<(), Error> {
     let facts = &claim.facts;
-    let ended = match validations::expected(&scheduler.db, facts).await? {
+    let expected = validations::expected(&scheduler.db, facts).await?;
+    let version = expected.as_ref().and_then(|expected| expected.version_id.clone());
+    let ended = match expected {
         Some(expected) => look(claim, &expected, scheduler.now()).await,
         None => Ended::Never("its target is gone".to_owned()),
     };
@@ -147,7 +149,7 @@ async fn validate(scheduler: &Scheduler, claim: &Claimed) -> Result<(), Error> {
         .await?
         .pop()
         .ok_or(Error::LeaseLost)?;
-    validations::record(&mut tx, facts, &seen).await?;
+    validations::record(&mut tx, facts, version.as_ref(), &seen).await?;
     match wrong.is_empty() {
         true => drop(jobs::apply(&mut tx, job.complete(&by)).await?),
         false => drop(jobs::apply(&mut tx, job.fail(&by, wrong.clone())).await?),

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use certctl_model::{
-    id::{AgentId, CertificateId, EndpointId, JobId, TargetId},
+    id::{AgentId, CertificateId, EndpointId, JobId, TargetId, VersionId},
     job::{JobFacts, JobKind},
     notice::NoticeKind,
     time::Time,
@@ -171,7 +171,9 @@ pub struct Expected {
     pub target_type: String,
     /// Its settings.
     pub target_config: Value,
-    /// The certificate that was deployed there last, PEM; none when nothing was.
+    /// The version that was deployed there last; none when nothing was.
+    pub version_id: Option<VersionId>,
+    /// Its certificate, PEM.
     pub cert_pem: Option<String>,
     /// The chain that came with it, PEM.
     pub chain_pem: Option<String>,
@@ -185,7 +187,7 @@ pub struct Expected {
 /// When the database cannot be asked.
 pub async fn expected(pool: &PgPool, job: &JobFacts) -> Result<Option<Expected>> {
     Ok(sqlx::query_as(
-        "SELECT t.type AS target_type, t.config AS target_config, v.cert_pem, v.chain_pem,
+        "SELECT t.type AS target_type, t.config AS target_config, v.id AS version_id, v.cert_pem, v.chain_pem,
                 EXISTS (SELECT 1 FROM jobs d
                          WHERE d.type = 'Deployment' AND d.certificate_id = $1 AND d.target_id = t.id
                            AND d.status = 'Running') AS under_way
@@ -218,14 +220,27 @@ pub struct Seen {
     pub fingerprint: Option<String>,
 }
 
-/// Keeps what was seen, forgets addresses that are gone, and tells of what changed. The certificate has to be locked.
+/// Keeps what was seen, forgets addresses that are gone, and tells of what changed. The certificate has to be locked. What was
+/// compared with another version than the one that is deployed by now is not kept: it is looked at anew.
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn record(tx: &mut Tx, job: &JobFacts, seen: &[Seen]) -> Result<()> {
+pub async fn record(tx: &mut Tx, job: &JobFacts, version: Option<&VersionId>, seen: &[Seen]) -> Result<()> {
     let Some(target) = &job.target else {
         return Ok(());
     };
+    let current: Option<bool> = sqlx::query_scalar(
+        "SELECT deployed_version_id IS NOT DISTINCT FROM $3 FROM certificate_targets
+          WHERE certificate_id = $1 AND target_id = $2",
+    )
+    .bind(&job.certificate)
+    .bind(target)
+    .bind(version)
+    .fetch_optional(&mut **tx)
+    .await?;
+    if current != Some(true) {
+        return Ok(());
+    }
     let now = tx.now();
     let before: Vec<(String, String, EndpointOutcome)> =
         sqlx::query_as("SELECT endpoint, address, outcome FROM endpoints WHERE certificate_id = $1 AND target_id = $2")
