@@ -11,7 +11,7 @@ use clap::{
 use clap_complete::Shell;
 
 use crate::{
-    compromise, inputs, recovery,
+    compromise, inputs, key_hash, recovery,
     table::{self, NOUNS, Row},
 };
 
@@ -227,7 +227,8 @@ fn described(command: Command, row: &Row) -> Command {
             .replace('\n', " ")
             .replace('\u{0}', "\n\n"),
     );
-    let mut command = inputs::describe(command, &row.operation);
+    let command = inputs::describe(command, &row.operation);
+    let mut command = key_hash::describe(command, &row.operation);
     let has = |command: &Command, name: &str| command.get_arguments().any(|arg| arg.get_id() == name);
     if row.is_list() {
         let all = Arg::new("all").long("all").action(ArgAction::SetTrue);

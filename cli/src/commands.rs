@@ -17,7 +17,7 @@ use crate::{
     args::{self, Action, Format, Globals},
     compromise,
     failure::Failure,
-    import, inputs, lists,
+    import, inputs, key_hash, lists,
     output::{self, Style},
     pages, recovery, renew, table,
     table::Row,
@@ -107,7 +107,8 @@ pub(crate) async fn run(globals: Globals, action: Action) -> Result<(), Failure>
 
 async fn operation(session: &Session, row: &Row, matches: &ArgMatches) -> Result<(), Failure> {
     let operation = &row.operation;
-    let input = inputs::read(operation, matches)?;
+    let mut input = inputs::read(operation, matches)?;
+    key_hash::read(operation, matches, &mut input)?;
     let flag = |name: &str| {
         matches
             .try_get_one::<bool>(name)

@@ -5,6 +5,7 @@
 //! | [`args`] | what can be typed |
 //! | [`table`] | the contract's table as commands: nouns, verbs, joined names |
 //! | [`inputs`] | the inputs of an operation as arguments and flags |
+//! | [`key_hash`] | the SHA-256 of the key in a file, in place of an input |
 //! | [`commands`] | what each command asks the server and shows |
 //! | [`lists`] | one page, or all of them |
 //! | [`watch`] | looking again until it has ended |
@@ -24,6 +25,7 @@ mod compromise;
 mod failure;
 mod import;
 mod inputs;
+mod key_hash;
 mod lists;
 mod output;
 mod pages;

@@ -482,3 +482,49 @@ async fn colours_are_for_those_who_ask_or_look() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_key_is_named_by_a_file_that_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+    let certificate = certificate.self_signed(&key).unwrap();
+    let write = |name: &str, octets: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, octets).unwrap();
+        path.display().to_string()
+    };
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate.der()).unwrap();
+    let public = pem::encode(&pem::Pem::new("PUBLIC KEY", parsed.public_key().raw));
+    let files = [
+        ("key", write("key.pem", key.serialize_pem().as_bytes())),
+        ("key", write("public.pem", public.as_bytes())),
+        ("cert", write("cert.pem", certificate.pem().as_bytes())),
+        ("cert", write("cert.der", certificate.der())),
+    ];
+    let hash = certctl_x509::keys::fingerprint(parsed.public_key().raw).to_string();
+    let asked = Asked::default();
+    against(inventory(asked.clone()), async |server| {
+        for (flag, file) in &files {
+            let output = cli(&server, &format!("blocked-keys block --{flag} {file} --reason leaked")).await;
+            assert_eq!(output.status.code(), Some(0), "{file}: {}", text(&output.stderr));
+            let sent = asked.lock().unwrap().pop().unwrap();
+            assert_eq!(sent.0, "POST /api/v1/blocked-keys");
+            assert_eq!(sent.1, json!({ "spki_sha256": hash, "reason": "leaked" }), "{file}");
+            let output = cli(&server, &format!("certs list --{flag} {file}")).await;
+            assert_eq!(output.status.code(), Some(0), "{file}: {}", text(&output.stderr));
+            let sent = asked.lock().unwrap().pop().unwrap();
+            assert!(sent.0.ends_with(&format!("?spki_sha256={hash}")), "{}", sent.0);
+        }
+        for line in [
+            "blocked-keys block --reason leaked".to_owned(),
+            format!("blocked-keys block --key {} --spki-sha256 {hash} --reason leaked", files[0].1),
+            format!("blocked-keys block --cert {} --reason leaked", files[0].1),
+        ] {
+            let output = cli(&server, &line).await;
+            assert_eq!(output.status.code(), Some(2), "{line}");
+            assert!(asked.lock().unwrap().is_empty(), "{line}: nothing is sent");
+        }
+    })
+    .await;
+}

@@ -356,3 +356,90 @@ async fn an_agent_is_renamed_and_labelled_and_goes_when_nothing_needs_it(db: PgP
     );
     assert_eq!(w.text(&trail).await, "update_agent update_agent delete_agent");
 }
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn what_an_agent_states_takes_it_out_of_no_rule(db: PgPool) {
+    let w = World::new(db).await;
+    let host = w.host("web-1").await;
+    w.target("tgt-1", &host).await;
+    w.certificate("mc-1", &["tgt-1"], Value::Null).await;
+    w.settle().await;
+    let heartbeat = format!("/api/v1/agents/{}/heartbeat", host.id());
+    let state = async |facts: Value| {
+        let answer = w.raw(Method::POST, &heartbeat, Some(&host.key()), facts.to_string()).await;
+        answer.expect(200);
+    };
+    let agent = format!("/api/v1/agents/{}", host.id());
+    let operator = |facts: Value| w.put(&agent, facts);
+    // Within the group by where it connects from; then by what an operator says.
+    for (criterion, lie, outside, inside) in [
+        (
+            json!({ "match_ip_cidr": "127.0.0.0/8" }),
+            json!({ "ip_address": "10.9.9.9" }),
+            json!({ "ip_address": "10.9.9.9" }),
+            json!({ "ip_address": "127.0.0.9" }),
+        ),
+        (json!({ "match_os": "linux" }), json!({ "os": "plan9" }), json!({ "os": "plan9" }), json!({ "os": "Linux" })),
+        (
+            json!({ "match_architecture": "amd64" }),
+            json!({ "architecture": "mips" }),
+            json!({ "architecture": "mips" }),
+            json!({ "architecture": "amd64" }),
+        ),
+        (
+            json!({ "match_version": "<90" }),
+            json!({ "version": "99.0.0" }),
+            json!({ "version": "99.0.0" }),
+            json!({ "version": "1.0.0" }),
+        ),
+    ] {
+        let mut group = criterion.clone();
+        group["id"] = json!("ag-1");
+        group["name"] = json!("one");
+        w.post("/api/v1/agent-groups", group).await.expect(201);
+        let rule = json!({ "id": "pol-1", "name": "no", "type": "AllowedDomains", "severity": "Critical",
+                           "config": { "allow": ["example.org"] }, "agent_group_ids": ["ag-1"] });
+        w.post("/api/v1/policies", rule).await.expect(201);
+        let renewed = async || w.post("/api/v1/certificates/mc-1/renew", Value::Null).await.status;
+        state(lie).await;
+        assert_eq!(renewed().await, 409, "{criterion}: a statement of the agent");
+        operator(outside).await.expect(200);
+        assert_eq!(renewed().await, 202, "{criterion}: an operator puts it outside");
+        w.settle().await;
+        operator(inside.clone()).await.expect(200);
+        assert_eq!(renewed().await, 409, "{criterion}: an operator puts it inside");
+        let fact = inside.as_object().unwrap().keys().next().unwrap().clone();
+        state(json!({ (fact.clone()): "9.9.9" })).await;
+        let shown = w.get(&agent).await.expect(200);
+        assert_eq!(shown[&fact], inside[&fact], "an agent does not replace what an operator set");
+        let own: Vec<&str> = shown["self_reported"].as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
+        assert!(!own.contains(&fact.as_str()) && own.contains(&"hostname"), "{own:?}");
+        w.delete("/api/v1/policies/pol-1").await.expect(204);
+        w.delete("/api/v1/agent-groups/ag-1").await.expect(204);
+    }
+    assert_eq!(w.get(&agent).await.expect(200)["peer_address"], "127.0.0.1");
+    let problem = operator(json!({ "ip_address": "somewhere" })).await.problem();
+    assert_eq!((problem.status, problem.errors[0].field.as_str()), (422, "ip_address"));
+    let back = operator(json!({ "os": "" })).await.expect(200);
+    assert!(back["self_reported"].as_array().unwrap().contains(&json!("os")), "{back}");
+    state(json!({ "os": "plan9", "ip_address": "nowhere" })).await;
+    let shown = w.get(&agent).await.expect(200);
+    assert_eq!((&shown["os"], &shown["ip_address"]), (&json!("plan9"), &json!("127.0.0.9")));
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn only_the_agent_itself_sends_its_heartbeat(db: PgPool) {
+    let w = World::new(db).await;
+    let (host, other) = (w.host("web-1").await, w.host("web-2").await);
+    let made = w.post("/api/v1/api-keys", json!({ "name": "eve", "role": "admin" })).await.expect(201);
+    let path = format!("/api/v1/agents/{}/heartbeat", host.id());
+    for (key, status) in [
+        (made["api_key"].as_str().unwrap(), 403),
+        (&*other.key(), 403),
+        (&*host.key(), 200),
+        (KEY, 200),
+    ] {
+        let answer = w.raw(Method::POST, &path, Some(key), "{}").await;
+        assert_eq!(answer.status, status, "{answer:?}");
+    }
+}

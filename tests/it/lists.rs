@@ -288,3 +288,45 @@ async fn a_certificate_in_a_list_is_what_it_is_alone(db: PgPool) {
     let counts: Vec<usize> = rows.iter().map(|row| row.as_object().unwrap().len()).collect();
     assert_eq!(counts, [15, 26], "{page}");
 }
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn what_only_archived_certificates_use_can_be_deleted(db: PgPool) {
+    let w = World::new(db).await;
+    let things = [
+        ("/api/v1/teams", "t-1", json!({})),
+        ("/api/v1/owners", "o-1", json!({ "email": "o@example.net", "team_id": "t-unassigned" })),
+        ("/api/v1/profiles", "prof-1", json!({})),
+        ("/api/v1/renewal-policies", "rp-1", json!({})),
+    ];
+    for (path, id, base) in &things {
+        let mut new = base.clone();
+        new["id"] = json!(id);
+        new["name"] = json!(id);
+        w.post(path, new).await.expect(201);
+    }
+    let more = json!({ "owner_id": "o-1", "team_id": "t-1", "certificate_profile_id": "prof-1", "renewal_policy_id": "rp-1" });
+    for id in ["mc-1", "mc-2"] {
+        w.certificate(id, &[], more.clone()).await;
+    }
+    w.delete("/api/v1/certificates/mc-1").await.expect(204);
+    for (path, id, _) in &things {
+        assert_eq!(w.delete(&format!("{path}/{id}")).await.problem().status, 409, "{id}: mc-2 lives");
+    }
+    let kept = w.get("/api/v1/certificates/mc-1").await.expect(200);
+    assert_eq!(kept["owner_id"], "o-1", "a deletion that is refused changes nothing");
+    w.delete("/api/v1/certificates/mc-2").await.expect(204);
+    for (path, id, _) in &things {
+        w.delete(&format!("{path}/{id}")).await.expect(204);
+    }
+    let kept = w.get("/api/v1/certificates/mc-1").await.expect(200);
+    assert_eq!(
+        json!([kept["owner_id"], kept["team_id"], kept["certificate_profile_id"], kept["renewal_policy_id"]]),
+        json!(["o-unassigned", "t-unassigned", null, "rp-default"])
+    );
+    let told = "SELECT string_agg(action || ' ' || (details->>'archived_certificates'), ', ' ORDER BY sequence)
+                  FROM audit_events WHERE action LIKE 'delete%'";
+    assert_eq!(
+        w.text(told).await,
+        "delete_team 2, delete_owner 2, delete_profile 2, delete_renewal_policy 2"
+    );
+}

@@ -5,7 +5,10 @@ use std::{fs, path::Path, time::Duration};
 
 use certctl_contract::key_compromise::signed_octets;
 use certctl_model::{key::KeyFacts, name::San, revocation::RevocationReason, time::Time};
-use certctl_tests::world::{Host, World};
+use certctl_tests::{
+    foreign::Authority,
+    world::{Host, World},
+};
 use certctl_x509::{
     csr,
     keys::{self, KeyPair},
@@ -349,6 +352,65 @@ async fn a_blocked_key_is_swept_and_never_certified_again(db: PgPool) {
     w.delete(&path).await.expect(204);
     w.delete(&path).await.expect(404);
     assert_eq!(w.status("mc-a").await, "Revoked");
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_blocked_key_is_marked_and_counted_wherever_it_is_used(db: PgPool) {
+    let w = World::new(db).await;
+    let host = away(&w).await;
+    let theirs = Authority::new("Other");
+    let key = KeyPair::from_pem(&theirs.leaf_key(), None).unwrap();
+    issued_for(&w, &host, "mc-ours", &key).await;
+    host.set_away(false);
+    let (imported, found) = (
+        theirs.leaf(&["imported.example.net"], -10, 80),
+        theirs.leaf(&["found.example.net"], -10, 80),
+    );
+    let expired = theirs.leaf(&["expired.example.net"], -90, -1);
+    let both = json!({ "pem": format!("{imported}{expired}") });
+    let both = w.post("/api/v1/certificates/import", both).await.expect(200);
+    let import = both["data"][0]["certificate_id"].as_str().unwrap().to_owned();
+    let file = |path: &str, pem: &str| json!({ "pem_data": pem, "source_path": path, "source_format": "PEM" });
+    let other = Authority::new("Unrelated").leaf(&["other.example.net"], -10, 80);
+    let report = json!({ "directories": ["/etc/tls"], "certificates": [
+        file("/etc/tls/found.pem", &found), file("/etc/tls/imported.pem", &imported), file("/etc/tls/other.pem", &other),
+    ] });
+    let path = format!("/api/v1/agents/{}/discoveries", host.id());
+    let report = w.raw(Method::POST, &path, Some(&host.key()), report.to_string()).await;
+    report.expect(202);
+
+    let spki = key.spki_sha256();
+    let asked = json!({ "spki_sha256": spki, "reason": "found in a public repository" });
+    let blocked = w.post("/api/v1/blocked-keys", asked).await.expect(201);
+    let usage = &blocked["usage"];
+    assert_eq!(
+        json!([usage["revocable_here"], usage["revocable_elsewhere"]]),
+        json!([1, 2]),
+        "{usage}"
+    );
+    let hosts = usage["hosts"].as_array().unwrap();
+    let places: Vec<Value> = hosts.iter().map(|host| json!([host["evidence"], host["location"]])).collect();
+    assert_eq!(
+        json!(places),
+        json!([["found", "/etc/tls/found.pem"], ["found", "/etc/tls/imported.pem"]])
+    );
+    assert!(hosts.iter().all(|one| one["agent_id"] == host.id() && one["hostname"] != ""));
+    let certificate = w.get(&format!("/api/v1/certificates/{import}")).await.expect(200);
+    assert_eq!(certificate["key_blocked_at"], json!(w.clock.now()));
+    assert_eq!(w.versions(&import).await[0]["key_blocked_at"], json!(w.clock.now()));
+    let page = w.get("/api/v1/discovered-certificates?sort=commonName").await.expect(200);
+    let marked: Vec<Value> = page["data"].as_array().unwrap().iter()
+        .map(|one| json!([one["common_name"], one["key_blocked_at"]]))
+        .collect();
+    let now = w.clock.now();
+    assert_eq!(
+        json!(marked),
+        json!([["found.example.net", now], ["imported.example.net", now], ["other.example.net", null]])
+    );
+    w.settle().await;
+    let later = w.get(&format!("/api/v1/blocked-keys/{spki}")).await.expect(200);
+    let later = &later["usage"];
+    assert_eq!(json!([later["revocable_here"], later["revocable_elsewhere"]]), json!([0, 2]));
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]

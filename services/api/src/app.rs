@@ -1,6 +1,6 @@
 //! What handlers share, and how a row of the table becomes a route.
 
-use std::{collections::HashSet, future::Future, sync::Arc};
+use std::{collections::HashSet, future::Future, net::IpAddr, sync::Arc};
 
 use aws_lc_rs::digest;
 use axum::{
@@ -181,6 +181,8 @@ pub struct Cx {
     pub actor: Actor,
     /// What the first unit of work claims, when the request is to be done once.
     pub once: Option<Arc<Once>>,
+    /// The address the request came from, behind trusted proxies.
+    pub client: Option<IpAddr>,
     asked: Conditions,
 }
 
@@ -374,6 +376,7 @@ impl Routes {
                     headers,
                     body,
                     call: call.0,
+                    client: client.as_ref().map(|client| client.0.0),
                 };
                 let mut turn = Turn::new(client.map(|client| client.0), E::ACCESS, &E::path());
                 let answer = answer::<E, H, F>(app.clone(), &mut turn, handler, asked);
@@ -445,6 +448,7 @@ struct Asked {
     headers: HeaderMap,
     body: Body,
     call: Call,
+    client: Option<IpAddr>,
 }
 
 async fn answer<E, H, F>(app: Arc<App>, turn: &mut Turn, handler: H, asked: Asked) -> Result<Response, ApiError>
@@ -481,6 +485,7 @@ where
         principal,
         actor,
         once: None,
+        client: asked.client,
         asked: Conditions {
             none_match: header(header::IF_NONE_MATCH),
             key: header(idempotency::KEY),

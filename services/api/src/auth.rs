@@ -360,6 +360,10 @@ pub fn authorise(principal: &Principal, access: Access, agent: Option<&str>) -> 
         (_, Access::Anyone) => true,
         (Way::Agent(id), Access::Agent) => agent == Some(id.as_str()),
         (_, Access::Agent) => principal.may(Permission::Operate),
+        (Way::Agent(id), Access::AgentItself) => agent == Some(id.as_str()),
+        // Earlier agents use the shared key; without authentication an agent has none.
+        (Way::Shared | Way::Off, Access::AgentItself) => principal.may(Permission::Operate),
+        (_, Access::AgentItself) => false,
         (Way::Bootstrap, Access::Bootstrap) => true,
         (_, Access::Bootstrap) => principal.may(Permission::Configure),
         (_, Access::Needs(permission)) => principal.may(permission),
@@ -369,6 +373,10 @@ pub fn authorise(principal: &Principal, access: Access, agent: Option<&str>) -> 
         (false, Access::Agent) => Err(ApiError::new(
             Kind::Forbidden,
             "an agent's key opens this agent's own paths only",
+        )),
+        (false, Access::AgentItself) => Err(ApiError::new(
+            Kind::Forbidden,
+            "only the agent itself may do that, with its own key",
         )),
         (false, Access::Needs(permission)) => Err(ApiError::new(
             Kind::Forbidden,
@@ -404,6 +412,8 @@ mod tests {
         let agent = with(Some(Role::Agent), Way::Agent("a-1".parse().unwrap()));
         let shared = with(Some(Role::Admin), Way::Shared);
         let operator = with(Some(Role::Operator), Way::Shared);
+        let id = "ak-1".parse().unwrap();
+        let named = with(Some(Role::Admin), Way::Key { id, secret: String::new() });
         let viewer = with(Some(Role::Viewer), Way::Shared);
         let roleless = with(None, Way::Shared);
         let bootstrap = with(None, Way::Bootstrap);
@@ -419,6 +429,13 @@ mod tests {
             (&viewer, Access::Agent, Some("a-1"), false),
             (&roleless, needs, None, false),
             (&roleless, Access::Anyone, None, true),
+            (&shared, Access::AgentItself, Some("a-1"), true),
+            (&named, Access::Agent, Some("a-1"), true),
+            (&named, Access::AgentItself, Some("a-1"), false),
+            (&viewer, Access::AgentItself, Some("a-1"), false),
+            (&bootstrap, Access::AgentItself, Some("a-1"), false),
+            (&agent, Access::AgentItself, Some("a-1"), true),
+            (&agent, Access::AgentItself, Some("a-2"), false),
             (&agent, Access::Agent, Some("a-1"), true),
             (&agent, Access::Agent, Some("a-2"), false),
             (&agent, Access::Agent, None, false),

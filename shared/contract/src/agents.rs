@@ -34,21 +34,25 @@ crate::resource! {
     POST "" RegisterAgent(body: NewAgent,) [Bootstrap] -> 201 RegisteredAgent;
     /// Fetch one agent.
     GET "/{id}" GetAgent(path: Id<AgentId>,) [Needs(View)] -> 200 Agent;
-    /// Change what an agent is called and labelled. Keys that are absent keep their value; the rest it says itself.
+    /// Change an agent's name, labels and the facts an operator states of it. Keys that are absent keep their value.
+    ///
+    /// A fact that is set here is not replaced by the agent's own statements; the empty text leaves it to the agent again.
     PUT "/{id}" UpdateAgent(path: Id<AgentId>, body: AgentChanges,) [Needs(Configure)] -> 200 Agent;
     /// Delete an agent; its key opens nothing any more. Refused while targets or open jobs refer to it.
     DELETE "/{id}" DeleteAgent(path: Id<AgentId>,) [Needs(Configure)] -> 204 NoContent;
     /// Record that an agent is alive.
-    POST "/{id}/heartbeat" AgentHeartbeat(path: Id<AgentId>, body: Heartbeat,) [Agent] -> 200 Outcome;
+    POST "/{id}/heartbeat" AgentHeartbeat(path: Id<AgentId>, body: Heartbeat,) [AgentItself] -> 200 Outcome;
     /// Fetch an agent's work: requests to make and versions to deploy. With `wait`, answers when there is some.
     GET "/{id}/work" AgentGetWork(path: Id<AgentId>, query: WorkQuery,) [Agent] -> 200 Work;
     /// Hand in a certification request (PKCS #10, PEM) for a job that awaits it. Signing follows.
-    POST "/{agent_id}/csr" AgentSubmitCsr(path: AgentPath, body: CsrSubmission,) [Agent] -> 202 Outcome;
+    ///
+    /// Where approval is required the agent needs a key of its own; the shared key is refused.
+    POST "/{agent_id}/csr" AgentSubmitCsr(path: AgentPath, body: CsrSubmission,) [AgentItself] -> 202 Outcome;
     /// Fetch the newest certificate whose key the agent holds, followed by its chain, in PEM.
     GET "/{agent_id}/certificates/{cert_id}" AgentPickupCertificate(path: PickupPath, query: PickupQuery,) [Agent]
         -> 200 Pickup;
     /// Report how a job went: `Running`, `Completed` or `Failed`.
-    POST "/{agent_id}/jobs/{job_id}/status" AgentReportJobStatus(path: JobPath, body: JobReport,) [Agent]
+    POST "/{agent_id}/jobs/{job_id}/status" AgentReportJobStatus(path: JobPath, body: JobReport,) [AgentItself]
         -> 200 Outcome;
 }
 
@@ -220,12 +224,18 @@ pub struct Agent {
     pub os: String,
     /// Processor: `amd64`, `arm64`.
     pub architecture: String,
-    /// Its address.
+    /// Its address, as an operator set it or the agent states it.
     pub ip_address: String,
+    /// The address its last heartbeat came from. Agent groups match it, or `ip_address` where an operator set that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_address: Option<String>,
     /// Its version.
     pub version: String,
     /// Target types it can deploy to.
     pub capabilities: Vec<String>,
+    /// Which of these facts are only the agent's own statement. They take no certificate out of the scope of a policy rule.
+    #[serde(default)]
+    pub self_reported: Vec<String>,
     /// Free labels.
     pub tags: BTreeMap<String, String>,
 }
@@ -271,6 +281,18 @@ pub struct AgentChanges {
     /// Free labels, all of them: at most 64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tags: Option<BTreeMap<String, String>>,
+    /// Operating system; empty for what the agent states.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<String>,
+    /// Processor; empty for what the agent states.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    /// Its address; empty for the one it connects from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip_address: Option<String>,
+    /// Its version; empty for what the agent states.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
 }
 
 /// An agent that was let in.

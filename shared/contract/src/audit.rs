@@ -26,13 +26,13 @@ crate::resource! {
 crate::query! {
     /// Which events.
     pub struct AuditFilter {
-        /// Only what this party did.
+        /// Only what parties did whose names begin with this.
         actor: String,
-        /// Only this action.
+        /// Only actions that begin with this.
         action: String,
         /// Only what was done to this kind of thing, or to the thing with this id.
         resource: String,
-        /// Only what was done to this kind of thing.
+        /// Only what was done to kinds of things that begin with this.
         resource_type: String,
         /// Only what was done to this thing.
         resource_id: String,

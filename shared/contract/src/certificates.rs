@@ -211,6 +211,9 @@ pub struct Certificate {
     pub created_at: Time,
     /// When it was last changed.
     pub updated_at: Time,
+    /// When the key of the newest version was blocked; absent when it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_blocked_at: Option<Time>,
 }
 
 /// A certificate to be.
@@ -333,6 +336,9 @@ pub struct CertificateVersion {
     /// When it was revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Time>,
+    /// When its key was blocked; absent when it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_blocked_at: Option<Time>,
     /// When it was recorded.
     pub created_at: Time,
 }

@@ -155,6 +155,12 @@ pub struct DiscoveredCertificate {
     pub key_size: i32,
     /// Whether it is an authority's.
     pub is_ca: bool,
+    /// SHA-256 of its SubjectPublicKeyInfo.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spki_sha256: Option<String>,
+    /// When its key was blocked; absent when it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_blocked_at: Option<Time>,
     /// The certificate, in PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pem_data: Option<String>,

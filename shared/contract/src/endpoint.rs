@@ -17,6 +17,8 @@ pub enum Access {
     Anyone,
     /// The agent named in the path, or a party that may [`Permission::Operate`].
     Agent,
+    /// The agent named in the path: with its own key, or the shared key, which earlier agents use.
+    AgentItself,
     /// A party that wants to become an agent: holder of the bootstrap token, or who may configure.
     Bootstrap,
     /// Whoever holds the permission.

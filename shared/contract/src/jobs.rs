@@ -126,6 +126,13 @@ pub struct JobApproval {
     /// The person who asked for the certificate, who cannot agree to it; absent when it was planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_by: Option<String>,
+    /// Who took part in the issuance: requested it, changed names, issuer, policy, profile or targets since the last one,
+    /// submitted the request, retried the job, or has seen a key of its agent. None of them can approve it.
+    #[serde(default)]
+    pub participants: Vec<Participant>,
+    /// Whether participants can approve it all the same, because the renewal policy permits self-approval.
+    #[serde(default)]
+    pub self_approval: bool,
     /// What is agreed to: SHA-256 over all of the following and the rules of the profile, lower-case hexadecimal.
     pub digest: String,
     /// The certificate.
@@ -149,6 +156,16 @@ pub struct JobApproval {
     pub csr_pem: Option<String>,
 }
 
+/// A principal that took part in an issuance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "sqlx", derive(sqlx::FromRow))]
+pub struct Participant {
+    /// Its name.
+    pub name: String,
+    /// What it did.
+    pub action: String,
+}
+
 /// Somebody's agreement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[cfg_attr(feature = "sqlx", derive(sqlx::FromRow))]
@@ -157,7 +174,7 @@ pub struct GivenApproval {
     pub approver: String,
     /// To what.
     pub digest: String,
-    /// Whether that is what would be signed now. Otherwise the agreement counts for nothing.
+    /// Whether that is what would be signed now, by a principal that took no part. Otherwise the agreement counts for nothing.
     pub valid: bool,
     /// Whether it stands for all that are needed.
     pub overrides: bool,

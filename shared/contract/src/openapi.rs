@@ -189,6 +189,7 @@ fn describe(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
         Access::Open => json!("none"),
         Access::Anyone => json!("any"),
         Access::Agent => json!("agent"),
+        Access::AgentItself => json!("agent-itself"),
         Access::Bootstrap => json!("bootstrap"),
         Access::Needs(permission) => json!(permission),
     };

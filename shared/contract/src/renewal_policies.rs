@@ -78,6 +78,9 @@ pub struct RenewalPolicy {
     pub approval: Approval,
     /// How many.
     pub approvers: i32,
+    /// Whether those who took part in an issuance can approve it. For installations with one administrator.
+    #[serde(default)]
+    pub self_approval: bool,
     /// When it was created.
     pub created_at: Time,
     /// When it was last changed.
@@ -133,6 +136,9 @@ pub struct NewRenewalPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3))]
     pub approvers: Option<i32>,
+    /// Whether those who took part in an issuance can approve it, so that one administrator alone can; false when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub self_approval: Option<bool>,
 }
 
 /// What to change of a renewal policy.
@@ -182,4 +188,7 @@ pub struct RenewalPolicyChanges {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3))]
     pub approvers: Option<i32>,
+    /// Whether those who took part in an issuance can approve it, so that one administrator alone can; false when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub self_approval: Option<bool>,
 }

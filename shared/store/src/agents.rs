@@ -1,6 +1,6 @@
 //! Signs of life and their absence.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use certctl_model::{audit::Actor, id::AgentId, notice::NoticeKind, time::Time};
 use sqlx::PgPool;
@@ -22,8 +22,10 @@ pub struct SignOfLife {
     pub os: String,
     /// Processor.
     pub architecture: String,
-    /// Address.
+    /// Address, as the agent states it.
     pub ip_address: String,
+    /// The address it connects from.
+    pub peer: Option<IpAddr>,
     /// Target types it can deploy to.
     pub capabilities: Vec<String>,
 }
@@ -36,11 +38,12 @@ pub async fn heartbeat(pool: &PgPool, id: &AgentId, life: &SignOfLife, now: Time
     let done = sqlx::query(
         "UPDATE agents
             SET last_heartbeat_at = $2, offline_since = NULL, updated_at = $2,
-                version      = coalesce(nullif($3, ''), version),
+                version      = CASE WHEN $3 = '' OR 'version' = ANY (operator_set) THEN version ELSE $3 END,
                 hostname     = coalesce(nullif($4, ''), hostname),
-                os           = coalesce(nullif($5, ''), os),
-                architecture = coalesce(nullif($6, ''), architecture),
-                ip_address   = coalesce(nullif($7, ''), ip_address),
+                os           = CASE WHEN $5 = '' OR 'os' = ANY (operator_set) THEN os ELSE $5 END,
+                architecture = CASE WHEN $6 = '' OR 'architecture' = ANY (operator_set) THEN architecture ELSE $6 END,
+                ip_address   = CASE WHEN $7 = '' OR 'ip_address' = ANY (operator_set) THEN ip_address ELSE $7 END,
+                peer_address = coalesce($9::text::inet, peer_address),
                 capabilities = CASE WHEN $8::text[] = '{}' THEN capabilities ELSE $8 END
           WHERE id = $1",
     )
@@ -52,6 +55,7 @@ pub async fn heartbeat(pool: &PgPool, id: &AgentId, life: &SignOfLife, now: Time
     .bind(&life.architecture)
     .bind(&life.ip_address)
     .bind(&life.capabilities)
+    .bind(life.peer.map(|peer| peer.to_string()))
     .execute(pool)
     .await?;
     match done.rows_affected() {

@@ -195,20 +195,26 @@ pub async fn reassign(tx: &mut Tx, id: &CertificateId, owner: Option<&OwnerId>, 
     if lock(tx, id).await?.archived_at.is_some() {
         return Err(Error::Conflict(format!("certificate {id} is archived")));
     }
-    sqlx::query(
-        "UPDATE certificates SET owner_id = coalesce($2, owner_id), team_id = coalesce($3, team_id), updated_at = $4
-          WHERE id = $1",
+    let changes: serde_json::Value = sqlx::query_scalar(
+        "UPDATE certificates n SET owner_id = coalesce($2, n.owner_id), team_id = coalesce($3, n.team_id), updated_at = $4
+           FROM certificates o
+          WHERE n.id = $1 AND o.id = n.id
+         RETURNING (SELECT coalesce(jsonb_object_agg(f.name, jsonb_build_object('old', f.old, 'new', f.new)), '{}')
+                      FROM (VALUES ('owner_id', o.owner_id, n.owner_id), ('team_id', o.team_id, n.team_id))
+                           AS f (name, old, new)
+                     WHERE f.old <> f.new)",
     )
     .bind(id)
     .bind(owner)
     .bind(team)
     .bind(tx.now())
-    .execute(&mut **tx)
+    .fetch_one(&mut **tx)
     .await?;
     let event = tx
         .event("certificate_updated", "certificate", id)
         .with("owner_id", owner)
-        .with("team_id", team);
+        .with("team_id", team)
+        .with("changes", changes);
     tx.note(event);
     Ok(())
 }

@@ -9,7 +9,11 @@ use certctl_model::{
 };
 use sqlx::PgConnection;
 
-use crate::{column, error::*, policies};
+use crate::{
+    column,
+    error::*,
+    policies::{self, Facts},
+};
 
 /// What is held now, as columns that a statement can read: one entry for each freeze, policy and agent, empty where any
 /// is meant.
@@ -53,7 +57,7 @@ pub async fn holds(db: &mut PgConnection, now: Time) -> Result<Holds> {
     let mut members: HashMap<AgentGroupId, Vec<AgentId>> = HashMap::new();
     if !groups.is_empty() {
         let agents: Vec<AgentId> = sqlx::query_scalar("SELECT id FROM agents").fetch_all(&mut *db).await?;
-        for (group, agent) in policies::members(db, groups, agents.iter().collect()).await? {
+        for (group, agent) in policies::members(db, groups, agents.iter().collect(), Facts::Stated).await? {
             members.entry(group).or_default().push(agent);
         }
     }

@@ -11,7 +11,12 @@ use certctl_model::{
 };
 use sqlx::types::Json;
 
-use crate::{Tx, discovery, error::*};
+use crate::{
+    Tx,
+    approvals::{self, Change},
+    column, discovery,
+    error::*,
+};
 
 /// One certificate, read from itself.
 #[derive(Clone, Debug)]
@@ -139,6 +144,7 @@ async fn import_batch(tx: &mut Tx, batch: &[Imported], under: &Management) -> Re
     let names = names(tx, &new).await?;
     insert(tx, &new, &names, under).await?;
     discovery::manage(tx, &fingerprints).await?;
+    approvals::participate(tx, &column(&new, |(_, id, _)| id), &[Change::Imported]).await?;
     for (one, id, _) in &new {
         let event = tx
             .event("certificate_imported", "certificate", id)

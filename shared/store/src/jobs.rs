@@ -296,7 +296,7 @@ pub async fn apply_all<To: State>(tx: &mut Tx, transitions: Vec<Transition<To>>)
             SET status = $5, reason = t.reason, lease_until = NULL, run_at = $6, retry_at = NULL,
                 version_id = t.version_id,
                 last_error  = CASE WHEN $5 = 'Completed' THEN NULL ELSE coalesce(t.reason, j.last_error) END,
-                requested_by = CASE WHEN $5 = 'Pending' AND t.status = 'Failed' THEN coalesce($8, j.requested_by) ELSE j.requested_by END,
+                requested_by = CASE WHEN $5 = 'Pending' AND t.status = 'Failed' THEN coalesce(j.requested_by, $8) ELSE j.requested_by END,
                 started_at  = CASE WHEN $5 = 'Pending' AND t.status = 'Failed' THEN NULL
                                    WHEN $5 = 'Running' THEN coalesce(j.started_at, $6) ELSE j.started_at END,
                 -- A try is counted when an agent begins to deploy, and when a worker ends an issuance.

@@ -224,7 +224,7 @@ impl Judge {
         let agents: HashSet<&AgentId> = seen.iter().flat_map(|one| &one.agents).collect();
         let members = match groups.is_empty() || agents.is_empty() {
             true => HashSet::new(),
-            false => members(db, groups, agents).await?,
+            false => members(db, groups, agents, Facts::Confirmed).await?,
         };
         Ok(Self { rules, members })
     }
@@ -251,12 +251,23 @@ impl Judge {
     }
 }
 
+/// Which facts of agents decide whether they meet the criteria of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Facts {
+    /// Those that are known, the agents' own statements among them.
+    Stated,
+    /// Those that an operator set, and the address an agent connects from. A criterion on any other fact is met: what an
+    /// agent states of itself takes no certificate out of the scope of a rule.
+    Confirmed,
+}
+
 /// Which of these agents are in which of these groups: named as members, or meeting every criterion of the group without
 /// being named as none.
 pub(crate) async fn members(
     db: &mut PgConnection,
     groups: HashSet<&AgentGroupId>,
     agents: HashSet<&AgentId>,
+    facts: Facts,
 ) -> Result<HashSet<(AgentGroupId, AgentId)>> {
     #[derive(sqlx::FromRow)]
     struct Candidate {
@@ -265,26 +276,31 @@ pub(crate) async fn members(
         is_named: bool,
         range: String,
         version: String,
+        decides: bool,
     }
     let candidates: Vec<Candidate> = sqlx::query_as(
         "SELECT g.id AS group_id, a.id AS agent_id, m.membership_type IS NOT NULL AS is_named, g.match_version AS range,
-                a.version
+                a.version, NOT $3 OR 'version' = ANY (a.operator_set) AS decides
            FROM agent_groups g CROSS JOIN agents a
            LEFT JOIN agent_group_members m ON m.group_id = g.id AND m.agent_id = a.id
           WHERE g.id = ANY ($1) AND a.id = ANY ($2) AND m.membership_type IS DISTINCT FROM 'exclude'
             AND (m.membership_type = 'include'
                  OR g.enabled AND concat(g.match_os, g.match_architecture, g.match_ip_cidr, g.match_version) <> ''
-                    AND (g.match_os = '' OR lower(g.match_os) = lower(a.os))
-                    AND (g.match_architecture = '' OR lower(g.match_architecture) = lower(a.architecture))
+                    AND (g.match_os = '' OR lower(g.match_os) = lower(a.os)
+                         OR $3 AND NOT 'os' = ANY (a.operator_set))
+                    AND (g.match_architecture = '' OR lower(g.match_architecture) = lower(a.architecture)
+                         OR $3 AND NOT 'architecture' = ANY (a.operator_set))
                     AND CASE g.match_ip_cidr WHEN '' THEN true
-                             ELSE coalesce(a.address <<= g.match_ip_cidr::inet, false) END)",
+                             ELSE coalesce(a.address <<= g.match_ip_cidr::inet, $3) END)",
     )
     .bind(groups.into_iter().collect::<Vec<_>>())
     .bind(agents.into_iter().collect::<Vec<_>>())
+    .bind(facts == Facts::Confirmed)
     .fetch_all(db)
     .await?;
     let fits = |one: &Candidate| {
-        one.is_named || one.range.is_empty() || Versions::read(&one.range).is_ok_and(|range| range.admit(&one.version))
+        let free = one.is_named || one.range.is_empty() || !one.decides;
+        free || Versions::read(&one.range).is_ok_and(|range| range.admit(&one.version))
     };
     let fitting = candidates.into_iter().filter(fits);
     Ok(fitting.map(|one| (one.group_id, one.agent_id)).collect())

@@ -70,9 +70,15 @@ impl Tx {
         self.actor.clone()
     }
 
-    /// The name of the person who acts, if one does.
+    /// What tells the acting principal from every other. Approvals compare principals by this alone, in the database with
+    /// `is_same_principal`.
+    pub fn principal(&self) -> String {
+        self.actor.name.clone()
+    }
+
+    /// The [principal](Self::principal) when a person acts.
     pub fn person(&self) -> Option<String> {
-        (self.actor.kind == ActorType::User).then(|| self.actor.name.clone())
+        (self.actor.kind == ActorType::User).then(|| self.principal())
     }
 
     /// From here on, acts for somebody else: a worker for the one who asked.

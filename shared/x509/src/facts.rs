@@ -10,6 +10,7 @@ use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
 use x509_parser::prelude::FromDer;
 
 use crate::Der;
+use crate::dn;
 use crate::keys::{KeyPair, sha256_hex};
 use crate::name::{directory_string, recorded_san, serial_of};
 use crate::pem::{self, PemError};
@@ -26,7 +27,7 @@ pub struct CertificateFacts {
     pub not_before: Time,
     /// The last instant of its validity.
     pub not_after: Time,
-    /// The subject as text, in the order of the certificate: `CN=a, O=b`.
+    /// The subject as text (RFC 4514): `CN=a,O=b`.
     pub subject: String,
     /// DER of the subject.
     pub subject_der: Der,
@@ -121,9 +122,9 @@ impl CertificateFacts {
                 .map_err(|_| FactsError::Malformed("its serial number is longer than 64 octets"))?,
             not_before: Time::from_unix(certificate.validity().not_before.timestamp()),
             not_after: Time::from_unix(certificate.validity().not_after.timestamp()),
-            subject: certificate.subject().to_string(),
+            subject: dn::to_text(certificate.subject()),
             subject_der: certificate.subject().as_raw().to_vec(),
-            issuer: certificate.issuer().to_string(),
+            issuer: dn::to_text(certificate.issuer()),
             issuer_der: certificate.issuer().as_raw().to_vec(),
             common_name: common_name.and_then(directory_string),
             sans: Vec::new(),
@@ -370,7 +371,7 @@ mod tests {
         assert_eq!(leaf.serial.as_str(), "f0ba");
         assert_eq!(
             (leaf.subject.as_str(), leaf.issuer.as_str()),
-            ("CN=a.example.com", "O=Acme, CN=Root")
+            ("CN=a.example.com", "CN=Root,O=Acme")
         );
         assert_eq!(leaf.common_name.as_deref(), Some("a.example.com"));
         let sans: Vec<_> = leaf.sans.iter().map(San::to_string).collect();

@@ -20,6 +20,7 @@
 
 pub mod crl;
 pub mod csr;
+mod dn;
 pub mod facts;
 pub mod keys;
 pub mod name;

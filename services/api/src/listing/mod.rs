@@ -7,6 +7,8 @@ mod conditions;
 mod page;
 mod totals;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use certctl_contract::{
     list::{List, Page, Sort, SortKey},
     problem::Kind,
@@ -20,6 +22,8 @@ use certctl_store::{
 use conditions::Shape;
 pub use conditions::{Column, Where};
 use page::Asked;
+use serde::Serialize;
+use serde_json::Value;
 use sqlx::{Postgres, QueryBuilder, Row, Type, postgres::PgRow};
 pub use totals::Totals;
 
@@ -382,6 +386,54 @@ pub fn check_name(field: &str, name: &str, most: usize) -> Result<(), ApiError> 
             format!("has 1 to {most} characters, without control characters"),
         )),
         false => Ok(()),
+    }
+}
+
+/// Commits a change of one resource; the event has the old and the new value of every field that differs.
+///
+/// # Errors
+/// When the database refuses.
+pub async fn commit_change<T: Serialize>(
+    mut tx: Tx,
+    action: &'static str,
+    resource: &'static str,
+    id: &str,
+    (before, after): (&T, &T),
+) -> Result<(), ApiError> {
+    let event = tx
+        .event(action, resource, id)
+        .with("changes", Changes::between(before, after));
+    tx.note(event);
+    Ok(tx.commit().await?)
+}
+
+/// The fields of a resource that differ, each with its old and new value; when it was updated is not one of them.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Changes(BTreeMap<String, Change>);
+
+#[derive(Debug, PartialEq, Serialize)]
+struct Change {
+    old: Value,
+    new: Value,
+}
+
+impl Changes {
+    /// Compares two states of a resource, which is a JSON object.
+    pub fn between<T: Serialize>(before: &T, after: &T) -> Self {
+        let fields = |state: &T| match serde_json::to_value(state) {
+            Ok(Value::Object(fields)) => fields,
+            _ => serde_json::Map::new(),
+        };
+        let (mut old, mut new) = (fields(before), fields(after));
+        let names: BTreeSet<String> = old.keys().chain(new.keys()).cloned().collect();
+        let change = |name: String| {
+            let (old, new) = (
+                old.remove(&name).unwrap_or_default(),
+                new.remove(&name).unwrap_or_default(),
+            );
+            (old != new && name != "updated_at").then_some((name, Change { old, new }))
+        };
+        Self(names.into_iter().filter_map(change).collect())
     }
 }
 

@@ -170,6 +170,7 @@ async fn update(cx: Cx, rq: Request<UpdateAgentGroup>) -> Result<AgentGroup, Api
         .execute(&mut *tx)
         .await?;
     let before: AgentGroup = listing::get(&mut tx, now, id.as_str()).await?;
+    let old = before.clone();
     let mut group = AgentGroup {
         name: change.name.unwrap_or(before.name),
         description: change.description.unwrap_or(before.description),
@@ -199,7 +200,8 @@ async fn update(cx: Cx, rq: Request<UpdateAgentGroup>) -> Result<AgentGroup, Api
     .bind(now)
     .execute(&mut *tx)
     .await?;
-    listing::commit(tx, "update_agent_group", "agent_group", group.id.as_str()).await?;
+    let id = group.id.as_str();
+    listing::commit_change(tx, "update_agent_group", "agent_group", id, (&old, &group)).await?;
     Ok(group)
 }
 

@@ -1,10 +1,10 @@
 //! Agents: registration, heartbeat, work, requests, pickup, reports.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use certctl_contract::{
     agents::*,
-    endpoint::NoContent,
+    endpoint::{NoContent, Permission},
     health::Outcome,
     list::{Page, Sort},
     problem::Kind,
@@ -61,13 +61,16 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How often a held request looks by itself, should it not be woken.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// Facts of an agent that an operator can set.
+const FACTS: [&str; 4] = ["os", "architecture", "version", "ip_address"];
+
 impl Listed for Agent {
     type Filter = AgentFilter;
     type Sort = AgentSort;
 
     const KIND: &'static str = "agent";
     const COLUMNS: &'static str = "a.id, a.name, a.hostname, a.os, a.architecture, a.ip_address, a.version,
-        a.capabilities, a.tags, a.last_heartbeat_at, a.registered_at, a.updated_at,
+        a.capabilities, a.tags, host(a.peer_address) AS peer_address, a.operator_set, a.last_heartbeat_at, a.registered_at, a.updated_at,
         CASE WHEN a.offline_since IS NULL AND a.last_heartbeat_at IS NOT NULL THEN 'Online' ELSE 'Offline' END AS status";
     const FROM: &'static str = "agents a";
     const ID: &'static str = "a.id";
@@ -105,6 +108,9 @@ impl Listed for Agent {
         let last: Option<Time> = row.try_get("last_heartbeat_at")?;
         let registered: Time = row.try_get("registered_at")?;
         let status: String = row.try_get("status")?;
+        let set: Vec<String> = row.try_get("operator_set")?;
+        let states_itself = |fact: &&&str| !set.iter().any(|set| set == **fact);
+        let self_reported = FACTS.iter().filter(states_itself).map(ToString::to_string);
         Ok(Self {
             id: row.try_get("id")?,
             name: row.try_get("name")?,
@@ -123,8 +129,10 @@ impl Listed for Agent {
             os: row.try_get("os")?,
             architecture: row.try_get("architecture")?,
             ip_address: row.try_get("ip_address")?,
+            peer_address: row.try_get("peer_address")?,
             version: row.try_get("version")?,
             capabilities: row.try_get("capabilities")?,
+            self_reported: self_reported.chain(["hostname".to_owned(), "capabilities".to_owned()]).collect(),
             tags: row.try_get::<Json<_>, _>("tags")?.0,
         })
     }
@@ -170,10 +178,25 @@ async fn register(cx: Cx, rq: Request<RegisterAgent>) -> Result<RegisteredAgent,
 
     let mut tx = cx.begin().await?;
     let now = tx.now();
+    // Who registers an agent has seen its key. Holders of the shared key and the bootstrap token are the agents themselves.
+    let registrar = match cx.principal.way {
+        Way::Shared | Way::Bootstrap => None,
+        _ => tx.person(),
+    };
+    // What a party states that may configure is set by an operator; what a new agent states, by the agent itself.
+    let (set, peer) = match cx.principal.may(Permission::Configure) {
+        true => {
+            let address = new.ip_address.parse::<IpAddr>().is_ok();
+            let given = [("os", !new.os.is_empty()), ("architecture", !new.architecture.is_empty()), ("ip_address", address)];
+            let given = given.into_iter().filter(|(_, given)| *given).map(|(fact, _)| fact);
+            (given.collect::<Vec<_>>(), None)
+        }
+        false => (vec![], cx.client.map(|client| client.to_canonical().to_string())),
+    };
     let inserted = sqlx::query(
         "INSERT INTO agents (id, name, hostname, os, architecture, ip_address, version, capabilities, api_key_hash,
-                             last_heartbeat_at, registered_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10, $10)
+                             last_heartbeat_at, registered_at, updated_at, registered_by, operator_set, peer_address)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10, $10, $11, $12, $13::text::inet)
          ON CONFLICT (id) DO NOTHING",
     )
     .bind(&id)
@@ -186,6 +209,9 @@ async fn register(cx: Cx, rq: Request<RegisterAgent>) -> Result<RegisteredAgent,
     .bind(plain_capabilities(new.capabilities))
     .bind(&hash)
     .bind(now)
+    .bind(registrar)
+    .bind(set)
+    .bind(peer)
     .execute(&mut *tx)
     .await?;
     let agent = listing::get(&mut tx, now, id.as_str()).await?;
@@ -219,19 +245,54 @@ async fn update(cx: Cx, rq: Request<UpdateAgent>) -> Result<Agent, ApiError> {
         .as_deref()
         .map_or(Ok(()), |name| check_name("name", name, 128))?;
     let tags = change.tags.map(check_tags).transpose()?;
+    for (fact, value) in [
+        ("os", &change.os),
+        ("architecture", &change.architecture),
+        ("version", &change.version),
+        ("ip_address", &change.ip_address),
+    ] {
+        let is_address = |text: &str| text.is_empty() || text.parse::<IpAddr>().is_ok();
+        match value.as_deref() {
+            Some(text) if !plain(text, 128) => {
+                let detail = "has at most 128 characters, without control characters";
+                return Err(ApiError::invalid(fact, detail));
+            }
+            Some(text) if fact == "ip_address" && !is_address(text) => {
+                return Err(ApiError::invalid(fact, "is an IPv4 or IPv6 address, as 192.0.2.7"));
+            }
+            _ => {}
+        }
+    }
     let mut tx = cx.begin().await?;
     let now = tx.now();
+    sqlx::query("SELECT 1 FROM agents WHERE id = $1 FOR UPDATE")
+        .bind(&id)
+        .execute(&mut *tx)
+        .await?;
+    let before: Agent = listing::get(&mut tx, now, id.as_str()).await?;
     sqlx::query(
-        "UPDATE agents SET name = coalesce($2, name), tags = coalesce($3, tags), updated_at = $4 WHERE id = $1",
+        "UPDATE agents
+            SET name = coalesce($2, name), tags = coalesce($3, tags), updated_at = $4, os = coalesce(nullif($5, ''), os),
+                architecture = coalesce(nullif($6, ''), architecture), version = coalesce(nullif($7, ''), version),
+                ip_address = coalesce(nullif($8, ''), ip_address),
+                operator_set = ARRAY(SELECT f.name FROM (VALUES ('os', $5), ('architecture', $6), ('version', $7),
+                                                                ('ip_address', $8)) AS f (name, value)
+                                      WHERE CASE WHEN f.value IS NULL THEN f.name = ANY (operator_set)
+                                                 ELSE f.value <> '' END)
+          WHERE id = $1",
     )
     .bind(&id)
     .bind(&change.name)
     .bind(tags.map(Json))
     .bind(now)
+    .bind(&change.os)
+    .bind(&change.architecture)
+    .bind(&change.version)
+    .bind(&change.ip_address)
     .execute(&mut *tx)
     .await?;
-    let updated = listing::get(&mut tx, now, id.as_str()).await?;
-    listing::commit(tx, "update_agent", "agent", id.as_str()).await?;
+    let updated: Agent = listing::get(&mut tx, now, id.as_str()).await?;
+    listing::commit_change(tx, "update_agent", "agent", id.as_str(), (&before, &updated)).await?;
     Ok(updated)
 }
 
@@ -273,12 +334,18 @@ async fn heartbeat(cx: Cx, rq: Request<AgentHeartbeat>) -> Result<Outcome, ApiEr
     } = rq.body;
     // An odd text must not make a living agent look dead: it is passed over, and what was known stays.
     let short = |text: String| if plain(&text, 128) { text } else { String::new() };
+    let word = |text: String| {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-._+~:".contains(c);
+        if text.chars().all(fits) { short(text) } else { String::new() }
+    };
+    let address = ip_address.trim().parse::<IpAddr>();
     let life = SignOfLife {
-        version: short(version),
+        version: word(version),
         hostname: if plain(&hostname, 255) { hostname } else { String::new() },
         os: short(os),
-        architecture: short(architecture),
-        ip_address: short(ip_address),
+        architecture: word(architecture),
+        ip_address: address.map_or_else(|_| String::new(), |address| address.to_string()),
+        peer: cx.client.map(|client| client.to_canonical()),
         capabilities: plain_capabilities(capabilities),
     };
     certctl_store::agents::heartbeat(cx.pool(), &rq.path.id, &life, cx.now()).await?;
@@ -491,8 +558,17 @@ async fn submit_csr(cx: Cx, rq: Request<AgentSubmitCsr>) -> Result<Outcome, ApiE
         .admits(request.key(), &names)
         .map_err(|e| ApiError::invalid("csr_pem", e))?;
     jobs::keep_request(&mut tx, &id, request.der()).await?;
+    approvals::submitted(&mut tx, &id).await?;
     let by = tx.actor();
-    let needed = approvals::standing(&mut tx, &id).await?.needed;
+    let needed = approvals::standing(&mut tx, &id, None).await?.needed;
+    if needed > 0 && matches!(cx.principal.way, Way::Shared) {
+        let detail = format!(
+            "certificate {} needs approval, and the shared key does not say which agent made the request; \
+             agent {agent} needs a key of its own",
+            facts.certificate
+        );
+        return Err(ApiError::new(Kind::Forbidden, detail));
+    }
     let job = Job::<AwaitingCsr>::known(facts);
     match needed {
         0 => {

@@ -126,6 +126,7 @@ async fn update(cx: Cx, rq: Request<UpdateApiKey>) -> Result<ApiKey, ApiError> {
     let end = change.expires_at.as_ref().map(|end| end.0);
     check_end(end.flatten(), now)?;
     let role = lock(&mut tx, &id).await?;
+    let before: ApiKey = listing::get(&mut tx, now, id.as_str()).await?;
     if change
         .role
         .is_some_and(|wanted| (wanted == Role::Agent) != (role == Role::Agent))
@@ -154,7 +155,8 @@ async fn update(cx: Cx, rq: Request<UpdateApiKey>) -> Result<ApiKey, ApiError> {
         .event("update_api_key", "api_key", &id)
         .with("name", &key.name)
         .with("role", key.role)
-        .with("expires_at", key.expires_at);
+        .with("expires_at", key.expires_at)
+        .with("changes", listing::Changes::between(&before, &key));
     tx.note(event);
     tx.commit().await?;
     Ok(key)
@@ -223,11 +225,12 @@ async fn lock(tx: &mut Tx, id: &ApiKeyId) -> Result<Role, ApiError> {
 async fn fresh_secret(tx: &mut Tx, id: &ApiKeyId) -> Result<Secret, ApiError> {
     let secret = Secret::new(format!("ck_{}", URL_SAFE_NO_PAD.encode(random()?)));
     let now = tx.now();
-    sqlx::query("INSERT INTO api_key_secrets (hash, key_id, prefix, created_at) VALUES ($1, $2, $3, $4)")
+    sqlx::query("INSERT INTO api_key_secrets (hash, key_id, prefix, created_at, created_by) VALUES ($1, $2, $3, $4, $5)")
         .bind(hex::encode(sha256(secret.expose())))
         .bind(id)
         .bind(&secret.expose()[..PREFIX])
         .bind(now)
+        .bind(tx.person())
         .execute(&mut **tx)
         .await?;
     Ok(secret)
@@ -236,7 +239,7 @@ async fn fresh_secret(tx: &mut Tx, id: &ApiKeyId) -> Result<Secret, ApiError> {
 /// Ends what an agent has come with so far; the key of its registration too, which no text hashes to any more.
 async fn end_keys_of(tx: &mut Tx, agent: &AgentId) -> Result<(), ApiError> {
     // The agent first, as deleting it does.
-    sqlx::query("UPDATE agents SET api_key_hash = '' WHERE id = $1")
+    sqlx::query("UPDATE agents SET api_key_hash = '', registered_by = NULL WHERE id = $1")
         .bind(agent)
         .execute(&mut **tx)
         .await?;

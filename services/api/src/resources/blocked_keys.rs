@@ -5,9 +5,9 @@ use certctl_contract::{
     endpoint::NoContent,
     list::{Page, Sort},
 };
-use certctl_model::{id::BulkId, key::KeyFingerprint};
+use certctl_model::{id::BulkId, key::KeyFingerprint, time::Time};
 use certctl_store::Tx;
-use sqlx::{FromRow, postgres::PgRow};
+use sqlx::{FromRow, PgConnection, postgres::PgRow};
 
 use super::bulk;
 use crate::{
@@ -53,7 +53,79 @@ async fn list(cx: Cx, rq: Request<ListBlockedKeys>) -> Result<Page<BlockedKey>, 
 }
 
 async fn get(cx: Cx, rq: Request<GetBlockedKey>) -> Result<BlockedKey, ApiError> {
-    listing::fetch(&cx, rq.path.id.as_str()).await
+    let mut db = cx.pool().acquire().await?;
+    with_usage(&mut db, cx.now(), &rq.path.id).await
+}
+
+/// A blocked key, and where it is in use.
+async fn with_usage(db: &mut PgConnection, now: Time, key: &KeyFingerprint) -> Result<BlockedKey, ApiError> {
+    let blocked: BlockedKey = listing::get(db, now, key.as_str()).await?;
+    Ok(BlockedKey {
+        usage: Some(usage(db, now, key).await?),
+        ..blocked
+    })
+}
+
+/// Hosts that are listed at most.
+const MAX_HOSTS: i64 = 1000;
+
+async fn usage(db: &mut PgConnection, now: Time, key: &KeyFingerprint) -> Result<KeyUsage, ApiError> {
+    let (revocable_here, revocable_elsewhere): (i64, i64) = sqlx::query_as(
+        "SELECT (SELECT count(*) FROM certificate_versions v
+                  WHERE v.spki_sha256 = $1 AND v.issuer_id IS NOT NULL AND v.not_after > $2
+                    AND NOT EXISTS (SELECT 1 FROM revocations r
+                                     WHERE r.issuer_id = v.issuer_id AND r.serial_number = v.serial_number
+                                       AND r.released_at IS NULL AND r.reason <> 'certificateHold')),
+                (SELECT count(*) FROM (
+                     SELECT v.fingerprint_sha256 FROM certificate_versions v
+                      WHERE v.spki_sha256 = $1 AND v.issuer_id IS NULL AND v.not_after > $2
+                      UNION
+                     SELECT d.fingerprint_sha256 FROM discovered_certificates d
+                      WHERE d.spki_sha256 = $1 AND d.not_after > $2
+                        AND NOT EXISTS (SELECT 1 FROM certificate_versions v
+                                         WHERE v.fingerprint_sha256 = d.fingerprint_sha256
+                                           AND v.issuer_id IS NOT NULL)) others)",
+    )
+    .bind(key)
+    .bind(now)
+    .fetch_one(&mut *db)
+    .await?;
+    let hosts = sqlx::query_as(
+        "SELECT a.hostname, a.id AS agent_id, u.evidence, u.location, u.certificate_id, u.fingerprint
+           FROM (SELECT t.agent_id, 'deployed' AS evidence, t.name AS location, v.certificate_id,
+                        v.fingerprint_sha256 AS fingerprint
+                   FROM certificate_versions v
+                   JOIN jobs j ON j.certificate_id = v.certificate_id AND j.version_id = v.id
+                              AND j.type = 'Deployment' AND j.status = 'Completed'
+                   JOIN targets t ON t.id = j.target_id
+                  WHERE v.spki_sha256 = $1
+                    AND NOT EXISTS (SELECT 1 FROM jobs n
+                                     WHERE n.certificate_id = j.certificate_id AND n.target_id = j.target_id
+                                       AND n.type = 'Deployment' AND n.status = 'Completed'
+                                       AND n.finished_at > j.finished_at)
+                  UNION
+                 SELECT t.agent_id, 'served', e.endpoint, e.certificate_id, e.fingerprint_sha256
+                   FROM endpoints e JOIN targets t ON t.id = e.target_id
+                  WHERE e.fingerprint_sha256 IN (
+                            SELECT v.fingerprint_sha256 FROM certificate_versions v WHERE v.spki_sha256 = $1
+                             UNION
+                            SELECT d.fingerprint_sha256 FROM discovered_certificates d WHERE d.spki_sha256 = $1)
+                  UNION
+                 SELECT d.agent_id, 'found', d.source_path, d.managed_certificate_id, d.fingerprint_sha256
+                   FROM discovered_certificates d
+                  WHERE d.spki_sha256 = $1 AND d.missing_since IS NULL) u
+           JOIN agents a ON a.id = u.agent_id
+          ORDER BY a.hostname, a.id, u.evidence, u.location, u.fingerprint LIMIT $2",
+    )
+    .bind(key)
+    .bind(MAX_HOSTS)
+    .fetch_all(db)
+    .await?;
+    Ok(KeyUsage {
+        revocable_here,
+        revocable_elsewhere,
+        hosts,
+    })
 }
 
 async fn block(cx: Cx, rq: Request<BlockKey>) -> Result<BlockedKey, ApiError> {
@@ -68,7 +140,7 @@ async fn block(cx: Cx, rq: Request<BlockKey>) -> Result<BlockedKey, ApiError> {
     let mut tx = cx.begin().await?;
     let now = tx.now();
     block_and_sweep(&mut tx, &spki_sha256, &reason).await?;
-    let blocked = listing::get(&mut tx, now, spki_sha256.as_str()).await?;
+    let blocked = with_usage(&mut tx, now, &spki_sha256).await?;
     tx.commit().await?;
     Ok(blocked)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use certctl_contract::{
     certificates::*,
-    endpoint::NoContent,
+    endpoint::{NoContent, Permission},
     health::Outcome,
     list::{Page, Sort},
     problem::Kind,
@@ -20,7 +20,9 @@ use certctl_model::{
     time::Time,
 };
 use certctl_store::{
-    Tx, certificates as store, jobs,
+    Tx,
+    approvals::{self, Change},
+    certificates as store, jobs,
     planning::{self, Planned},
     policies::{self, Broken},
     revocations::{self, Grounds},
@@ -71,7 +73,8 @@ impl Listed for Certificate {
         c.not_after AS expires_at, c.tags, c.last_renewal_at, c.last_deployment_at, c.revoked_at, c.revocation_reason,
         c.failure, c.renew_at, v.serial_number, v.fingerprint_sha256 AS fingerprint, v.key_algorithm, v.key_size,
         v.created_at AS issued_at, d.status AS deployment_status, d.since AS deployment_status_since,
-        d.reason AS deployment_status_reason, c.created_at, c.updated_at";
+        d.reason AS deployment_status_reason, c.created_at, c.updated_at,
+        (SELECT k.blocked_at FROM blocked_keys k WHERE k.spki_sha256 = v.spki_sha256) AS key_blocked_at";
     const FROM: &'static str = "certificates c
         CROSS JOIN (SELECT {now}::timestamptz AS at) clock
         LEFT JOIN certificate_versions v ON v.id = c.current_version_id
@@ -153,7 +156,7 @@ impl Listed for Certificate {
 }
 
 /// A certificate as JSON, by the columns of its list.
-const FIELDS: [Field; 30] = [
+const FIELDS: [Field; 31] = [
     Field::text("id"),
     Field::text("name"),
     Field::text("common_name"),
@@ -184,6 +187,7 @@ const FIELDS: [Field; 30] = [
     Field::text("deployment_status_reason"),
     Field::time("created_at"),
     Field::time("updated_at"),
+    Field::time("key_blocked_at"),
 ];
 
 /// Adds the statement for the ids that a search finds.
@@ -419,6 +423,7 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
         .with("common_name", &common)
         .with("issuer_id", &issuer);
     tx.note(event);
+    approvals::participate(&mut tx, &[&id], &[Change::Created]).await?;
     map_targets(&mut tx, &id, &new.target_ids.unwrap_or_default()).await?;
     if let Some(broken) = policies::judge(&mut tx, &[&id], Moment::Creation).await?.remove(&id) {
         return Err(super::policies::refusal(&broken));
@@ -462,6 +467,7 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
     let now = tx.now();
     let locked = store::lock(&mut tx, &id).await?;
     let before: Certificate = listing::get(&mut tx, now, id.as_str()).await?;
+    let required = approvals::required(&mut tx, &id).await?;
     let broken_before =
         sqlx::query_scalar("SELECT rule_id FROM policy_violations WHERE certificate_id = $1 AND closed_at IS NULL")
             .bind(&id)
@@ -483,11 +489,11 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
         .as_deref()
         .filter(|texts| !texts.iter().eq(&texts_of(&before.sans)));
     let judged = new_common.is_some() || new_sans.is_some() || change.certificate_profile_id.is_some();
-    let common = new_common.map(common_name).transpose()?.unwrap_or(before.common_name);
-    let sans = new_sans.map(other_names).transpose()?.unwrap_or(before.sans);
+    let common = new_common.map(common_name).transpose()?.unwrap_or_else(|| before.common_name.clone());
+    let sans = new_sans.map(other_names).transpose()?.unwrap_or_else(|| before.sans.clone());
     let profile = match change.certificate_profile_id {
         Some(profile) => profile.0,
-        None => before.certificate_profile_id,
+        None => before.certificate_profile_id.clone(),
     };
     if judged || change.issuer_id.is_some() {
         not_while_signing(&mut tx, &id).await?;
@@ -504,7 +510,7 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
         let issuer = change.issuer_id.as_ref().unwrap_or(&before.issuer_id);
         within_authority(&mut tx, issuer, profile.as_ref(), &common, &sans).await?;
     }
-    let tags = change.tags.map(check_tags).transpose()?.unwrap_or(before.tags);
+    let tags = change.tags.map(check_tags).transpose()?.unwrap_or_else(|| before.tags.clone());
     sqlx::query(
         "UPDATE certificates
             SET name = coalesce($2, name), common_name = $3, sans = $4, environment = coalesce($5, environment),
@@ -528,8 +534,6 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
     .bind(names_certifiable)
     .execute(&mut *tx)
     .await?;
-    let event = tx.event("certificate_updated", "certificate", &id);
-    tx.note(event);
     if change.renewal_policy_id.is_some() {
         planning::plan_renewal(&mut tx, Planned::Certificates(std::slice::from_ref(&id))).await?;
     }
@@ -541,9 +545,40 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
         planning::retarget(&mut tx, &locked, None).await?;
     }
     must_break_nothing_new(&mut tx, &id, &broken_before).await?;
-    let updated = listing::get(&mut tx, now, id.as_str()).await?;
+    if approvals::required(&mut tx, &id).await?.is_weaker_than(&required) {
+        if !cx.principal.may(Permission::Configure) {
+            return Err(ApiError::new(
+                Kind::Forbidden,
+                "fewer approvals would be required of the certificate; that needs the permission \"configure\"",
+            ));
+        }
+        approvals::keep_required(&mut tx, &id, &required).await?;
+    }
+    let updated: Certificate = listing::get(&mut tx, now, id.as_str()).await?;
+    approvals::participate(&mut tx, &[&id], &changes(&before, &updated)).await?;
+    let event = tx
+        .event("certificate_updated", "certificate", &id)
+        .with("changes", listing::Changes::between(&before, &updated));
+    tx.note(event);
     tx.commit().await?;
     Ok(updated)
+}
+
+/// What changed that approvals depend on.
+fn changes(before: &Certificate, after: &Certificate) -> Vec<Change> {
+    let names = before.common_name != after.common_name || before.sans != after.sans;
+    let changed = [
+        (names, Change::Names),
+        (before.issuer_id != after.issuer_id, Change::Issuer),
+        (before.renewal_policy_id != after.renewal_policy_id, Change::Policy),
+        (
+            before.certificate_profile_id != after.certificate_profile_id,
+            Change::Profile,
+        ),
+        (before.target_ids != after.target_ids, Change::Targets),
+    ];
+    let changed = changed.into_iter().filter(|(changed, _)| *changed);
+    changed.map(|(_, change)| change).collect()
 }
 
 /// Refuses a change by which a certificate comes to break a rule. What it broke before stands against nothing else.
@@ -598,7 +633,8 @@ impl Listed for CertificateVersion {
     const KIND: &'static str = "version";
     const COLUMNS: &'static str = "v.id, v.certificate_id, v.version, v.serial_number, v.not_before, v.not_after,
         v.fingerprint_sha256, v.spki_sha256, v.cert_pem, v.chain_pem, v.csr_der, v.key_algorithm, v.key_size,
-        v.agent_id, v.imported_from, v.created_at, r.revoked_at";
+        v.agent_id, v.imported_from, v.created_at, r.revoked_at,
+        (SELECT k.blocked_at FROM blocked_keys k WHERE k.spki_sha256 = v.spki_sha256) AS key_blocked_at";
     const FROM: &'static str = "certificate_versions v
         LEFT JOIN revocations r ON r.issuer_id = v.issuer_id AND r.serial_number = v.serial_number
                                AND r.released_at IS NULL";
@@ -643,6 +679,7 @@ impl Listed for CertificateVersion {
             key_size: row.try_get("key_size")?,
             agent_id: row.try_get("agent_id")?,
             revoked_at: row.try_get("revoked_at")?,
+            key_blocked_at: row.try_get("key_blocked_at")?,
             created_at: row.try_get("created_at")?,
         })
     }

@@ -218,7 +218,8 @@ impl Listed for DiscoveredCertificate {
     const COLUMNS: &'static str = "d.id, d.fingerprint_sha256, d.common_name, d.sans, d.serial_number, d.issuer_dn,
         d.subject_dn, d.not_before, d.not_after, d.key_algorithm, d.key_size, d.is_ca, d.source_path, d.source_format,
         d.agent_id, d.discovery_scan_id, d.managed_certificate_id, d.status, d.first_seen_at, d.last_seen_at,
-        d.missing_since, d.dismissed_at, d.dismissal_reason, d.created_at, d.updated_at";
+        d.missing_since, d.dismissed_at, d.dismissal_reason, d.created_at, d.updated_at, d.spki_sha256,
+        (SELECT k.blocked_at FROM blocked_keys k WHERE k.spki_sha256 = d.spki_sha256) AS key_blocked_at";
     const FROM: &'static str = "discovered_certificates d";
     const ID: &'static str = "d.id";
     const DEFAULT: Sort<DiscoveredSort> = Sort {
@@ -273,6 +274,8 @@ impl Listed for DiscoveredCertificate {
             key_algorithm: row.try_get("key_algorithm")?,
             key_size: row.try_get("key_size")?,
             is_ca: row.try_get("is_ca")?,
+            spki_sha256: row.try_get("spki_sha256")?,
+            key_blocked_at: row.try_get("key_blocked_at")?,
             pem_data: None,
             source_path: row.try_get("source_path")?,
             source_format: row.try_get("source_format")?,

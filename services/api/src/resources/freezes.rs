@@ -112,7 +112,12 @@ async fn update(cx: Cx, rq: Request<UpdateFreeze>) -> Result<Freeze, ApiError> {
     check(&change)?;
     let mut tx = cx.begin().await?;
     let now = tx.now();
-    let done = sqlx::query(
+    sqlx::query("SELECT 1 FROM freezes WHERE id = $1 FOR UPDATE")
+        .bind(&id)
+        .execute(&mut *tx)
+        .await?;
+    let before: Freeze = listing::get(&mut tx, now, id.as_str()).await?;
+    sqlx::query(
         "UPDATE freezes
             SET name = coalesce($2, name), reason = coalesce($3, reason), starts_at = coalesce($4, starts_at),
                 ends_at = coalesce($5, ends_at), updated_at = $6
@@ -127,13 +132,10 @@ async fn update(cx: Cx, rq: Request<UpdateFreeze>) -> Result<Freeze, ApiError> {
     .execute(&mut *tx)
     .await
     .map_err(refused)?;
-    if done.rows_affected() == 0 {
-        return Err(ApiError::missing(Freeze::KIND, &id));
-    }
     let (groups, policies) = (change.agent_group_ids.as_deref(), change.renewal_policy_ids.as_deref());
     keep_scopes(&mut tx, Scoped::Freeze(&id), groups, policies).await?;
-    let updated = listing::get(&mut tx, now, id.as_str()).await?;
-    listing::commit(tx, "freeze_updated", "freeze", id.as_str()).await?;
+    let updated: Freeze = listing::get(&mut tx, now, id.as_str()).await?;
+    listing::commit_change(tx, "freeze_updated", "freeze", id.as_str(), (&before, &updated)).await?;
     Ok(updated)
 }
 

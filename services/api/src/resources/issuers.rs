@@ -214,8 +214,8 @@ async fn update(cx: Cx, rq: Request<UpdateIssuer>) -> Result<Issuer, ApiError> {
         .await?;
         tx.wake(Channel::Jobs);
     }
-    let updated = listing::get(&mut tx, now, id.as_str()).await?;
-    listing::commit(tx, "update_issuer", "issuer", id.as_str()).await?;
+    let updated: Issuer = listing::get(&mut tx, now, id.as_str()).await?;
+    listing::commit_change(tx, "update_issuer", "issuer", id.as_str(), (&before, &updated)).await?;
     Ok(updated)
 }
 

@@ -116,6 +116,9 @@ async fn retry(cx: Cx, rq: Request<RetryJob>) -> Result<Outcome, ApiError> {
     }
     let failed = jobs::lock::<Failed>(&mut tx, &id).await?;
     must_still_be_wanted(&mut tx, &failed.facts).await?;
+    if failed.facts.kind.issues() {
+        approvals::retried(&mut tx, &id).await?;
+    }
     let by = tx.actor();
     match jobs::apply(&mut tx, failed.retry(&by)).await {
         Err(StoreError::Taken { .. }) => return Err(superseded(&id)),
@@ -138,7 +141,8 @@ async fn approve(cx: Cx, rq: Request<ApproveJob>) -> Result<Outcome, ApiError> {
     let waiting = jobs::lock::<AwaitingApproval>(&mut tx, &id).await?;
     let certificate = certificates::lock(&mut tx, &waiting.facts.certificate).await?;
     certificate.must_be_live()?;
-    let standing = approvals::standing(&mut tx, &id).await?;
+    let approver = tx.principal();
+    let standing = approvals::standing(&mut tx, &id, Some(&approver)).await?;
     let wrong = |detail: String| Err(ApiError::new(Kind::WrongState, detail));
     if !standing.has_request {
         return wrong(format!(
@@ -151,13 +155,19 @@ async fn approve(cx: Cx, rq: Request<ApproveJob>) -> Result<Outcome, ApiError> {
         ));
     }
     let by = tx.actor();
-    if standing.needed > 0 && !overrides && standing.requested_by.as_ref() == Some(&by.name) {
-        let detail = format!("{} asked for job {id}; somebody else has to approve it", by.name);
+    if let Some(action) = standing.conflict.filter(|_| standing.needed > 0 && !overrides) {
+        let detail = match action.as_str() {
+            "asked for it" => format!("{} asked for job {id}; somebody else has to approve it", by.name),
+            action => format!(
+                "{} took part in job {id} ({action}); another person has to approve it",
+                by.name
+            ),
+        };
         return Err(ApiError::new(Kind::Forbidden, detail));
     }
     let said = reason.as_deref().unwrap_or_default();
     approvals::give(&mut tx, &id, &standing.digest, said, overrides).await?;
-    if !approvals::standing(&mut tx, &id).await?.approved {
+    if !approvals::standing(&mut tx, &id, None).await?.approved {
         let event = tx
             .event("job_approval_given", "job", &id)
             .with("digest", &standing.digest)
@@ -214,7 +224,7 @@ fn overridden(certificate: &Locked, job: &JobId, by: &str, reason: &str) -> News
 async fn approval(cx: Cx, rq: Request<GetJobApproval>) -> Result<JobApproval, ApiError> {
     let id = rq.path.id;
     let mut db = cx.pool().acquire().await?;
-    let standing = approvals::standing(&mut db, &id).await?;
+    let standing = approvals::standing(&mut db, &id, None).await?;
     let row = sqlx::query(
         "SELECT j.status, j.csr_der, j.agent_id, c.id AS certificate_id, c.common_name, c.sans, c.issuer_id, c.profile_id,
                 ARRAY(SELECT t.id FROM certificate_targets m JOIN targets t ON t.id = m.target_id
@@ -225,11 +235,21 @@ async fn approval(cx: Cx, rq: Request<GetJobApproval>) -> Result<JobApproval, Ap
     .fetch_one(&mut *db)
     .await?;
     let given = sqlx::query_as(
-        "SELECT approver, digest, digest = $2 AS valid, overrides, reason, created_at
-           FROM approvals WHERE job_id = $1 ORDER BY created_at, approver",
+        "SELECT a.approver, a.digest, a.overrides, a.reason, a.created_at,
+                a.digest = $2 AND (a.overrides OR job_approver_conflict(j, c, a.approver) IS NULL) AS valid
+           FROM approvals a JOIN jobs j ON j.id = a.job_id JOIN certificates c ON c.id = j.certificate_id
+          WHERE a.job_id = $1 ORDER BY a.created_at, a.approver",
     )
     .bind(&id)
     .bind(&standing.digest)
+    .fetch_all(&mut *db)
+    .await?;
+    let participants = sqlx::query_as(
+        "SELECT DISTINCT p.participant AS name, p.action
+           FROM jobs j JOIN certificates c ON c.id = j.certificate_id CROSS JOIN LATERAL job_participants(j, c) p
+          WHERE j.id = $1 ORDER BY 1, 2",
+    )
+    .bind(&id)
     .fetch_all(&mut *db)
     .await?;
     let csr_der: Option<Vec<u8>> = row.try_get("csr_der")?;
@@ -239,6 +259,8 @@ async fn approval(cx: Cx, rq: Request<GetJobApproval>) -> Result<JobApproval, Ap
         needed: standing.needed,
         approvals: given,
         requested_by: standing.requested_by,
+        participants,
+        self_approval: standing.self_approval,
         digest: standing.digest,
         certificate_id: row.try_get("certificate_id")?,
         common_name: row.try_get("common_name")?,

@@ -8,7 +8,7 @@ use certctl_contract::{
 use certctl_model::{id::OwnerId, name::mailbox};
 use sqlx::{FromRow, postgres::PgRow};
 
-use super::teams::{self, keep_default};
+use super::teams::{self, commit_deleted, keep_default, release_archived};
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
@@ -89,6 +89,11 @@ async fn update(cx: Cx, rq: Request<UpdateOwner>) -> Result<Owner, ApiError> {
     let email = change.email.as_deref().map(check_email).transpose()?;
     let mut tx = cx.begin().await?;
     let now = tx.now();
+    sqlx::query("SELECT 1 FROM owners WHERE id = $1 FOR UPDATE")
+        .bind(&id)
+        .execute(&mut *tx)
+        .await?;
+    let before: Owner = listing::get(&mut tx, now, id.as_str()).await?;
     sqlx::query(
         "UPDATE owners
             SET name = coalesce($2, name), email = coalesce($3, email), team_id = coalesce($4, team_id),
@@ -102,8 +107,8 @@ async fn update(cx: Cx, rq: Request<UpdateOwner>) -> Result<Owner, ApiError> {
     .bind(now)
     .execute(&mut *tx)
     .await?;
-    let updated = listing::get(&mut tx, now, id.as_str()).await?;
-    listing::commit(tx, "update_owner", "owner", id.as_str()).await?;
+    let updated: Owner = listing::get(&mut tx, now, id.as_str()).await?;
+    listing::commit_change(tx, "update_owner", "owner", id.as_str(), (&before, &updated)).await?;
     Ok(updated)
 }
 
@@ -111,12 +116,18 @@ async fn delete(cx: Cx, rq: Request<DeleteOwner>) -> Result<NoContent, ApiError>
     let id = rq.path.id;
     keep_default("owner", id.as_str(), "o-unassigned")?;
     let mut tx = cx.begin().await?;
+    let archived = release_archived(
+        &mut tx,
+        "UPDATE certificates SET owner_id = 'o-unassigned', updated_at = $2 WHERE owner_id = $1 AND archived_at IS NOT NULL",
+        id.as_str(),
+    )
+    .await?;
     let done = sqlx::query("DELETE FROM owners WHERE id = $1")
         .bind(&id)
         .execute(&mut *tx)
         .await;
     listing::deleted(done, "owner", id.as_str())?;
-    listing::commit(tx, "delete_owner", "owner", id.as_str()).await?;
+    commit_deleted(tx, "delete_owner", "owner", id.as_str(), archived).await?;
     Ok(NoContent)
 }
 

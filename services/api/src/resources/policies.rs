@@ -277,8 +277,8 @@ async fn update(cx: Cx, rq: Request<UpdatePolicy>) -> Result<PolicyRule, ApiErro
     let (groups, policies) = (change.agent_group_ids.as_deref(), change.renewal_policy_ids.as_deref());
     keep_scopes(&mut tx, Scoped::Rule(&id), groups, policies).await?;
     tx.wake(Channel::Policies);
-    let updated = listing::get(&mut tx, now, id.as_str()).await?;
-    listing::commit(tx, "policy_rule_updated", "policy", id.as_str()).await?;
+    let updated: PolicyRule = listing::get(&mut tx, now, id.as_str()).await?;
+    listing::commit_change(tx, "policy_rule_updated", "policy", id.as_str(), (&before, &updated)).await?;
     Ok(updated)
 }
 

@@ -16,7 +16,7 @@ use certctl_model::{
 };
 use sqlx::{PgConnection, Row, postgres::PgRow, types::Json};
 
-use super::teams::check_description;
+use super::teams::{check_description, commit_deleted, release_archived};
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
@@ -225,6 +225,7 @@ async fn update(cx: Cx, rq: Request<UpdateProfile>) -> Result<Profile, ApiError>
         .fetch_optional(&mut *tx)
         .await?;
     let before: Profile = listing::get(&mut tx, now, id.as_str()).await?;
+    let old = before.clone();
     let profile = Profile {
         id: before.id,
         name: change.name.unwrap_or(before.name),
@@ -264,18 +265,25 @@ async fn update(cx: Cx, rq: Request<UpdateProfile>) -> Result<Profile, ApiError>
     .bind(profile.updated_at)
     .execute(&mut *tx)
     .await?;
-    listing::commit(tx, "update_profile", "certificate_profile", profile.id.as_str()).await?;
+    let id = profile.id.as_str();
+    listing::commit_change(tx, "update_profile", "certificate_profile", id, (&old, &profile)).await?;
     Ok(profile)
 }
 
 async fn delete(cx: Cx, rq: Request<DeleteProfile>) -> Result<NoContent, ApiError> {
     let id = rq.path.id;
     let mut tx = cx.begin().await?;
+    let archived = release_archived(
+        &mut tx,
+        "UPDATE certificates SET profile_id = NULL, updated_at = $2 WHERE profile_id = $1 AND archived_at IS NOT NULL",
+        id.as_str(),
+    )
+    .await?;
     let done = sqlx::query("DELETE FROM profiles WHERE id = $1")
         .bind(&id)
         .execute(&mut *tx)
         .await;
     listing::deleted(done, "profile", id.as_str())?;
-    listing::commit(tx, "delete_profile", "certificate_profile", id.as_str()).await?;
+    commit_deleted(tx, "delete_profile", "certificate_profile", id.as_str(), archived).await?;
     Ok(NoContent)
 }

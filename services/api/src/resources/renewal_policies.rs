@@ -13,7 +13,10 @@ use certctl_model::{
 use certctl_store::planning::{self, Planned};
 use sqlx::{FromRow, postgres::PgRow};
 
-use super::{profiles::approval, teams::keep_default};
+use super::{
+    profiles::approval,
+    teams::{commit_deleted, keep_default, release_archived},
+};
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
@@ -36,7 +39,7 @@ impl Listed for RenewalPolicy {
     const KIND: &'static str = "renewal policy";
     const COLUMNS: &'static str = "p.id, p.name, p.auto_renew, p.renew_at_permille, p.renewal_window_days,
         p.spread_percent, p.maintenance_windows, p.max_retries, p.retry_interval_seconds, p.alert_thresholds_days, p.certificate_profile_id, p.approval,
-        p.approvers, p.created_at, p.updated_at";
+        p.approvers, p.self_approval, p.created_at, p.updated_at";
     const FROM: &'static str = "renewal_policies p";
     const ID: &'static str = "p.id";
     const DEFAULT: Sort<RenewalPolicySort> = Sort {
@@ -118,6 +121,7 @@ async fn create(cx: Cx, rq: Request<CreateRenewalPolicy>) -> Result<RenewalPolic
         certificate_profile_id: new.certificate_profile_id,
         approval: new.approval,
         approvers: new.approvers,
+        self_approval: new.self_approval,
     };
     check(&given)?;
     let approval = given.approval.as_deref().map(approval).transpose()?;
@@ -128,8 +132,8 @@ async fn create(cx: Cx, rq: Request<CreateRenewalPolicy>) -> Result<RenewalPolic
         "INSERT INTO renewal_policies (id, name, auto_renew, renew_at_permille, renewal_window_days, max_retries,
                                        retry_interval_seconds, alert_thresholds_days, certificate_profile_id,
                                        approval, approvers, created_at, updated_at, spread_percent,
-                                       maintenance_windows)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13, $14)",
+                                       maintenance_windows, self_approval)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13, $14, $15)",
     )
     .bind(&id)
     .bind(&given.name)
@@ -145,6 +149,7 @@ async fn create(cx: Cx, rq: Request<CreateRenewalPolicy>) -> Result<RenewalPolic
     .bind(now)
     .bind(given.spread_percent.unwrap_or(0))
     .bind(given.maintenance_windows.unwrap_or_default())
+    .bind(given.self_approval.unwrap_or(false))
     .execute(&mut *tx)
     .await?;
     let created = listing::get(&mut tx, now, id.as_str()).await?;
@@ -158,6 +163,10 @@ async fn update(cx: Cx, rq: Request<UpdateRenewalPolicy>) -> Result<RenewalPolic
     let approval = change.approval.as_deref().map(approval).transpose()?;
     let mut tx = cx.begin().await?;
     let now = tx.now();
+    sqlx::query("SELECT 1 FROM renewal_policies WHERE id = $1 FOR UPDATE")
+        .bind(&id)
+        .execute(&mut *tx)
+        .await?;
     let before: RenewalPolicy = listing::get(&mut tx, now, id.as_str()).await?;
     sqlx::query(
         "UPDATE renewal_policies
@@ -169,7 +178,8 @@ async fn update(cx: Cx, rq: Request<UpdateRenewalPolicy>) -> Result<RenewalPolic
                 certificate_profile_id = CASE WHEN $9 THEN $10 ELSE certificate_profile_id END,
                 approval = coalesce($11, approval), approvers = coalesce($12, approvers),
                 updated_at = $13, spread_percent = coalesce($14, spread_percent),
-                maintenance_windows = coalesce($15, maintenance_windows)
+                maintenance_windows = coalesce($15, maintenance_windows),
+                self_approval = coalesce($16, self_approval)
           WHERE id = $1",
     )
     .bind(&id)
@@ -187,6 +197,7 @@ async fn update(cx: Cx, rq: Request<UpdateRenewalPolicy>) -> Result<RenewalPolic
     .bind(now)
     .bind(change.spread_percent)
     .bind(&change.maintenance_windows)
+    .bind(change.self_approval)
     .execute(&mut *tx)
     .await?;
     let updated: RenewalPolicy = listing::get(&mut tx, now, id.as_str()).await?;
@@ -203,7 +214,8 @@ async fn update(cx: Cx, rq: Request<UpdateRenewalPolicy>) -> Result<RenewalPolic
     if replan {
         planning::plan_renewal(&mut tx, Planned::Policy(&id)).await?;
     }
-    listing::commit(tx, "update_renewal_policy", "renewal_policy", id.as_str()).await?;
+    let id = id.as_str();
+    listing::commit_change(tx, "update_renewal_policy", "renewal_policy", id, (&before, &updated)).await?;
     Ok(updated)
 }
 
@@ -211,11 +223,17 @@ async fn delete(cx: Cx, rq: Request<DeleteRenewalPolicy>) -> Result<NoContent, A
     let id = rq.path.id;
     keep_default("renewal policy", id.as_str(), "rp-default")?;
     let mut tx = cx.begin().await?;
+    let archived = release_archived(
+        &mut tx,
+        "UPDATE certificates SET renewal_policy_id = 'rp-default', updated_at = $2 WHERE renewal_policy_id = $1 AND archived_at IS NOT NULL",
+        id.as_str(),
+    )
+    .await?;
     let done = sqlx::query("DELETE FROM renewal_policies WHERE id = $1")
         .bind(&id)
         .execute(&mut *tx)
         .await;
     listing::deleted(done, "renewal policy", id.as_str())?;
-    listing::commit(tx, "delete_renewal_policy", "renewal_policy", id.as_str()).await?;
+    commit_deleted(tx, "delete_renewal_policy", "renewal_policy", id.as_str(), archived).await?;
     Ok(NoContent)
 }

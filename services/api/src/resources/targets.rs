@@ -10,7 +10,11 @@ use certctl_model::{
     connector::{TargetConfig, TargetType},
     id::{CertificateId, JobId, TargetId},
 };
-use certctl_store::{Tx, certificates, planning, validations};
+use certctl_store::{
+    Tx,
+    approvals::{self, Change},
+    certificates, planning, validations,
+};
 use serde_json::Value;
 use sqlx::{FromRow, postgres::PgRow};
 
@@ -158,7 +162,11 @@ async fn update(cx: Cx, rq: Request<UpdateTarget>) -> Result<Target, ApiError> {
             planning::retarget(&mut tx, certificate, again).await?;
         }
     }
-    listing::commit(tx, "update_target", "target", id.as_str()).await?;
+    if updated != before {
+        let ids: Vec<&CertificateId> = certificates.iter().map(|certificate| &certificate.id).collect();
+        approvals::participate(&mut tx, &ids, &[Change::TargetSettings]).await?;
+    }
+    listing::commit_change(tx, "update_target", "target", id.as_str(), (&before, &updated)).await?;
     Ok(updated)
 }
 

@@ -7,6 +7,7 @@ use certctl_contract::{
     teams::*,
 };
 use certctl_model::{id::TeamId, notice::NoticeSeverity};
+use certctl_store::Tx;
 use sqlx::{FromRow, postgres::PgRow};
 
 use super::owners::check_email;
@@ -102,6 +103,11 @@ async fn update(cx: Cx, rq: Request<UpdateTeam>) -> Result<Team, ApiError> {
     let notify_from = change.notify_from.as_deref().map(severity).transpose()?;
     let mut tx = cx.begin().await?;
     let now = tx.now();
+    sqlx::query("SELECT 1 FROM teams WHERE id = $1 FOR UPDATE")
+        .bind(&id)
+        .execute(&mut *tx)
+        .await?;
+    let before: Team = listing::get(&mut tx, now, id.as_str()).await?;
     sqlx::query(
         "UPDATE teams SET name = coalesce($2, name), description = coalesce($3, description), updated_at = $4,
                           email = nullif(coalesce($5, email), ''), notify_from = coalesce($6, notify_from)
@@ -115,8 +121,8 @@ async fn update(cx: Cx, rq: Request<UpdateTeam>) -> Result<Team, ApiError> {
     .bind(notify_from)
     .execute(&mut *tx)
     .await?;
-    let updated = listing::get(&mut tx, now, id.as_str()).await?;
-    listing::commit(tx, "update_team", "team", id.as_str()).await?;
+    let updated: Team = listing::get(&mut tx, now, id.as_str()).await?;
+    listing::commit_change(tx, "update_team", "team", id.as_str(), (&before, &updated)).await?;
     Ok(updated)
 }
 
@@ -124,13 +130,42 @@ async fn delete(cx: Cx, rq: Request<DeleteTeam>) -> Result<NoContent, ApiError> 
     let id = rq.path.id;
     keep_default("team", id.as_str(), UNASSIGNED)?;
     let mut tx = cx.begin().await?;
+    let archived = release_archived(
+        &mut tx,
+        "UPDATE certificates SET team_id = 't-unassigned', updated_at = $2 WHERE team_id = $1 AND archived_at IS NOT NULL",
+        id.as_str(),
+    )
+    .await?;
     let done = sqlx::query("DELETE FROM teams WHERE id = $1")
         .bind(&id)
         .execute(&mut *tx)
         .await;
     listing::deleted(done, "team", id.as_str())?;
-    listing::commit(tx, "delete_team", "team", id.as_str()).await?;
+    commit_deleted(tx, "delete_team", "team", id.as_str(), archived).await?;
     Ok(NoContent)
+}
+
+/// Takes a resource that is deleted from the certificates that are archived: they need it no more, and keep nothing else from
+/// being deleted. Returns how many they were.
+pub(super) async fn release_archived(tx: &mut Tx, sql: &'static str, id: &str) -> Result<u64, ApiError> {
+    let done = sqlx::query(sql).bind(id).bind(tx.now()).execute(&mut **tx).await?;
+    Ok(done.rows_affected())
+}
+
+/// Commits a deletion; the event says from how many archived certificates the resource was taken.
+pub(super) async fn commit_deleted(
+    mut tx: Tx,
+    action: &'static str,
+    resource: &'static str,
+    id: &str,
+    archived: u64,
+) -> Result<(), ApiError> {
+    let mut event = tx.event(action, resource, id);
+    if archived > 0 {
+        event = event.with("archived_certificates", archived);
+    }
+    tx.note(event);
+    Ok(tx.commit().await?)
 }
 
 /// Refuses to delete what requests get that name none of their own.

@@ -9,7 +9,9 @@ use certctl_model::{
     name::San,
 };
 use certctl_store::{
-    Tx, certificates,
+    Tx,
+    approvals::{self, Change},
+    certificates,
     imports::{self, Import, Imported, Management},
     planning,
 };
@@ -61,6 +63,7 @@ pub(super) async fn enrol(tx: &mut Tx, leaves: &[Imported], enrolment: Enrolment
         for import in &imports {
             if let Import::Created { certificate, .. } = import {
                 map_targets(tx, certificate, &targets).await?;
+                approvals::participate(tx, &[certificate], &[Change::Targets]).await?;
                 let locked = certificates::lock(tx, certificate).await?;
                 planning::retarget(tx, &locked, None).await?;
             }
