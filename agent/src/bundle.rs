@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use certctl_model::key::KeyAlgorithm;
 use certctl_model::name::San;
 use certctl_model::time::Time;
 use certctl_x509::facts::CertificateFacts;
@@ -104,6 +105,11 @@ impl Bundle {
     /// SHA-256 of the leaf.
     pub fn fingerprint(&self) -> &str {
         &self.issued.leaf.fingerprint
+    }
+
+    /// The kind of the leaf's key.
+    pub fn key_algorithm(&self) -> KeyAlgorithm {
+        self.issued.leaf.key.algorithm
     }
 
     /// A name that a client might ask for, so that the server chooses this certificate; empty when there is none.

@@ -11,7 +11,7 @@ use certctl_runtime::config::{Settings, boolean, duration, secret_from};
 use clap::{ArgAction, Parser};
 use url::Url;
 
-use crate::program::AllowedPrograms;
+use crate::allowed::{AllowedCommands, AllowedDirectories, ProgramNames};
 
 /// Makes keys on this host, asks certctl for certificates, deploys them and verifies that they are served.
 ///
@@ -64,9 +64,23 @@ pub struct Config {
     #[arg(long, env = "CERTCTL_STATE_DIR", default_value = "/var/lib/certctl/agent")]
     pub state_dir: PathBuf,
 
-    /// Programs that targets may start to check and reload their servers, by name, separated by commas.
-    #[arg(long, env = "CERTCTL_ALLOWED_PROGRAMS", default_value = "nginx,systemctl,service")]
-    pub allowed_programs: AllowedPrograms,
+    /// Command lines that targets may use, separated by semicolons: a program, by its name or its absolute path, and
+    /// exactly these arguments. A vertical bar separates the alternatives of a word, `*` stands for letters, digits and
+    /// `_.@+:=-` within one part of a path. `default` stands for the built-in lines, which check and reload nginx, Apache and HAProxy with
+    /// their usual configuration.
+    #[arg(long, env = "CERTCTL_ALLOWED_COMMANDS", default_value = "default")]
+    pub allowed_commands: AllowedCommands,
+
+    /// Directories that targets may have their files in, separated by commas. `default` stands for `/etc/nginx`,
+    /// `/etc/apache2`, `/etc/httpd`, `/etc/haproxy`, `/etc/ssl/private`, `/etc/pki/nginx`, `/etc/pki/tls/private` and
+    /// `/etc/certctl/tls`.
+    #[arg(long, env = "CERTCTL_ALLOWED_DIRECTORIES", default_value = "default")]
+    pub allowed_directories: AllowedDirectories,
+
+    /// Earlier setting: names of programs, separated by commas, to which the built-in command lines are narrowed. It
+    /// allows nothing more; CERTCTL_ALLOWED_COMMANDS does.
+    #[arg(long, env = "CERTCTL_ALLOWED_PROGRAMS")]
+    pub allowed_programs: Option<ProgramNames>,
 
     /// How often the agent says that it is alive.
     #[arg(long, env = "CERTCTL_HEARTBEAT_INTERVAL", default_value = "60s", value_parser = interval)]
@@ -139,6 +153,8 @@ mod tests {
             ["--agent-id", "a/1"],
             ["--server", "localhost"],
             ["--allowed-programs", "/x"],
+            ["--allowed-commands", "bin/nginx -t"],
+            ["--allowed-directories", "tls"],
             ["--heartbeat-interval", "0"],
         ] {
             assert!(parsed(&bad).is_err(), "{bad:?}");

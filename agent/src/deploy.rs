@@ -9,16 +9,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use certctl_model::key::KeyAlgorithm;
 use certctl_runtime::failpoint;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
+use crate::allowed::Allowed;
 use crate::attributes::Attributes;
 use crate::journal::{self, Entry, Journal, Journals, Places};
 use crate::place::{Place, failed};
-use crate::program::{AllowedPrograms, Argv};
-use crate::served;
+use crate::program::{self, Argv, Failure};
+use crate::{placeholder, served};
 
 /// What is to be done on the host: a value, so that it can be compared.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -66,6 +68,8 @@ pub struct Verify {
     pub server_name: String,
     /// SHA-256 of the leaf's DER, lower-case hex.
     pub fingerprint: String,
+    /// The kind of its key.
+    pub key: KeyAlgorithm,
 }
 
 /// What a deployment that succeeded had to do.
@@ -82,25 +86,45 @@ pub enum Applied {
 pub enum DeployError {
     /// It failed before any file was changed.
     #[error("{0}; nothing was changed")]
-    Untouched(String),
+    Untouched(Failure),
     /// It failed later and was undone.
     #[error("{0}; the old files are back")]
-    Restored(String),
+    Restored(Failure),
+    /// There were no files before, and the new ones stay: a server that needs them to start can be started.
+    #[error("the files are written, but the server does not serve them yet: {0}")]
+    Written(Failure),
+    /// The files were right before, but the server does not take them.
+    #[error("the files are in place, but the server does not serve them: {0}")]
+    Unserved(Failure),
     /// It failed, and undoing failed as well. It is tried again every minute and when the agent starts.
     #[error("{cause}; the old files could not all be put back: {undo}")]
     Broken {
         /// Why the deployment failed.
-        cause: String,
+        cause: Failure,
         /// Why undoing did.
         undo: String,
     },
+}
+
+impl DeployError {
+    /// What the command that failed wrote; empty when there was none.
+    pub fn output(&self) -> &str {
+        let (Self::Untouched(failure)
+        | Self::Restored(failure)
+        | Self::Written(failure)
+        | Self::Unserved(failure)
+        | Self::Broken { cause: failure, .. }) = self;
+        &failure.output
+    }
 }
 
 /// Applies plans, one at a time.
 #[derive(Debug)]
 pub struct Deployer {
     journals: Arc<Journals>,
-    programs: AllowedPrograms,
+    allowed: Allowed,
+    /// Held while a plan is applied.
+    turn: tokio::sync::Mutex<()>,
     /// When journals that could not be carried out are tried again, and why they could not, by name.
     stuck: Mutex<Stuck>,
 }
@@ -125,10 +149,11 @@ impl Deployer {
     ///
     /// # Errors
     /// Another user can write to the directory.
-    pub fn new(state_dir: &Path, programs: AllowedPrograms) -> io::Result<Self> {
+    pub fn new(state_dir: &Path, allowed: Allowed) -> io::Result<Self> {
         Ok(Self {
             journals: Arc::new(Journals::open(state_dir)?),
-            programs,
+            allowed,
+            turn: tokio::sync::Mutex::default(),
             stuck: Mutex::new(Stuck {
                 retry_at: Instant::now(),
                 reasons: BTreeMap::new(),
@@ -139,6 +164,8 @@ impl Deployer {
     /// Undoes the deployments during which the agent died. One that cannot be undone is logged, and stays for the next
     /// attempt; it keeps no other from being undone.
     pub async fn recover(&self) {
+        // Not while a plan is applied: its journal is no leftover.
+        let _turn = self.turn.lock().await;
         let journals = self.journals.clone();
         let journals = match blocking(move || journals.all()).await {
             Ok(journals) => journals,
@@ -210,12 +237,29 @@ impl Deployer {
         self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Applies a plan when none of its files exist. False when one does.
+    ///
+    /// # Errors
+    /// As for [`Deployer::apply`].
+    pub async fn apply_first(&self, target: &str, plan: Plan) -> Result<bool, DeployError> {
+        let _turn = self.turn.lock().await;
+        if plan.writes.iter().any(|write| write.path.symlink_metadata().is_ok()) {
+            return Ok(false);
+        }
+        self.apply_now(target, plan).await.map(|_| true)
+    }
+
     /// Applies the plan of a target: writes beside, renames, validates, reloads, looks at what is served; undoes it all
     /// on failure.
     ///
     /// # Errors
     /// The text quotes the program that failed and says how the files were left.
     pub async fn apply(&self, target: &str, plan: Plan) -> Result<Applied, DeployError> {
+        let _turn = self.turn.lock().await;
+        self.apply_now(target, plan).await
+    }
+
+    async fn apply_now(&self, target: &str, plan: Plan) -> Result<Applied, DeployError> {
         let Plan {
             writes,
             validate,
@@ -223,16 +267,30 @@ impl Deployer {
             verify,
         } = plan;
         for argv in [&validate, &reload].into_iter().flatten() {
-            self.programs.check(argv).map_err(DeployError::Untouched)?;
+            let program = self.allowed.commands.program(argv);
+            program.map_err(|error| DeployError::Untouched(error.into()))?;
         }
-        let untouched = |error: io::Error| DeployError::Untouched(error.to_string());
+        for write in &writes {
+            let checked = self.allowed.directories.check(&write.path);
+            checked.map_err(|error| DeployError::Untouched(error.into()))?;
+        }
+        let untouched = |error: io::Error| DeployError::Untouched(error.to_string().into());
         let placed = blocking(move || resolve(writes)).await.map_err(untouched)?;
-        self.make_way(&placed).await.map_err(DeployError::Untouched)?;
-        let changes = blocking(move || changes(placed)).await.map_err(untouched)?;
+        let way = self.make_way(&placed).await;
+        way.map_err(|error| DeployError::Untouched(error.into()))?;
+        let files = placed.len();
+        let (changes, had_placeholder) = blocking(move || {
+            let had_placeholder = placed.iter().any(Placed::is_placeholder);
+            Ok((changes(placed)?, had_placeholder))
+        })
+        .await
+        .map_err(untouched)?;
         if changes.is_empty() {
             let active = self.confirm(validate.as_ref(), reload.as_ref(), verify.as_ref()).await;
-            return active.map(|()| Applied::Unchanged).map_err(DeployError::Untouched);
+            return active.map(|()| Applied::Unchanged).map_err(DeployError::Unserved);
         }
+        let is_new = changes.len() == files && changes.iter().all(|change| change.attributes.is_none());
+        let is_first = is_new || had_placeholder;
         let name = Journals::new_name().map_err(untouched)?;
         let journal = Journal {
             target: target.to_owned(),
@@ -254,21 +312,28 @@ impl Deployer {
 
         let journal = &begun.journal;
         let mut reloaded = false;
+        let is_placed = placed.is_ok();
         let active = match placed {
-            Err(error) => Err(error.to_string()),
-            Ok(()) => match run(&self.programs, journal.validate.as_ref()).await {
+            Err(error) => Err(Failure::from(error.to_string())),
+            Ok(()) => match self.run(journal.validate.as_ref()).await {
                 Err(error) => Err(error),
                 Ok(()) => {
                     reloaded = true;
-                    match run(&self.programs, journal.reload.as_ref()).await {
+                    match self.run(journal.reload.as_ref()).await {
                         Err(error) => Err(error),
-                        Ok(()) => wait_for(verify.as_ref()).await,
+                        Ok(()) => wait_for(verify.as_ref()).await.map_err(Failure::from),
                     }
                 }
             },
         };
         match active {
             Ok(()) => self.keep(begun).await.map(|()| Applied::Changed),
+            // Without them a server that was never started before could not be started now, and where several targets
+            // are new each would wait for the files of the others.
+            Err(cause) if is_first && is_placed => {
+                self.keep(begun).await?;
+                Err(DeployError::Written(cause))
+            }
             Err(cause) => Err(self.give_back(begun, cause, reloaded).await),
         }
     }
@@ -294,19 +359,26 @@ impl Deployer {
         validate: Option<&Argv>,
         reload: Option<&Argv>,
         verify: Option<&Verify>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Failure> {
         if let Some(verify) = verify
             && look(verify).await.is_ok()
         {
             return Ok(());
         }
         self.activate(validate, reload).await?;
-        wait_for(verify).await
+        Ok(wait_for(verify).await?)
     }
 
-    async fn activate(&self, validate: Option<&Argv>, reload: Option<&Argv>) -> Result<(), String> {
-        run(&self.programs, validate).await?;
-        run(&self.programs, reload).await
+    async fn activate(&self, validate: Option<&Argv>, reload: Option<&Argv>) -> Result<(), Failure> {
+        self.run(validate).await?;
+        self.run(reload).await
+    }
+
+    async fn run(&self, argv: Option<&Argv>) -> Result<(), Failure> {
+        match argv {
+            Some(argv) => program::run(&self.allowed.commands, argv).await,
+            None => Ok(()),
+        }
     }
 
     /// The new files stay: from the moment the journal says so, nothing undoes them.
@@ -321,7 +393,7 @@ impl Deployer {
             blocking(move || journals.write(&name, &kept)).await
         };
         if let Err(error) = written {
-            return Err(self.give_back(begun, error.to_string(), true).await);
+            return Err(self.give_back(begun, error.to_string().into(), true).await);
         }
         let (journals, target) = (self.journals.clone(), kept.target.clone());
         let Begun { name, places, .. } = begun;
@@ -334,7 +406,7 @@ impl Deployer {
         Ok(())
     }
 
-    async fn give_back(&self, begun: Begun, cause: String, reloaded: bool) -> DeployError {
+    async fn give_back(&self, begun: Begun, cause: Failure, reloaded: bool) -> DeployError {
         let Begun { name, journal, places } = begun;
         let Journal {
             target,
@@ -359,9 +431,10 @@ impl Deployer {
         match reloaded {
             true => match self.activate(validate.as_ref(), reload.as_ref()).await {
                 Ok(()) => DeployError::Restored(cause),
-                Err(error) => {
-                    DeployError::Restored(format!("{cause}; reloading the old files failed as well: {error}"))
-                }
+                Err(error) => DeployError::Restored(Failure {
+                    cause: format!("{cause}; reloading the old files failed as well: {error}"),
+                    output: cause.output,
+                }),
             },
             false => DeployError::Restored(cause),
         }
@@ -373,13 +446,6 @@ struct Begun {
     name: String,
     journal: Journal,
     places: Vec<Place>,
-}
-
-async fn run(programs: &AllowedPrograms, argv: Option<&Argv>) -> Result<(), String> {
-    match argv {
-        Some(argv) => programs.run(argv).await,
-        None => Ok(()),
-    }
 }
 
 /// Looks until the new certificate has been seen for a while without exception.
@@ -405,8 +471,9 @@ async fn look(verify: &Verify) -> Result<(), String> {
         address,
         server_name,
         fingerprint,
+        key,
     } = verify;
-    let served = served::fingerprint(address, server_name).await?;
+    let served = served::fingerprint(address, server_name, *key).await?;
     match served == *fingerprint {
         true => Ok(()),
         false => Err(format!(
@@ -420,6 +487,17 @@ struct Placed {
     place: Place,
     bytes: Zeroizing<Vec<u8>>,
     mode: u32,
+}
+
+impl Placed {
+    fn is_placeholder(&self) -> bool {
+        const MOST_OCTETS: u64 = 16 * 1024;
+        let content = self.place.read(self.place.name(), MOST_OCTETS);
+        content
+            .ok()
+            .flatten()
+            .is_some_and(|content| placeholder::is_one(&Zeroizing::new(content)))
+    }
 }
 
 /// A file that is not yet as the plan wants it.
@@ -618,7 +696,12 @@ mod tests {
     }
 
     fn deployer(dir: &Path) -> Deployer {
-        Deployer::new(&dir.join("state"), "true,false,test".parse().unwrap()).unwrap()
+        let tls = dir.join("tls");
+        let allowed = Allowed {
+            commands: format!("true; false; test -s {}/b.pem", tls.display()).parse().unwrap(),
+            directories: dir.display().to_string().parse().unwrap(),
+        };
+        Deployer::new(&dir.join("state"), allowed).unwrap()
     }
 
     fn file(name: &str, text: &str, mode: u32) -> (String, String, u32) {
@@ -649,12 +732,12 @@ mod tests {
             (
                 "false",
                 "true",
-                "\"false\" failed (exit status: 1): ; the old files are back",
+                "\"false\" failed (exit status: 1); the old files are back",
             ),
             (
                 "true",
                 "false",
-                "\"false\" failed (exit status: 1): ; reloading the old files failed as well",
+                "\"false\" failed (exit status: 1); reloading the old files failed as well",
             ),
         ] {
             let host = Host::new();
@@ -669,6 +752,19 @@ mod tests {
             assert_eq!((host.files(), fs::metadata(host.path("a.pem")).unwrap().ino()), before);
             assert!(!host.journal());
         }
+    }
+
+    #[tokio::test]
+    async fn where_no_file_was_before_the_new_ones_stay_until_the_server_takes_them() {
+        let host = Host::new();
+        let error = host.apply(host.plan("true", "false")).await.unwrap_err();
+        assert!(matches!(error, DeployError::Written(_)), "{error}");
+        assert_eq!(host.files().len(), 3);
+        assert!(!host.journal());
+        let error = host.apply(host.plan("true", "false")).await.unwrap_err();
+        assert!(matches!(error, DeployError::Unserved(_)), "{error}");
+        let taken = host.apply(host.plan("true", "true")).await;
+        assert_eq!(taken, Ok(Applied::Unchanged));
     }
 
     #[tokio::test(start_paused = true)]
@@ -686,6 +782,7 @@ mod tests {
             address,
             server_name: "a.example".into(),
             fingerprint: "00".into(),
+            key: KeyAlgorithm::Ecdsa,
         });
         let error = host
             .apply(Plan {
@@ -708,6 +805,7 @@ mod tests {
             address: listener.local_addr().unwrap().to_string(),
             server_name: DEMO.into(),
             fingerprint: CertificateFacts::parse_pem_chain(&new).unwrap().remove(0).fingerprint,
+            key: KeyAlgorithm::Ecdsa,
         };
         let (seen, old_seen) = mpsc::channel();
         Tasks::new().spawn("server", async move {
@@ -745,6 +843,8 @@ mod tests {
             host.plan("true", "/bin/rm"),
             elsewhere(host.path("absent/a.pem")),
             elsewhere(host.path(".")),
+            elsewhere("/etc/cron.d/x".into()),
+            elsewhere(host.path("../../outside.pem")),
         ] {
             let error = host.apply(plan).await.unwrap_err();
             assert!(error.to_string().ends_with("; nothing was changed"), "{error}");

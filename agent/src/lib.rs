@@ -11,7 +11,9 @@
 //! | [`targets`] | what to do for each kind of target |
 //! | [`deploy`] | doing it: all of it, or none |
 //! | `place`, `attributes`, `journal` | where a file really is, who may use it, what to undo after a crash |
-//! | [`program`], [`served`] | programs that check and reload; what a server really serves |
+//! | [`allowed`] | command lines and directories that this host's configuration allows |
+//! | [`program`], [`served`] | running those commands; what a server really serves |
+//! | `placeholder` | a pair for a target that has no certificate yet |
 //! | `files`, `host` | private directories, facts about the host |
 //!
 //! Invariants: a private key is on disk, mode 0600, before its request is sent, and goes nowhere but into the files of
@@ -21,6 +23,7 @@
 //!
 //! Not here: deciding what is issued or when, talking to issuers, a database.
 
+pub mod allowed;
 mod attributes;
 pub mod bundle;
 pub mod config;
@@ -31,6 +34,7 @@ mod host;
 mod journal;
 pub mod keystore;
 mod place;
+mod placeholder;
 pub mod program;
 pub mod served;
 mod server;
@@ -46,8 +50,9 @@ use certctl_model::id::AgentId;
 use certctl_model::time::Clock;
 use certctl_runtime::serve::{self, Ready};
 use certctl_runtime::tasks::Tasks;
-use tracing::info;
+use tracing::{info, warn};
 
+use crate::allowed::Allowed;
 use crate::config::Config;
 use crate::deploy::Deployer;
 use crate::keystore::Keystore;
@@ -83,7 +88,7 @@ impl Agent {
             }
         }
         let keys = Arc::new(Keystore::open(&config.key_dir)?);
-        let deployer = Deployer::new(state, config.allowed_programs.clone())
+        let deployer = Deployer::new(state, allowed(&config))
             .with_context(|| format!("cannot use the state directory {}", state.display()))?;
         Ok(Self {
             config,
@@ -136,6 +141,7 @@ impl Agent {
             return Ok(None);
         };
         let agent = identity.agent_id;
+        let deployer = Arc::new(deployer);
         let server = Arc::new(Server::new(&config, Some(identity.api_key))?);
         info!(agent.id = %agent, "agent {agent} works for {}", config.server_url);
         let heartbeats = Heartbeats {
@@ -145,6 +151,8 @@ impl Agent {
             every: config.heartbeat_interval,
             heard,
             stop: stop.clone(),
+            deployer: deployer.clone(),
+            clock: clock.clone(),
         };
         let worker = Worker {
             server,
@@ -161,6 +169,24 @@ impl Agent {
             worker,
             lock,
         }))
+    }
+}
+
+fn allowed(config: &Config) -> Allowed {
+    let mut commands = config.allowed_commands.clone();
+    if let Some(names) = &config.allowed_programs {
+        let unknown = commands.keep_built_in(names);
+        warn!(
+            "CERTCTL_ALLOWED_PROGRAMS narrows the built-in command lines; CERTCTL_ALLOWED_COMMANDS lists whole lines"
+        );
+        if !unknown.is_empty() {
+            let names = unknown.join(", ");
+            warn!("no command of {names} is allowed by CERTCTL_ALLOWED_PROGRAMS; put it into CERTCTL_ALLOWED_COMMANDS");
+        }
+    }
+    Allowed {
+        commands,
+        directories: config.allowed_directories.clone(),
     }
 }
 

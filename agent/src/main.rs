@@ -6,10 +6,11 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use certctl_agent::Agent;
 use certctl_agent::config::Config;
+use certctl_agent::program;
 use certctl_model::time::Clock;
 use certctl_runtime::tasks::{Tasks, signal};
 use certctl_runtime::{config, telemetry};
-use tracing::error;
+use tracing::{error, warn};
 
 /// A job that has begun is finished first; its programs may take this long.
 const GRACE: Duration = Duration::from_secs(30);
@@ -20,6 +21,9 @@ async fn main() -> ExitCode {
     if let Err(why) = telemetry::init(&config.settings, "agent") {
         eprintln!("certctl-agent: {why:#}");
         return ExitCode::FAILURE;
+    }
+    if let Err(why) = program::adopt_orphans() {
+        warn!("commands could hide from their time limit: {why}");
     }
     let tasks = Tasks::new();
     let ended = run(config, &tasks).await;

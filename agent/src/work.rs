@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use certctl_contract::agents::{
     AgentGetWork, AgentHeartbeat, AgentPath, AgentPickupCertificate, AgentReportJobStatus, AgentSubmitCsr,
-    CsrSubmission, JobPath, JobReport, PickupPath, PickupQuery, Wait, WorkItem, WorkQuery,
+    CsrSubmission, JobPath, JobReport, PickupPath, PickupQuery, PlaceholderTarget, Wait, WorkItem, WorkQuery,
 };
 use certctl_contract::endpoint::NoBody;
 use certctl_contract::query::{Id, NoParams};
+use certctl_model::connector::TargetConfig;
 use certctl_model::id::AgentId;
 use certctl_model::job::{JobKind, JobStatus};
 use certctl_model::key::{KeyAlgorithm, KeyFacts};
@@ -23,10 +24,11 @@ use tracing::{debug, info, warn};
 use url::Url;
 
 use crate::bundle::Issued;
-use crate::deploy::Deployer;
+use crate::deploy::{DeployError, Deployer};
 use crate::keystore::Keystore;
+use crate::program::Failure;
 use crate::server::{Server, Trouble, backoff};
-use crate::{host, targets};
+use crate::{host, placeholder, targets};
 
 /// Says at intervals that the agent is alive, whatever else it is doing.
 pub(crate) struct Heartbeats {
@@ -37,6 +39,8 @@ pub(crate) struct Heartbeats {
     /// Whether the server heard the last one.
     pub(crate) heard: Arc<AtomicBool>,
     pub(crate) stop: CancellationToken,
+    pub(crate) deployer: Arc<Deployer>,
+    pub(crate) clock: Clock,
 }
 
 impl Heartbeats {
@@ -70,7 +74,29 @@ impl Heartbeats {
         self.heard.store(beat.is_ok(), Ordering::Relaxed);
         metrics::counter!("agent_heartbeats_total", "outcome" => if beat.is_ok() { "ok" } else { "error" })
             .increment(1);
-        beat.map(|_| ())
+        for target in beat?.placeholders {
+            self.write_placeholder(&target).await;
+        }
+        Ok(())
+    }
+
+    async fn write_placeholder(&self, target: &PlaceholderTarget) {
+        let id = &target.id;
+        let written = async {
+            let config =
+                TargetConfig::read(target.kind, &target.config).map_err(|(field, why)| format!("{field}: {why}"))?;
+            let now = self.clock.now();
+            let plan = blocking(move || placeholder::plan(&config, now)).await?;
+            self.deployer
+                .apply_first(id.as_str(), plan)
+                .await
+                .map_err(|error| error.to_string())
+        };
+        match written.await {
+            Ok(false) => {}
+            Ok(true) => info!("wrote a placeholder for target {id}"),
+            Err(why) => warn!("cannot write a placeholder for target {id}: {why}"),
+        }
     }
 }
 
@@ -87,7 +113,7 @@ pub(crate) struct Worker {
     pub(crate) server: Arc<Server>,
     pub(crate) agent: AgentId,
     pub(crate) keys: Arc<Keystore>,
-    pub(crate) deployer: Deployer,
+    pub(crate) deployer: Arc<Deployer>,
     pub(crate) clock: Clock,
     pub(crate) poll_interval: Duration,
     pub(crate) long_poll: Duration,
@@ -98,11 +124,17 @@ pub(crate) struct Worker {
 #[derive(Debug, PartialEq, Eq)]
 enum Undone {
     /// It cannot be done, and the server is told why.
-    Failed(String),
+    Failed(Failure),
     /// Not now: the server still lists it and will hand it out again.
     Later(String),
     /// It is not this agent's to do any more.
     Gone(String),
+}
+
+impl Undone {
+    fn failed(cause: impl Into<Failure>) -> Self {
+        Self::Failed(cause.into())
+    }
 }
 
 impl Worker {
@@ -139,7 +171,7 @@ impl Worker {
                             Duration::ZERO
                         }
                         // Nothing but jobs that had to be left, or that were done before: ask less often.
-                        false => backoff.next(),
+                        false => backoff.next().min(self.poll_interval),
                     }
                 }
             };
@@ -244,7 +276,7 @@ impl Worker {
 
     /// Makes a key, which is on disk before anything is sent, and hands in a certification request.
     async fn request(&self, job: &WorkItem) -> Result<(), Undone> {
-        let csr_pem = self.make_request(job).await.map_err(Undone::Failed)?;
+        let csr_pem = self.make_request(job).await.map_err(Undone::failed)?;
         failpoint::hold("agent.csr_ready").await;
         let submission = CsrSubmission {
             csr_pem,
@@ -262,7 +294,7 @@ impl Worker {
                 said,
             }) => return Err(Undone::Gone(said)),
             Err(Trouble::Refused { status: 401, said }) => return Err(Undone::Later(said)),
-            Err(Trouble::Refused { said, .. }) => return Err(Undone::Failed(said)),
+            Err(Trouble::Refused { said, .. }) => return Err(Undone::failed(said)),
             Err(Trouble::Away(why)) => return Err(Undone::Later(why)),
         }
         failpoint::hold("agent.csr_sent").await;
@@ -328,8 +360,8 @@ impl Worker {
         let certificate = &job.certificate_id;
         let kind = job
             .target_type
-            .ok_or_else(|| Undone::Failed("the work item names no target".to_owned()))?;
-        let target = targets::read(kind, job.target_config.as_ref().unwrap_or_default()).map_err(Undone::Failed)?;
+            .ok_or_else(|| Undone::failed("the work item names no target".to_owned()))?;
+        let target = targets::read(kind, job.target_config.as_ref().unwrap_or_default()).map_err(Undone::failed)?;
         let path = PickupPath {
             agent_id: self.agent.clone(),
             cert_id: certificate.clone(),
@@ -340,7 +372,7 @@ impl Worker {
         let pickup = self.server.call::<AgentPickupCertificate>(path, query, NoBody).await;
         let pickup = pickup.map_err(|trouble| match trouble {
             Trouble::Refused { status: 401, said } => Undone::Later(said),
-            Trouble::Refused { said, .. } => Undone::Failed(format!("the certificate cannot be fetched: {said}")),
+            Trouble::Refused { said, .. } => Undone::failed(format!("the certificate cannot be fetched: {said}")),
             Trouble::Away(why) => Undone::Later(why),
         })?;
         let (plan, spki) = {
@@ -356,14 +388,28 @@ impl Worker {
                 })?;
                 Ok((target.plan(&issued.with_key(&key)?), spki))
             });
-            plan.await.map_err(Undone::Failed)?
+            plan.await.map_err(Undone::failed)?
         };
         let target = job.target_id.as_ref().map_or(job.id.as_str(), |target| target.as_str());
-        let applied = self
-            .deployer
-            .apply(target, plan)
-            .await
-            .map_err(|error| Undone::Failed(error.to_string()))?;
+        let applied = match self.deployer.apply(target, plan).await {
+            Ok(applied) => applied,
+            Err(error) => {
+                let failure = Failure {
+                    cause: error.to_string(),
+                    output: error.output().to_owned(),
+                };
+                // A job that was begun before and whose files are in place waits for its server.
+                let waits = match error {
+                    DeployError::Written(_) => true,
+                    DeployError::Unserved(_) => job.status == JobStatus::Running,
+                    _ => false,
+                };
+                return Err(match waits {
+                    true => self.wait_for_server(job, failure).await,
+                    false => Undone::Failed(failure),
+                });
+            }
+        };
         info!(job.id = %job.id, certificate.id = %certificate, "deployed {certificate} for job {}: {applied:?}", job.id);
         let (keys, certificate) = (self.keys.clone(), certificate.clone());
         let tidied = blocking(move || keys.deployed(&certificate, &spki).map_err(|error| format!("{error:#}"))).await;
@@ -373,10 +419,19 @@ impl Worker {
         Ok(())
     }
 
+    /// Says why a deployment is not finished yet; it is tried again.
+    async fn wait_for_server(&self, job: &WorkItem, failure: Failure) -> Undone {
+        let why = failure.cause.clone();
+        match self.tell(job, JobStatus::Running, Some(failure)).await {
+            Err(Trouble::Refused { said, .. }) => Undone::Gone(said),
+            Ok(()) | Err(Trouble::Away(_)) => Undone::Later(why),
+        }
+    }
+
     /// Reports until the server has answered, or the agent stops.
     ///
     /// A report that never arrives does no harm: the job is handed out again, and doing it again changes nothing.
-    async fn report(&self, job: &WorkItem, status: JobStatus, error: Option<String>) {
+    async fn report(&self, job: &WorkItem, status: JobStatus, error: Option<Failure>) {
         let mut backoff = backoff();
         loop {
             match self.tell(job, status, error.clone()).await {
@@ -397,14 +452,16 @@ impl Worker {
         failpoint::hold("agent.reported").await;
     }
 
-    async fn tell(&self, job: &WorkItem, status: JobStatus, error: Option<String>) -> Result<(), Trouble> {
+    async fn tell(&self, job: &WorkItem, status: JobStatus, failure: Option<Failure>) -> Result<(), Trouble> {
         let path = JobPath {
             agent_id: self.agent.clone(),
             job_id: job.id.clone(),
         };
+        let (error, output) = failure.map(|failure| (failure.cause, failure.output)).unzip();
         let report = JobReport {
             status: status.to_string(),
             error,
+            output,
         };
         self.server
             .call::<AgentReportJobStatus>(path, NoParams, report)
@@ -442,6 +499,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
+    use crate::allowed::Allowed;
     use crate::bundle::testing::{DEMO, at, issue};
     use crate::config::Config;
 
@@ -522,7 +580,16 @@ mod tests {
             server: Arc::new(Server::new(&config, None).unwrap()),
             agent: "a-1".parse().unwrap(),
             keys: Arc::new(Keystore::open(&dir.path().join("keys")).unwrap()),
-            deployer: Deployer::new(&dir.path().join("state"), "true,false".parse().unwrap()).unwrap(),
+            deployer: Arc::new(
+                Deployer::new(
+                    &dir.path().join("state"),
+                    Allowed {
+                        commands: "true; false".parse().unwrap(),
+                        directories: dir.path().display().to_string().parse().unwrap(),
+                    },
+                )
+                .unwrap(),
+            ),
             clock: Clock::manual(at("2026-06-01T00:00:00Z")),
             poll_interval: Duration::from_secs(30),
             long_poll: Duration::from_secs(30),

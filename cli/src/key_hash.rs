@@ -32,9 +32,14 @@ pub(crate) fn describe(command: Command, operation: &Operation) -> Command {
     };
     let command = command
         .arg(path("key", "The key: a private or public key, PEM. Only its SHA-256 is sent").conflicts_with("cert"))
-        .arg(path("cert", "A certificate with the key, PEM or DER. Only the SHA-256 of its key is sent"));
+        .arg(path(
+            "cert",
+            "A certificate with the key, PEM or DER. Only the SHA-256 of its key is sent",
+        ));
     match operation.body.is_some() {
-        true => command.mut_arg(INPUT, |arg| arg.required(false).required_unless_present_any(["json", "key", "cert"])),
+        true => command.mut_arg(INPUT, |arg| {
+            arg.required(false).required_unless_present_any(["json", "key", "cert"])
+        }),
         false => command,
     }
 }
@@ -46,7 +51,9 @@ pub(crate) fn read(operation: &Operation, matches: &ArgMatches, input: &mut Map<
     }
     let hashes: [(&str, fn(&[u8]) -> Result<String, String>); 2] = [("key", of_key), ("cert", of_certificate)];
     for (flag, hash) in hashes {
-        let Some(path) = matches.get_one::<PathBuf>(flag) else { continue };
+        let Some(path) = matches.get_one::<PathBuf>(flag) else {
+            continue;
+        };
         let unreadable = |why: String| Failure::Usage(format!("--{flag} {}: {why}", path.display()));
         let octets = fs::read(path).map_err(|e| unreadable(e.to_string()))?;
         input.insert(INPUT.to_owned(), hash(&octets).map_err(unreadable)?.into());

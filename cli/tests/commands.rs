@@ -518,7 +518,10 @@ async fn a_key_is_named_by_a_file_that_has_it() {
         }
         for line in [
             "blocked-keys block --reason leaked".to_owned(),
-            format!("blocked-keys block --key {} --spki-sha256 {hash} --reason leaked", files[0].1),
+            format!(
+                "blocked-keys block --key {} --spki-sha256 {hash} --reason leaked",
+                files[0].1
+            ),
             format!("blocked-keys block --cert {} --reason leaked", files[0].1),
         ] {
             let output = cli(&server, &line).await;

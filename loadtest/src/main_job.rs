@@ -6,8 +6,8 @@ use anyhow::{Context, bail, ensure};
 use certctl_client::Client;
 use certctl_contract::{
     certificates::{
-        ArchiveCertificate, Certificate, CreateCertificate, DeployRequest, ListCertificateVersions, ListCertificates,
-        NewCertificate, TriggerDeployment,
+        ArchiveCertificate, Certificate, CertificateChanges, CreateCertificate, ListCertificateVersions,
+        ListCertificates, NewCertificate, UpdateCertificate,
     },
     endpoint::NoBody,
     health::Health,
@@ -16,6 +16,7 @@ use certctl_contract::{
     query::{Id, NoParams},
     targets::{GetTarget, ListTargets, Target},
 };
+use certctl_model::id::TargetId;
 use indicatif::{ProgressBar, ProgressStyle};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::json;
@@ -55,13 +56,17 @@ pub(crate) async fn measure(client: &Client, demo: SocketAddr, args: &MainJob) -
         target,
         name,
         patience: Duration::from_secs(args.run_timeout),
+        holders: Vec::new(),
         requested: Vec::new(),
         seen: Vec::new(),
     };
     let before = bench.viewer.look().await?.leaf;
     bench.seen.push(before.clone());
     let outcome = tokio::select! {
-        outcome = bench.runs(args) => outcome,
+        outcome = async {
+            bench.take_over().await?;
+            bench.runs(args).await
+        } => outcome,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
     };
     bench
@@ -94,6 +99,8 @@ struct Bench<'a> {
     target: Target,
     name: String,
     patience: Duration,
+    /// The certificates that had the target before; it has one at a time.
+    holders: Vec<Certificate>,
     /// What is still to be archived.
     requested: Vec<Certificate>,
     /// What was served before the run; a process of nginx that is about to end may show it once more.
@@ -241,30 +248,55 @@ impl Bench<'_> {
         certificate.target_ids.contains(&self.target.id) && certificate.status.as_str() != "Archived"
     }
 
-    /// Deploys again what was served before the first run, if certctl manages it.
-    async fn put_back(&self, before: &CertificateDer<'_>) -> anyhow::Result<()> {
+    /// Takes the target from the certificates that have it.
+    async fn take_over(&mut self) -> anyhow::Result<()> {
         let mut pages = self.client.pages::<ListCertificates>(List::default());
+        let mut holders = Vec::new();
         while let Some(page) = pages.next().await? {
-            for certificate in page.data.into_iter().filter(|c| self.is_here(c)) {
-                let id = Id { id: certificate.id };
-                let versions = self
-                    .client
-                    .call::<ListCertificateVersions>(id.clone(), List::default(), NoBody)
-                    .await?;
-                let is_before = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).is_ok_and(|c| c == *before);
-                if versions
-                    .data
-                    .first()
-                    .is_some_and(|version| is_before(&version.cert_pem))
-                {
-                    let body = DeployRequest {
-                        target_id: Some(self.target.id.clone()),
-                        ..DeployRequest::default()
-                    };
-                    self.client.call::<TriggerDeployment>(id, NoParams, body).await?;
-                    let back = timeout(self.patience, self.until_served(before)).await;
-                    return back.context("what was served before the runs is not served again")?;
-                }
+            holders.extend(page.data.into_iter().filter(|one| self.is_here(one)));
+        }
+        for holder in holders {
+            let others = holder
+                .target_ids
+                .iter()
+                .filter(|id| **id != self.target.id)
+                .cloned()
+                .collect();
+            self.map(&holder, others).await?;
+            self.holders.push(holder);
+        }
+        Ok(())
+    }
+
+    async fn map(&self, certificate: &Certificate, targets: Vec<TargetId>) -> anyhow::Result<()> {
+        let id = Id {
+            id: certificate.id.clone(),
+        };
+        let body = CertificateChanges {
+            target_ids: Some(targets),
+            ..CertificateChanges::default()
+        };
+        self.client.call::<UpdateCertificate>(id, NoParams, body).await?;
+        Ok(())
+    }
+
+    /// Gives the target back, and waits for what was served before the first run if certctl manages it.
+    async fn put_back(&self, before: &CertificateDer<'_>) -> anyhow::Result<()> {
+        for holder in &self.holders {
+            self.map(holder, holder.target_ids.clone()).await?;
+            let id = Id { id: holder.id.clone() };
+            let versions = self
+                .client
+                .call::<ListCertificateVersions>(id, List::default(), NoBody)
+                .await?;
+            let is_before = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).is_ok_and(|c| c == *before);
+            if versions
+                .data
+                .first()
+                .is_some_and(|version| is_before(&version.cert_pem))
+            {
+                let back = timeout(self.patience, self.until_served(before)).await;
+                back.context("what was served before the runs is not served again")??;
             }
         }
         Ok(())

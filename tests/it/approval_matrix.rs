@@ -18,7 +18,7 @@ async fn key(w: &World, name: &str, role: &str) -> String {
 async fn world(db: PgPool, policy: Value, profile: Value) -> (World, std::sync::Arc<Host>) {
     let w = World::new(db).await;
     let host = w.host("web-1").await;
-    w.target("tgt-1", &host).await;
+    w.shared_target("tgt-1", &host).await;
     let with = |mut base: Value, more: Value| {
         base.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         base

@@ -9,7 +9,7 @@ use sqlx::PgPool;
 /// Three certificates that can be renewed, one without a target, one that is archived.
 async fn estate(w: &World) {
     let host = w.host("web").await;
-    w.target("tgt-1", &host).await;
+    w.shared_target("tgt-1", &host).await;
     for id in ["mc-a", "mc-b", "mc-c"] {
         w.certificate(id, &["tgt-1"], json!({ "environment": "production" }))
             .await;

@@ -41,7 +41,7 @@ async fn a_replica_whose_clock_is_an_hour_off_changes_nothing() {
 
 async fn issued_once_and_judged_by_one_clock(stage: &Stage, shift: &str) {
     const CERTIFICATES: i64 = 20;
-    let target = stage.file_target("t-files").await;
+    let target = stage.files_target("t-files").await;
     for n in 1..=CERTIFICATES {
         let body = json!({
             "id": format!("mc-{n}"), "common_name": format!("host-{n}.certctl.test"), "target_ids": [target.id],

@@ -77,7 +77,7 @@ async fn whoever_is_killed_at_whichever_step_the_story_ends_well_and_happens_onc
     .await;
     let failpoints = stage.path("failpoints");
     fs::create_dir_all(&failpoints).unwrap();
-    let files = stage.file_target("t-files").await;
+    let files = stage.files_target("t-files").await;
     story::register_target(stage.api(), stage.demo()).await.unwrap();
     let table = Table {
         files,
@@ -196,6 +196,11 @@ impl Table<'_> {
                 .bearer_auth(api.key())
                 .json(&body)
         };
+        if cell.story == Story::Serve {
+            // The target has one certificate at a time.
+            let sql = "DELETE FROM certificate_targets WHERE target_id = $1";
+            sqlx::query(sql).bind(story::TARGET).execute(&stage.db).await.unwrap();
+        }
         let request = match cell.story {
             Story::Issue | Story::Serve => post("/api/v1/certificates".into(), self.body(cell.story, certificate)),
             Story::Renew => post(format!("/api/v1/certificates/{certificate}/renew"), json!({})),
@@ -326,7 +331,8 @@ impl Table<'_> {
         match story {
             Story::Serve => assert_eq!(stage.demo().served().await.unwrap().fingerprint, end.fingerprint),
             _ => {
-                let leaf = fs::read_to_string(&self.files.cert_path).unwrap();
+                let path = self.files.cert_path.to_str().unwrap().replace("{id}", certificate);
+                let leaf = fs::read_to_string(path).unwrap();
                 assert_eq!(
                     leaf.trim_end(),
                     end.leaf.trim_end(),

@@ -77,6 +77,8 @@ const OF_CLIENTS: &str = "## certctl-cli, certctl-mcp, certctl-loadtest
 | variable | flag | default | meaning |
 |---|---|---|---|
 | `CERTCTL_DATABASE_URL` | `--database-url` |  | Use this database instead of a private Postgres; its user owns it and may create roles |
+| `CERTCTL_ALLOWED_COMMANDS` | `--allowed-commands` |  | Command lines that targets of the agent may use besides those of the demo, separated by semicolons |
+| `CERTCTL_ALLOWED_DIRECTORIES` | `--allowed-directories` |  | Directories that targets of the agent may have files in besides the platform's and /tmp, separated by commas |
 ";
 
 #[test]

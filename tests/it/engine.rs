@@ -99,7 +99,7 @@ async fn a_deployment_waits_for_its_agent_as_long_as_it_takes_but_not_for_its_re
 async fn an_issuer_is_given_no_more_than_its_budget_and_those_with_the_least_time_left_go_first(db: PgPool) {
     let w = World::new(db).await;
     let host = w.host("web-1").await;
-    w.target("tgt-1", &host).await;
+    w.shared_target("tgt-1", &host).await;
     let budget = json!({ "config": { "max_per_hour": 3, "max_under_way": 2 } });
     w.put("/api/v1/issuers/iss-local", budget).await.expect(200);
     for n in 1..=8 {
@@ -128,7 +128,7 @@ async fn an_issuer_is_given_no_more_than_its_budget_and_those_with_the_least_tim
 async fn an_issuer_is_given_no_more_for_a_registered_domain_than_its_budget_and_others_do_not_wait(db: PgPool) {
     let w = World::new(db).await;
     let host = w.host("web-1").await;
-    w.target("tgt-1", &host).await;
+    w.shared_target("tgt-1", &host).await;
     let budget = |most: u32| json!({ "config": { "max_per_domain": most, "domain_days": 2 } });
     w.put("/api/v1/issuers/iss-local", budget(2)).await.expect(200);
     for n in 1..=5 {

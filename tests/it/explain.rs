@@ -37,7 +37,7 @@ async fn waiting(db: PgPool) -> (World, Arc<Host>) {
     let w = World::new(db).await;
     let host = w.host("web-1").await;
     host.set_away(true);
-    w.target("tgt-1", &host).await;
+    w.shared_target("tgt-1", &host).await;
     w.certificate("mc-1", &["tgt-1"], json!({})).await;
     w.settle().await;
     (w, host)

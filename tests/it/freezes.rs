@@ -16,7 +16,7 @@ async fn versions(w: &World, id: &str) -> usize {
 async fn a_freeze_holds_what_would_renew_by_itself_for_its_policies_and_groups_until_it_ends(db: PgPool) {
     let w = World::new(db).await;
     let (one, two) = (w.host("web-1").await, w.host("web-2").await);
-    w.target("tgt-1", &one).await;
+    w.shared_target("tgt-1", &one).await;
     w.target("tgt-2", &two).await;
     w.post("/api/v1/renewal-policies", json!({ "id": "rp-other", "name": "other" }))
         .await

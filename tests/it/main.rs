@@ -24,6 +24,7 @@ mod edges;
 mod engine;
 mod explain;
 mod failures;
+mod first_deployment;
 mod foreign_certificates;
 mod freezes;
 mod groups;

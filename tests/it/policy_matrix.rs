@@ -208,7 +208,7 @@ impl Case<'_> {
 async fn every_type_of_rule_is_asked_at_every_moment_and_blocks_by_severity_and_scope(db: PgPool) {
     let w = World::new(db).await;
     let host = w.host("web-1").await;
-    w.target("tgt-1", &host).await;
+    w.shared_target("tgt-1", &host).await;
     for id in ["rp-in", "rp-out"] {
         w.post("/api/v1/renewal-policies", json!({ "id": id, "name": id }))
             .await

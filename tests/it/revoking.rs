@@ -23,7 +23,7 @@ const BASE64: base64::engine::GeneralPurpose = base64::engine::general_purpose::
 
 async fn estate(w: &World, ids: &[&str]) {
     let host = w.host("web").await;
-    w.target("tgt-1", &host).await;
+    w.shared_target("tgt-1", &host).await;
     for id in ids {
         w.certificate(id, &["tgt-1"], json!({})).await;
     }
@@ -289,7 +289,7 @@ async fn issued_for(w: &World, host: &Host, id: &str, key: &KeyPair) -> String {
 
 async fn away(w: &World) -> std::sync::Arc<Host> {
     let host = w.host("web").await;
-    w.target("tgt-1", &host).await;
+    w.shared_target("tgt-1", &host).await;
     host.set_away(true);
     host
 }

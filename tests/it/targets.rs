@@ -303,3 +303,166 @@ async fn a_report_that_skips_the_beginning_completes_the_deployment_all_the_same
     let job = w.get(&format!("/api/v1/jobs/{job}")).await.expect(200);
     assert_eq!((&job["status"], &job["attempts"]), (&json!("Completed"), &json!(1)));
 }
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_target_belongs_to_one_certificate_and_a_file_to_one_target(db: PgPool) {
+    let w = World::new(db).await;
+    let (host, other) = (w.host("web-1").await, w.host("web-2").await);
+    w.target("tgt-1", &host).await;
+    w.certificate("mc-1", &["tgt-1", "tgt-1"], json!({})).await;
+    w.put("/api/v1/certificates/mc-1", json!({ "target_ids": ["tgt-1", "tgt-1"] }))
+        .await
+        .expect(200);
+    let second = json!({ "id": "mc-2", "common_name": "mc-2.example.net", "target_ids": ["tgt-1"] });
+    let refused = w.post("/api/v1/certificates", second.clone()).await.problem();
+    assert_eq!(refused.status, 409);
+    assert!(
+        refused.detail.contains("certificate mc-1 (mc-1.example.net)") && refused.detail.contains("{id}"),
+        "{}",
+        refused.detail
+    );
+    w.certificate("mc-3", &[], json!({})).await;
+    let refused = w
+        .put("/api/v1/certificates/mc-3", json!({ "target_ids": ["tgt-1"] }))
+        .await
+        .problem();
+    assert!(
+        refused.status == 409 && refused.detail.contains("mc-1"),
+        "{}",
+        refused.detail
+    );
+
+    // The same file in another spelling, and as another file of the target.
+    let path = host.config("tgt-1")["cert_path"]
+        .as_str()
+        .unwrap()
+        .replace("/tls/", "//tls/./");
+    let key = path.replace(".pem", ".key");
+    let fresh = host.config("tgt-x")["cert_path"].clone();
+    let config = |cert: &Value, key: Value| json!({ "cert_path": cert, "key_path": key, "validate_command": "true", "reload_command": "true" });
+    let new = |id: &str, agent: &str, config: Value| json!({ "id": id, "name": id, "type": "NGINX", "agent_id": agent, "config": config });
+    for config in [config(&json!(path), Value::Null), config(&fresh, json!(key))] {
+        let refused = w
+            .post("/api/v1/targets", new("tgt-2", host.id(), config))
+            .await
+            .problem();
+        assert!(
+            refused.status == 409 && refused.detail.contains("target tgt-1 (tgt-1)"),
+            "{}",
+            refused.detail
+        );
+    }
+    let same = config(&json!(path), Value::Null);
+    w.post("/api/v1/targets", new("tgt-9", other.id(), same.clone()))
+        .await
+        .expect(201);
+    w.target("tgt-2", &host).await;
+    let refused = w
+        .put("/api/v1/targets/tgt-2", json!({ "config": same.clone() }))
+        .await
+        .problem();
+    assert_eq!(refused.status, 409);
+    w.put("/api/v1/targets/tgt-1", json!({ "enabled": false }))
+        .await
+        .expect(200);
+    w.put("/api/v1/targets/tgt-2", json!({ "config": same }))
+        .await
+        .expect(200);
+    assert_eq!(
+        w.put("/api/v1/targets/tgt-1", json!({ "enabled": true })).await.status,
+        409
+    );
+    w.put("/api/v1/targets/tgt-1", json!({ "name": "renamed" }))
+        .await
+        .expect(200);
+
+    // What is archived holds its target no longer.
+    w.put("/api/v1/targets/tgt-2", json!({ "enabled": false }))
+        .await
+        .expect(200);
+    w.put("/api/v1/targets/tgt-1", json!({ "enabled": true }))
+        .await
+        .expect(200);
+    w.delete("/api/v1/certificates/mc-1").await.expect(204);
+    w.post("/api/v1/certificates", second).await.expect(201);
+    w.settle().await;
+    assert_eq!(serving(&host, "tgt-1"), Some(newest(&w, "mc-2").await));
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_target_whose_paths_have_a_placeholder_takes_several_certificates(db: PgPool) {
+    let w = World::new(db).await;
+    let host = w.host("web-1").await;
+    let shared = |id: &str, cert: &str| json!({ "id": id, "name": id, "type": "NGINX", "agent_id": host.id(), "config": host.config(cert) });
+    w.post("/api/v1/targets", shared("tgt-1", "{id}")).await.expect(201);
+    w.post("/api/v1/targets", shared("tgt-2", "by-{name}"))
+        .await
+        .expect(201);
+    for id in ["mc-1", "mc-2"] {
+        w.certificate(id, &["tgt-1", "tgt-2"], json!({})).await;
+    }
+    w.settle().await;
+    for id in ["mc-1", "mc-2"] {
+        let newest = Some(newest(&w, id).await);
+        assert_eq!(serving(&host, id), newest);
+        assert_eq!(serving(&host, &format!("by-{id}.example.net")), newest);
+    }
+    // A name that stands for the same file, and a target with the same file of its own.
+    let named = json!({ "id": "mc-3", "name": "mc-1*example.net", "common_name": "mc-3.example.net" });
+    w.post("/api/v1/certificates", named).await.expect(201);
+    w.put("/api/v1/certificates/mc-3", json!({ "target_ids": ["tgt-2"] }))
+        .await
+        .expect(200);
+    let refused = w
+        .put("/api/v1/certificates/mc-3", json!({ "name": "mc-1/example.net" }))
+        .await;
+    assert_eq!(refused.status, 200);
+    w.put("/api/v1/certificates/mc-2", json!({ "name": "mc-1_example.net" }))
+        .await
+        .problem();
+    let refused = w.post("/api/v1/targets", shared("tgt-3", "mc-1")).await.problem();
+    assert!(
+        refused.status == 409 && refused.detail.contains("target tgt-1"),
+        "{}",
+        refused.detail
+    );
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn two_certificates_that_ask_for_one_target_at_once_do_not_both_get_it(db: PgPool) {
+    let w = World::new(db).await;
+    let host = w.host("web-1").await;
+    w.target("tgt-1", &host).await;
+    let ask = async |n: u32| {
+        let body = json!({ "common_name": format!("n{n}.example.net"), "target_ids": ["tgt-1"] });
+        w.post("/api/v1/certificates", body).await.status
+    };
+    let (a, b, c, d) = tokio::join!(ask(1), ask(2), ask(3), ask(4));
+    let mut answers = [a, b, c, d];
+    answers.sort_unstable();
+    assert_eq!(answers, [201, 409, 409, 409]);
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn settings_of_a_target_that_mean_nothing_are_told(db: PgPool) {
+    let w = World::new(db).await;
+    let host = w.host("web-1").await;
+    let mut config = host.config("tgt-1");
+    config["restart_command"] = json!("true");
+    config["ssl"] = json!({ "on": true });
+    let new = json!({ "id": "tgt-1", "name": "tgt-1", "type": "NGINX", "agent_id": host.id(), "config": config });
+    let made = w.post("/api/v1/targets", new).await.expect(201);
+    assert_eq!(made["ignored"], json!(["restart_command", "ssl"]));
+    assert_eq!(made["config"].get("ssl"), None);
+    assert_eq!(w.get("/api/v1/targets/tgt-1").await.expect(200).get("ignored"), None);
+    let joined = json!({ "config": { "cert_path": host.config("tgt-1")["cert_path"], "reload_cmd": "true && true" } });
+    let changed = w.put("/api/v1/targets/tgt-1", joined).await.expect(200);
+    assert_eq!(changed.get("ignored"), None);
+    assert_eq!(
+        (
+            &changed["config"]["validate_command"],
+            &changed["config"]["reload_command"]
+        ),
+        (&json!("true"), &json!("true"))
+    );
+}

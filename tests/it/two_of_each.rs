@@ -27,7 +27,7 @@ async fn two_schedulers_and_two_notifiers_issue_once_and_tell_once() {
             .without_demo()
     })
     .await;
-    let target = stage.file_target("t-files").await;
+    let target = stage.files_target("t-files").await;
     let started = Instant::now();
     let bodies = (1..=CERTIFICATES).map(|n| {
         let body = json!({

@@ -6,6 +6,7 @@
 //! | [`idp`] | an identity provider with keys of its own, good and bad |
 //! | [`receivers`] | a webhook and a mail server that remember what they were told |
 //! | [`beside`] | an HAProxy and a Redis |
+//! | [`nginx`] | an nginx whose configuration the story writes |
 //! | [`orders`] | a stand-in for issuers outside, which counts what is ordered |
 //! | [`gate`] | a way to a server that can be shut |
 //! | [`requests`] | certification requests, good and bad |
@@ -31,6 +32,7 @@ pub mod beside;
 pub mod foreign;
 pub mod gate;
 pub mod idp;
+pub mod nginx;
 pub mod orders;
 pub mod receivers;
 pub mod requests;

@@ -147,16 +147,29 @@ impl Stage {
     ///
     /// The API refuses it.
     pub async fn file_target(&self, id: &str) -> FileTarget {
+        self.target_of_files(id, "cert").await
+    }
+
+    /// The same for several certificates: `{id}` in the paths stands for the id of each.
+    ///
+    /// # Panics
+    ///
+    /// The API refuses it.
+    pub async fn files_target(&self, id: &str) -> FileTarget {
+        self.target_of_files(id, "{id}").await
+    }
+
+    async fn target_of_files(&self, id: &str, stem: &str) -> FileTarget {
         let agents = self.api().list("/api/v1/agents").await.unwrap();
         let dir = self.path(id);
         fs::create_dir_all(&dir).unwrap();
         let target = FileTarget {
             id: id.to_owned(),
-            cert_path: dir.join("cert.pem"),
-            key_path: dir.join("cert.key"),
+            cert_path: dir.join(format!("{stem}.pem")),
+            key_path: dir.join(format!("{stem}.key")),
         };
         let config = json!({
-            "cert_path": target.cert_path, "key_path": target.key_path, "chain_path": dir.join("chain.pem"),
+            "cert_path": target.cert_path, "key_path": target.key_path, "chain_path": dir.join(format!("{stem}-chain.pem")),
             "validate_command": "true", "reload_command": "true",
         });
         let body = json!({ "id": id, "name": id, "type": "NGINX", "agent_id": agents[0]["id"], "config": config, "enabled": true });
@@ -256,8 +269,8 @@ fn short_intervals(builder: Builder) -> Builder {
         ("notifier", "CERTCTL_NOTIFIER_RETRY_BASE", "1s"),
         ("agent", "CERTCTL_HEARTBEAT_INTERVAL", "2s"),
         ("agent", "CERTCTL_POLL_INTERVAL", "1s"),
-        ("agent", "CERTCTL_ALLOWED_PROGRAMS", "nginx,true"),
     ];
+    let builder = builder.allow_commands("true");
     settings.into_iter().fold(builder, |builder, (service, name, value)| {
         builder.env(service, name, value)
     })

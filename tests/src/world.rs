@@ -369,6 +369,18 @@ impl World {
 
     /// Starts an agent of this name on a host of its own.
     pub async fn host(&self, name: &str) -> Arc<Host> {
+        self.start_host(name, &[], &[std::env::temp_dir().to_str().unwrap()])
+            .await
+    }
+
+    /// The same, with these command lines besides `true` and `false` for its targets, whose files are in the directory of
+    /// the host alone; elsewhere in that for temporary files as well.
+    pub async fn host_with(&self, name: &str, commands: &[&str]) -> Arc<Host> {
+        self.start_host(name, commands, &[]).await
+    }
+
+    async fn start_host(&self, name: &str, commands: &[&str], directories: &[&str]) -> Arc<Host> {
+        let commands = [&["true", "false"][..], commands].concat().join("; ");
         let dir = self.dir.path().join(name);
         let under = |part: &str| dir.join(part).to_str().unwrap().to_owned();
         std::fs::create_dir_all(dir.join("tls")).unwrap();
@@ -384,8 +396,10 @@ impl World {
             &under("keys"),
             "--state-dir",
             &under("state"),
-            "--allowed-programs",
-            "true,false",
+            "--allowed-commands",
+            &commands,
+            "--allowed-directories",
+            &[&[under("tls").as_str()][..], directories].concat().join(","),
             "--long-poll",
             "0",
         ]);
@@ -519,6 +533,13 @@ impl World {
     /// A target whose files are on this host.
     pub async fn target(&self, id: &str, host: &Host) {
         let new = json!({ "id": id, "name": id, "type": "NGINX", "agent_id": host.id(), "config": host.config(id) });
+        self.post("/api/v1/targets", new).await.expect(201);
+    }
+
+    /// A target that takes several certificates: the files of each have its id.
+    pub async fn shared_target(&self, id: &str, host: &Host) {
+        let new =
+            json!({ "id": id, "name": id, "type": "NGINX", "agent_id": host.id(), "config": host.config("{id}") });
         self.post("/api/v1/targets", new).await.expect(201);
     }
 

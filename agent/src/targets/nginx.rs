@@ -26,6 +26,7 @@ impl Target for Nginx {
             address: config.verify_address.clone(),
             server_name,
             fingerprint: bundle.fingerprint().to_owned(),
+            key: bundle.key_algorithm(),
         };
         Plan {
             writes: vec![
@@ -55,6 +56,7 @@ mod tests {
             verify_address: String::new(),
             verify_server_name: String::new(),
             endpoints: vec![],
+            placeholder: false,
         }
     }
 

@@ -61,6 +61,14 @@ struct Up {
     #[arg(long, env = "CERTCTL_DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
 
+    /// Command lines that targets of the agent may use besides those of the demo, separated by semicolons
+    #[arg(long, env = "CERTCTL_ALLOWED_COMMANDS", default_value = "")]
+    allowed_commands: String,
+
+    /// Directories that targets of the agent may have files in besides the platform's and /tmp, separated by commas
+    #[arg(long, env = "CERTCTL_ALLOWED_DIRECTORIES", default_value = "")]
+    allowed_directories: String,
+
     /// Leave the session of the terminal.
     #[arg(long, hide = true)]
     daemon: bool,
@@ -161,7 +169,9 @@ async fn start(dir: &Path, up: &Up) -> Result<Platform, (Option<Platform>, anyho
     let given = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
     let mut builder = Builder::new(dir, &bin_dir)
         .database_url(given(&up.database_url))
-        .preferred_ports(8443, 8444);
+        .preferred_ports(8443, 8444)
+        .allow_commands(&up.allowed_commands)
+        .allow_directories(&up.allowed_directories);
     let given = platform::given(std::env::vars_os());
     for (name, value) in &given.passed {
         builder = platform::SERVICES

@@ -38,7 +38,7 @@ impl Demo {
     pub async fn start(home: &Path, address: SocketAddr) -> anyhow::Result<Self> {
         let program = process::find("nginx").context("nginx is not installed: apt-get install nginx-light")?;
         let dir = home.join("nginx");
-        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@,:".contains(c);
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@:".contains(c);
         ensure!(
             dir.to_str().is_some_and(|text| text.chars().all(plain)),
             "the path {} has a character that commands of targets may not contain; choose another with --dir",
@@ -98,18 +98,13 @@ impl Demo {
 
     /// The configuration of a target of type NGINX that deploys here.
     pub fn target_config(&self) -> Value {
-        let command = |end: &str| {
-            let words = [self.program.display().to_string()]
-                .into_iter()
-                .chain(arguments(&self.dir));
-            words.collect::<Vec<_>>().join(" ") + end
-        };
+        let [validate, reload] = commands(&self.program, &self.dir);
         json!({
             "cert_path": self.cert_path(),
             "key_path": self.key_path(),
             "chain_path": self.chain_path(),
-            "validate_command": command(" -t"),
-            "reload_command": command(" -s reload"),
+            "validate_command": validate,
+            "reload_command": reload,
             "verify_address": self.address.to_string(),
             "verify_server_name": SERVER_NAME,
         })
@@ -162,6 +157,17 @@ impl Demo {
     pub fn is_running(&mut self) -> bool {
         self.server.is_running()
     }
+}
+
+/// The commands of a target of the demo in `home`; none where nginx is not installed.
+pub fn target_commands(home: &Path) -> Option<[String; 2]> {
+    Some(commands(&process::find("nginx")?, &home.join("nginx")))
+}
+
+fn commands(program: &Path, dir: &Path) -> [String; 2] {
+    let words = [program.display().to_string()].into_iter().chain(arguments(dir));
+    let command = words.collect::<Vec<_>>().join(" ");
+    [" -t", " -s reload"].map(|end| command.clone() + end)
 }
 
 fn arguments(dir: &Path) -> [String; 4] {
@@ -240,7 +246,7 @@ pub struct Served {
 /// No connection, no handshake, or no certificate in it, within five seconds.
 pub async fn served(address: SocketAddr, server_name: &str) -> anyhow::Result<Served> {
     const TIMEOUT: Duration = Duration::from_secs(5);
-    let seen = served::look(address, server_name, TIMEOUT).await;
+    let seen = served::look(address, server_name, None, TIMEOUT).await;
     let chain = seen.map_err(anyhow::Error::msg)?.chain;
     let leaf = &chain[0];
     let (_, certificate) =

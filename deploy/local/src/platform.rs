@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::files;
-use crate::nginx::Demo;
+use crate::nginx::{self, Demo};
 use crate::ports::Ports;
 use crate::postgres::Cluster;
 use crate::process::{self, Service, Spec};
@@ -24,7 +24,9 @@ pub const AGENT_NAME: &str = "local";
 pub const SERVICES: [&str; 5] = ["signer", "api", "scheduler", "notifier", "agent"];
 
 /// Settings that are decided here: a different value of one service would not fit the others.
-const DECIDED: [&str; 24] = [
+const DECIDED: [&str; 26] = [
+    "CERTCTL_ALLOWED_COMMANDS",
+    "CERTCTL_ALLOWED_DIRECTORIES",
     "CERTCTL_AGENT_ID",
     "CERTCTL_AGENT_NAME",
     "CERTCTL_API_KEY",
@@ -51,7 +53,9 @@ const DECIDED: [&str; 24] = [
     "CERTCTL_TLS_KEY_PATH",
 ];
 /// Those of them that are used here, or that `<dir>/env` sets for clients: to have them is no mistake.
-const EXPECTED: [&str; 5] = [
+const EXPECTED: [&str; 7] = [
+    "CERTCTL_ALLOWED_COMMANDS",
+    "CERTCTL_ALLOWED_DIRECTORIES",
     "CERTCTL_API_KEY",
     "CERTCTL_DATABASE_URL",
     "CERTCTL_DEMO_TLS",
@@ -123,6 +127,8 @@ pub struct Builder {
     demo: bool,
     scratch: bool,
     preferred: Option<(u16, u16)>,
+    commands: String,
+    directories: String,
     env: Vec<(String, String, String)>,
 }
 
@@ -140,6 +146,8 @@ impl Builder {
             demo: true,
             scratch: false,
             preferred: None,
+            commands: String::new(),
+            directories: String::new(),
             env: Vec::new(),
         }
     }
@@ -196,6 +204,19 @@ impl Builder {
     /// several (`api-2`).
     pub fn env(mut self, service: &str, name: &str, value: impl ToString) -> Self {
         self.env.push((service.to_owned(), name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Lets targets of the agent use these command lines besides those of the demo, as in `CERTCTL_ALLOWED_COMMANDS`.
+    pub fn allow_commands(mut self, lines: &str) -> Self {
+        self.commands = lines.to_owned();
+        self
+    }
+
+    /// Lets targets of the agent have files in these directories besides the platform's and `/tmp`, as in
+    /// `CERTCTL_ALLOWED_DIRECTORIES`.
+    pub fn allow_directories(mut self, directories: &str) -> Self {
+        self.directories = directories.to_owned();
         self
     }
 
@@ -359,6 +380,8 @@ impl Settings<'_> {
                     "CERTCTL_BOOTSTRAP_TOKEN_FILE",
                     self.dir.join("bootstrap-token").display(),
                 )
+                .env("CERTCTL_ALLOWED_COMMANDS", self.commands())
+                .env("CERTCTL_ALLOWED_DIRECTORIES", self.directories())
                 .env("CERTCTL_KEY_DIR", self.dir.join("agent/keys").display())
                 .env("CERTCTL_STATE_DIR", self.dir.join("agent/state").display()),
             _ => self.server(kind, name),
@@ -384,6 +407,19 @@ impl Settings<'_> {
                 self.dir.join("bootstrap-token").display(),
             )
             .env("CERTCTL_SIGNER_SOCKET", self.socket.display())
+    }
+
+    /// Besides the built-in lines: those of the demo, and one that does nothing, for targets that are files alone.
+    fn commands(&self) -> String {
+        let demo = nginx::target_commands(self.dir).into_iter().flatten();
+        let lines = ["default".to_owned(), "nginx -v".to_owned()].into_iter().chain(demo);
+        let lines = lines.chain([self.builder.commands.clone()]);
+        lines.collect::<Vec<_>>().join("; ")
+    }
+
+    /// A platform for trying things out: files of targets may be anywhere in its directory or below `/tmp`.
+    fn directories(&self) -> String {
+        format!("default,{},/tmp,{}", self.dir.display(), self.builder.directories)
     }
 
     fn journal(&self) -> String {

@@ -413,7 +413,13 @@ mod tests {
         let shared = with(Some(Role::Admin), Way::Shared);
         let operator = with(Some(Role::Operator), Way::Shared);
         let id = "ak-1".parse().unwrap();
-        let named = with(Some(Role::Admin), Way::Key { id, secret: String::new() });
+        let named = with(
+            Some(Role::Admin),
+            Way::Key {
+                id,
+                secret: String::new(),
+            },
+        );
         let viewer = with(Some(Role::Viewer), Way::Shared);
         let roleless = with(None, Way::Shared);
         let bootstrap = with(None, Way::Bootstrap);

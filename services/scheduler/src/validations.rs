@@ -6,11 +6,12 @@ use certctl_model::{
     audit::Actor,
     connector::{TargetConfig, TargetType},
     job::{Job, Pending, Running},
+    key::KeyAlgorithm,
     name::San,
     time::Time,
     validation::EndpointOutcome,
 };
-use certctl_runtime::served::{self, Served};
+use certctl_runtime::served::{self, KeyKind, Served};
 use certctl_store::{
     Error, certificates,
     jobs::{self, Claimed},
@@ -210,7 +211,7 @@ async fn look(claim: &Claimed, expected: &Expected, now: Time) -> Ended {
         .take(MOST_ADDRESSES)
         .map(async |((endpoint, address), at)| {
             let served = match at {
-                Ok(at) => served::look(at, name, PATIENCE).await,
+                Ok(at) => served::look(at, name, wanted.key(), PATIENCE).await,
                 Err(why) => Err(why),
             };
             let (outcome, detail, fingerprint) = match served {
@@ -272,6 +273,16 @@ impl Wanted {
             leaf,
             chain: parse(chain)?,
         })
+    }
+
+    fn key(&self) -> Option<KeyKind> {
+        match self.leaf.key.algorithm {
+            KeyAlgorithm::Rsa => Some(KeyKind::Rsa),
+            KeyAlgorithm::Ecdsa => Some(KeyKind::Ecdsa),
+            KeyAlgorithm::Ed25519 => Some(KeyKind::Ed25519),
+            // What was imported and cannot be asked for by itself.
+            _ => None,
+        }
     }
 
     /// What is wrong with what is served, and the fingerprint of the certificate.

@@ -41,7 +41,7 @@ crate::resource! {
     /// Delete an agent; its key opens nothing any more. Refused while targets or open jobs refer to it.
     DELETE "/{id}" DeleteAgent(path: Id<AgentId>,) [Needs(Configure)] -> 204 NoContent;
     /// Record that an agent is alive.
-    POST "/{id}/heartbeat" AgentHeartbeat(path: Id<AgentId>, body: Heartbeat,) [AgentItself] -> 200 Outcome;
+    POST "/{id}/heartbeat" AgentHeartbeat(path: Id<AgentId>, body: Heartbeat,) [AgentItself] -> 200 Heard;
     /// Fetch an agent's work: requests to make and versions to deploy. With `wait`, answers when there is some.
     GET "/{id}/work" AgentGetWork(path: Id<AgentId>, query: WorkQuery,) [Agent] -> 200 Work;
     /// Hand in a certification request (PKCS #10, PEM) for a job that awaits it. Signing follows.
@@ -328,6 +328,30 @@ pub struct Heartbeat {
     pub capabilities: Vec<String>,
 }
 
+/// A heartbeat was heard.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Heard {
+    /// `heartbeat_recorded`.
+    pub status: String,
+    /// The agent's targets that want a placeholder and were never deployed to; absent when there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub placeholders: Vec<PlaceholderTarget>,
+}
+
+/// A target that wants a self-signed pair where no files are yet.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "sqlx", derive(sqlx::FromRow))]
+pub struct PlaceholderTarget {
+    /// Its id.
+    pub id: TargetId,
+    /// What is served there.
+    #[serde(rename = "type")]
+    #[cfg_attr(feature = "sqlx", sqlx(rename = "type"))]
+    pub kind: TargetType,
+    /// Settings of its type.
+    pub config: Value,
+}
+
 /// What an agent has to do.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Work {
@@ -400,7 +424,11 @@ pub struct Pickup {
 pub struct JobReport {
     /// `Running`, `Completed` or `Failed`.
     pub status: String,
-    /// What went wrong.
+    /// What went wrong, or why a running deployment is not finished yet, in the agent's own words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The end of what the failing command wrote, which is shown to those who may `operate`. When the key is absent, all
+    /// of `error` is kept from others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
 }

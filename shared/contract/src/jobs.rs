@@ -88,7 +88,7 @@ pub struct Job {
     pub attempts: i32,
     /// How often it is tried before it has failed.
     pub max_attempts: i32,
-    /// What went wrong last.
+    /// What went wrong last. What commands on a host wrote is left out unless the caller may `operate`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
     /// The person who asked for it; absent when it was planned.
@@ -97,6 +97,10 @@ pub struct Job {
     /// The same as `last_error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_message: Option<String>,
+    /// `last_error` with what the command wrote.
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub reported: Option<String>,
     /// Not tried before.
     pub scheduled_at: Time,
     /// When it was begun.

@@ -65,6 +65,10 @@ pub struct Target {
     pub hostname: String,
     /// Settings of its type.
     pub config: Value,
+    /// Keys of the configuration that was sent which mean nothing for its type; in answers to changes only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "sqlx", sqlx(skip))]
+    pub ignored: Vec<String>,
     /// Whether certificates are put there.
     pub enabled: bool,
     /// `active` or `disabled`.
@@ -90,8 +94,9 @@ pub struct NewTarget {
     /// The agent on its host.
     pub agent_id: AgentId,
     /// Settings of its type; for `NGINX`: `cert_path` (needed), `chain_path`, `key_path`, `validate_command`,
-    /// `reload_command`, `verify_address`, `verify_server_name`, and `endpoints`: where clients connect to, as a list of
-    /// `host:port`.
+    /// `reload_command`, `verify_address`, `verify_server_name`, `endpoints`: where clients connect to, as a list of
+    /// `host:port`, and `placeholder`: true to have a self-signed pair written until there is a certificate. With `{id}`
+    /// or `{name}` in its paths it can have several certificates.
     #[serde(default)]
     pub config: Value,
     /// Whether certificates are put there; true when absent.

@@ -23,7 +23,8 @@ crate::words! {
 /// How an NGINX target is served.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NginxConfig {
-    /// Absolute path of the certificate file: leaf first, then the intermediates.
+    /// Absolute path of the certificate file: leaf first, then the intermediates. In all three paths `{id}` and `{name}`
+    /// stand for the certificate's, so that a target can have several certificates.
     pub cert_path: String,
     /// Absolute path of the file with the issuer chain alone.
     pub chain_path: String,
@@ -43,7 +44,28 @@ pub struct NginxConfig {
     /// deployed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<String>,
+    /// Whether the agent writes a self-signed pair of a day's life where no files are yet, so that NGINX can be started
+    /// before the certificate is issued.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub placeholder: bool,
 }
+
+/// Every key of a configuration of type NGINX, with the other spellings of some.
+const NGINX_KEYS: [&str; 11] = [
+    "cert_path",
+    "chain_path",
+    "key_path",
+    "validate_command",
+    "validate_cmd",
+    "reload_command",
+    "reload_cmd",
+    "verify_address",
+    "verify_server_name",
+    "endpoints",
+    "placeholder",
+];
+/// What stands for a certificate's id and name in paths.
+const PLACEHOLDERS: [&str; 2] = ["{id}", "{name}"];
 
 /// Endpoints of one target.
 const MOST_ENDPOINTS: usize = 32;
@@ -85,6 +107,43 @@ impl TargetConfig {
         }
     }
 
+    /// The keys of a configuration that mean nothing for its type, and are not kept.
+    pub fn ignored(kind: TargetType, config: &Value) -> Vec<String> {
+        let known: &[&str] = match kind {
+            TargetType::Nginx => &NGINX_KEYS,
+        };
+        let keys = config.as_object().into_iter().flat_map(Map::keys);
+        keys.filter(|key| !known.contains(&key.as_str())).cloned().collect()
+    }
+
+    /// The files that are written for a certificate, or without one as the configuration names them.
+    pub fn paths(&self) -> [&str; 3] {
+        match self {
+            TargetConfig::Nginx(config) => [&config.cert_path, &config.chain_path, &config.key_path],
+        }
+    }
+
+    /// Whether a path has a placeholder.
+    pub fn is_template(&self) -> bool {
+        let has = |path: &str| PLACEHOLDERS.iter().any(|placeholder| path.contains(placeholder));
+        self.paths().into_iter().any(has)
+    }
+
+    /// The configuration for one certificate, without placeholders.
+    #[must_use]
+    pub fn for_certificate(mut self, id: &str, name: &str) -> Self {
+        let [by_id, by_name] = PLACEHOLDERS;
+        let name = file_name(name);
+        match &mut self {
+            TargetConfig::Nginx(config) => {
+                for path in [&mut config.cert_path, &mut config.chain_path, &mut config.key_path] {
+                    *path = path.replace(by_id, id).replace(by_name, &name);
+                }
+            }
+        }
+        self
+    }
+
     /// The configuration as agents read it.
     pub fn to_value(&self) -> Value {
         match self {
@@ -112,18 +171,32 @@ impl NginxConfig {
                 .filter(|(_, e)| !e.contains('/'))
                 .map_or(cert_path.as_str(), |(stem, _)| stem)
         );
+        let placeholder = match config.get("placeholder") {
+            None | Some(Value::Null) => false,
+            Some(Value::Bool(placeholder)) => *placeholder,
+            Some(_) => return Err(("config.placeholder", "is true or false".to_owned())),
+        };
+        let (validate_command, reload_command) = commands(config)?;
         let config = Self {
             chain_path: path(config, "chain_path")?.unwrap_or_else(|| beside("-chain")),
             key_path: path(config, "key_path")?.unwrap_or(key_beside),
-            validate_command: command(config, ["validate_command", "validate_cmd"], "nginx -t")?,
-            reload_command: command(config, ["reload_command", "reload_cmd"], "nginx -s reload")?,
+            validate_command,
+            reload_command,
             verify_address: text(config, "verify_address")?.unwrap_or_default(),
             verify_server_name: text(config, "verify_server_name")?.unwrap_or_default(),
             endpoints: endpoints(config)?,
+            placeholder,
             cert_path,
         };
         config.paths_are_different_files()?;
-        Ok(config)
+        match placeholder && TargetConfig::Nginx(config.clone()).is_template() {
+            true => Err((
+                "config.placeholder",
+                "cannot be true where paths have {id} or {name}: the files are known only with a certificate"
+                    .to_owned(),
+            )),
+            false => Ok(config),
+        }
     }
 
     /// Agents write three files. One that holds certificate and key together is not written: its mode would be wrong for
@@ -154,6 +227,24 @@ impl NginxConfig {
             }
         }
         Ok(())
+    }
+}
+
+/// A certificate's name as a part of a path.
+fn file_name(name: &str) -> String {
+    const LONGEST: usize = 128;
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || "._-".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
+    let text: String = name.chars().take(LONGEST).map(plain).collect();
+    match text.strip_prefix('.') {
+        Some(rest) => format!("_{rest}"),
+        None if text.is_empty() => "_".to_owned(),
+        None => text,
     }
 }
 
@@ -213,27 +304,57 @@ fn path(config: &Map<String, Value>, key: &'static str) -> Result<Option<String>
             "is too long: a path has at most {MAX_PATH} octets, and each part of it at most {MAX_FILE_NAME}"
         ));
     }
+    let fixed = PLACEHOLDERS
+        .iter()
+        .fold(given.clone(), |path, placeholder| path.replace(placeholder, ""));
+    if fixed.contains(['{', '}']) {
+        return wrong("has a placeholder that is unknown; there are {id} and {name}".to_owned());
+    }
     Ok(Some(format!("/{}", components.join("/"))))
 }
 
-fn command(
-    config: &Map<String, Value>,
-    keys: [&'static str; 2],
-    default: &str,
-) -> Result<String, (&'static str, String)> {
-    let given = match text(config, keys[0])? {
-        Some(command) => Some(command),
-        None => text(config, keys[1])?,
+/// The command that checks and the one that reloads. Clients join the two by `&&` in `reload_cmd`, which no shell reads.
+fn commands(config: &Map<String, Value>) -> Result<(String, String), (&'static str, String)> {
+    let given = |keys: [&'static str; 2]| match text(config, keys[0])? {
+        Some(command) => Ok(Some(command)),
+        None => text(config, keys[1]),
     };
+    let (validate, reload) = (
+        given(["validate_command", "validate_cmd"])?,
+        given(["reload_command", "reload_cmd"])?,
+    );
+    let joined = reload.as_deref().and_then(|command| command.split_once("&&"));
+    let (validate, reload) = match (joined, validate) {
+        (Some((check, reload)), None) => (Some(check.trim().to_owned()), Some(reload.trim().to_owned())),
+        (Some((check, reload)), Some(validate)) if check.split_whitespace().eq(validate.split_whitespace()) => {
+            (Some(validate), Some(reload.trim().to_owned()))
+        }
+        (Some(_), Some(_)) => {
+            let text =
+                "reload_command has a check before &&, and validate_command is another one; leave one of them out";
+            return Err(("config", text.to_owned()));
+        }
+        (None, validate) => (validate, reload),
+    };
+    Ok((
+        command("validate_command", validate, "nginx -t")?,
+        command("reload_command", reload, "nginx -s reload")?,
+    ))
+}
+
+fn command(key: &str, given: Option<String>, default: &str) -> Result<String, (&'static str, String)> {
     let command = given.unwrap_or_else(|| default.to_owned());
-    if command.contains(|c| "|&;<>()$`\\\"'*?[]#~=%{}\n".contains(c)) {
+    if let Some(found) = command.chars().find(|c| "|&;<>()$`\\\"'*?[]#~=%{}".contains(*c)) {
         let text = format!(
-            "{} is a program and its arguments separated by spaces; no shell reads it",
-            keys[0]
+            "{key} is one program and its arguments separated by spaces, and no shell reads it: \"{found}\" cannot stand \
+             in it. A check goes into validate_command; for anything else put a script on the host, and its path here"
         );
         return Err(("config", text));
     }
-    Ok(command)
+    match command.trim().is_empty() {
+        true => Err(("config", format!("{key} has nothing before or after &&"))),
+        false => Ok(command),
+    }
 }
 
 #[cfg(test)]
@@ -256,6 +377,83 @@ mod tests {
             let kind: TargetType = "nginx".parse().unwrap();
             assert_eq!(TargetConfig::read(kind, &given).unwrap().to_value(), expected);
         }
+    }
+
+    #[test]
+    fn a_check_and_a_reload_that_are_joined_are_read_apart() {
+        let read = |config: Value| TargetConfig::read(TargetType::Nginx, &config).map(|config| config.to_value());
+        let joined = "nginx -t && systemctl reload nginx";
+        for given in [
+            json!({ "cert_path": "/etc/tls/a.pem", "reload_cmd": joined }),
+            json!({ "cert_path": "/etc/tls/a.pem", "reload_command": joined, "validate_command": "nginx  -t" }),
+        ] {
+            let config = read(given).unwrap();
+            assert_eq!(config["reload_command"], "systemctl reload nginx");
+            assert!(
+                config["validate_command"]
+                    .as_str()
+                    .unwrap()
+                    .split_whitespace()
+                    .eq(["nginx", "-t"])
+            );
+        }
+        for (reload, said) in [
+            ("nginx -t && nginx -s reload && true", "no shell reads it"),
+            ("nginx -t || true", "no shell reads it"),
+            ("nginx -t &&", "nothing before or after"),
+            ("nginx -s reload > /tmp/x", "put a script on the host"),
+        ] {
+            let (_, error) = read(json!({ "cert_path": "/a.pem", "reload_cmd": reload })).unwrap_err();
+            assert!(error.contains(said), "{reload}: {error}");
+        }
+        let both = json!({ "cert_path": "/a.pem", "reload_cmd": joined, "validate_cmd": "true" });
+        assert!(read(both).unwrap_err().1.contains("leave one of them out"));
+    }
+
+    #[test]
+    fn paths_are_made_short_and_their_placeholders_stand_for_one_certificate() {
+        let read = |config: Value| TargetConfig::read(TargetType::Nginx, &config);
+        let config = read(json!({ "cert_path": "/etc//tls/./{name}.pem" })).unwrap();
+        assert!(config.is_template());
+        for (name, cert, key) in [
+            (
+                "www.example.com",
+                "/etc/tls/www.example.com.pem",
+                "/etc/tls/www.example.com.key",
+            ),
+            (
+                "*.example/../x",
+                "/etc/tls/_.example_.._x.pem",
+                "/etc/tls/_.example_.._x.key",
+            ),
+            ("..", "/etc/tls/_..pem", "/etc/tls/_..key"),
+            ("{id}", "/etc/tls/_id_.pem", "/etc/tls/_id_.key"),
+        ] {
+            let paths = config.clone().for_certificate("mc-1", name);
+            assert_eq!((paths.paths()[0], paths.paths()[2]), (cert, key), "{name}");
+        }
+        let by_id = read(json!({ "cert_path": "/etc/{id}/a.pem" }))
+            .unwrap()
+            .for_certificate("mc-1", "a");
+        assert_eq!(
+            by_id.paths(),
+            ["/etc/mc-1/a.pem", "/etc/mc-1/a-chain.pem", "/etc/mc-1/a.key"]
+        );
+        assert!(!read(json!({ "cert_path": "/etc/tls/a.pem" })).unwrap().is_template());
+        for bad in [
+            json!({ "cert_path": "/etc/{serial}.pem" }),
+            json!({ "cert_path": "/etc/{id}.pem", "placeholder": true }),
+            json!({ "cert_path": "/etc/a.pem", "placeholder": "yes" }),
+            json!({ "cert_path": "/etc/tls/." }),
+        ] {
+            assert!(read(bad.clone()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn keys_that_mean_nothing_are_told() {
+        let config = json!({ "cert_path": "/a.pem", "reload_cmd": "x", "restart": true, "ssl": {} });
+        assert_eq!(TargetConfig::ignored(TargetType::Nginx, &config), ["restart", "ssl"]);
     }
 
     #[test]

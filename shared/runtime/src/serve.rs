@@ -751,7 +751,7 @@ mod tests {
         let path = dir.path().join("run/service.sock");
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
 
-        drop(bind_unix(&path).await.unwrap());
+        drop(bind_unix(&path, None).await.unwrap());
         let tasks = Tasks::new();
         serve_unix(&path, ops_router(Ready::new()), &tasks).await.unwrap();
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));

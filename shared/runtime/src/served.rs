@@ -1,9 +1,14 @@
 //! What a TLS server really serves.
 
+mod hello;
+
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -28,52 +33,121 @@ pub struct Served {
     pub ocsp: Vec<u8>,
 }
 
-/// Connects to `address` and reads what it serves for `server_name`; an empty one is not sent. The certificate may be
-/// any; that the server holds its key is checked.
+/// The kind of key a certificate is expected to have. A server with several certificates shows the one that the client
+/// offers signature schemes for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// RSA.
+    Rsa,
+    /// ECDSA.
+    Ecdsa,
+    /// Ed25519.
+    Ed25519,
+}
+
+impl KeyKind {
+    fn signs(self, scheme: SignatureScheme) -> bool {
+        use SignatureScheme as S;
+        let kind = match scheme {
+            S::ED25519 => Self::Ed25519,
+            S::ECDSA_NISTP256_SHA256 | S::ECDSA_NISTP384_SHA384 | S::ECDSA_NISTP521_SHA512 | S::ECDSA_SHA1_Legacy => {
+                Self::Ecdsa
+            }
+            _ => Self::Rsa,
+        };
+        kind == self
+    }
+}
+
+/// Connects to `address` and reads what it serves for `server_name`; an empty one is not sent. Where `key` is given, the
+/// certificate with a key of this kind is asked for, and any other only when the server has none. The certificate may be
+/// any. A signature that does not fit it is an error; a handshake that fails later, because the server wants a
+/// certificate of its clients, for example, is none.
 ///
 /// # Errors
 /// Nobody answers within `patience`, or not with TLS.
 pub async fn look<A: ToSocketAddrs + fmt::Display>(
     address: A,
     server_name: &str,
+    key: Option<KeyKind>,
     patience: Duration,
 ) -> Result<Served, String> {
     let shown = address.to_string();
-    match timeout(patience, shake_hands(address, server_name)).await {
+    match timeout(patience, ask(address, server_name, key)).await {
         Ok(Ok(served)) => Ok(served),
-        Ok(Err(error)) => Err(format!("no certificate could be read from {shown}: {error}")),
+        Ok(Err(Unseen::Final(error) | Unseen::NotShown(error))) => {
+            Err(format!("no certificate could be read from {shown}: {error}"))
+        }
         Err(_) => Err(format!("{shown} does not answer within {patience:?}")),
     }
 }
 
-async fn shake_hands(address: impl ToSocketAddrs, server_name: &str) -> Result<Served, String> {
-    let text = |error: &dyn fmt::Display| error.to_string();
-    let stream = TcpStream::connect(address).await.map_err(|error| text(&error))?;
+/// Why no certificate was seen.
+enum Unseen {
+    /// Asking in another way would not help.
+    Final(String),
+    /// The server ended the handshake before it showed one.
+    NotShown(String),
+}
+
+async fn ask(address: impl ToSocketAddrs, server_name: &str, key: Option<KeyKind>) -> Result<Served, Unseen> {
+    let away = |error: std::io::Error| Unseen::Final(error.to_string());
+    let stream = TcpStream::connect(address).await.map_err(away)?;
+    let peer = stream.peer_addr().map_err(away)?;
+    let first = match shake_hands(stream, server_name, key).await {
+        Err(Unseen::NotShown(first)) => first,
+        seen => return seen,
+    };
+    // The server has no certificate with a key of this kind.
+    if key.is_some() {
+        let stream = TcpStream::connect(peer).await.map_err(away)?;
+        match shake_hands(stream, server_name, None).await {
+            Err(Unseen::NotShown(_)) => {}
+            seen => return seen,
+        }
+    }
+    let provider = crypto::aws_lc_rs::default_provider();
+    let schemes = provider.signature_verification_algorithms.supported_schemes();
+    let mut random = [0; 32];
+    let filled = provider.secure_random.fill(&mut random);
+    filled.map_err(|_| Unseen::Final("the random generator failed".to_owned()))?;
+    let stream = TcpStream::connect(peer).await.map_err(away)?;
+    let name = (!server_name.is_empty()).then_some(server_name);
+    let seen = hello::ask(stream, name, &schemes, random).await;
+    seen.map_err(|_| Unseen::NotShown(first))
+}
+
+async fn shake_hands(stream: TcpStream, server_name: &str, key: Option<KeyKind>) -> Result<Served, Unseen> {
+    let fatal = |error: &dyn fmt::Display| Unseen::Final(error.to_string());
     let name = match server_name {
         // An address in place of a name means that no name is sent (RFC 6066 §3).
         "" => stream
             .peer_addr()
             .map(|peer: SocketAddr| ServerName::from(peer.ip()))
-            .map_err(|error| text(&error))?,
-        name => ServerName::try_from(name.to_owned()).map_err(|error| format!("\"{name}\": {error}"))?,
+            .map_err(|error| fatal(&error))?,
+        name => ServerName::try_from(name.to_owned()).map_err(|error| fatal(&format!("\"{name}\": {error}")))?,
     };
     let provider = Arc::new(crypto::aws_lc_rs::default_provider());
     let witness = Arc::new(Witness {
         algorithms: provider.signature_verification_algorithms,
+        key,
         seen: Mutex::default(),
+        is_forged: AtomicBool::new(false),
     });
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| text(&error))?
+        .map_err(|error| fatal(&error))?
         .dangerous()
         .with_custom_certificate_verifier(witness.clone())
         .with_no_client_auth();
     let connector = TlsConnector::from(Arc::new(config));
-    connector.connect(name, stream).await.map_err(|error| text(&error))?;
+    let connected = connector.connect(name, stream).await;
     let seen = std::mem::take(&mut *witness.seen.lock().expect("nobody panics with it"));
-    match seen.chain.is_empty() {
-        true => Err("it sent none".to_owned()),
-        false => Ok(seen),
+    match connected {
+        Err(error) if witness.is_forged.load(Ordering::Relaxed) => Err(fatal(&error)),
+        _ if !seen.chain.is_empty() => Ok(seen),
+        Ok(_) => Err(Unseen::NotShown("it sent none".to_owned())),
+        Err(error) => Err(Unseen::NotShown(error.to_string())),
     }
 }
 
@@ -81,7 +155,17 @@ async fn shake_hands(address: impl ToSocketAddrs, server_name: &str) -> Result<S
 #[derive(Debug)]
 struct Witness {
     algorithms: WebPkiSupportedAlgorithms,
+    key: Option<KeyKind>,
     seen: Mutex<Served>,
+    /// Whether a signature did not fit the certificate.
+    is_forged: AtomicBool,
+}
+
+impl Witness {
+    fn noted<T>(&self, verified: Result<T, rustls::Error>) -> Result<T, rustls::Error> {
+        self.is_forged.fetch_or(verified.is_err(), Ordering::Relaxed);
+        verified
+    }
 }
 
 impl ServerCertVerifier for Witness {
@@ -107,7 +191,12 @@ impl ServerCertVerifier for Witness {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        crypto::verify_tls12_signature(message, certificate, signature, &self.algorithms)
+        self.noted(crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.algorithms,
+        ))
     }
 
     fn verify_tls13_signature(
@@ -116,10 +205,17 @@ impl ServerCertVerifier for Witness {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        crypto::verify_tls13_signature(message, certificate, signature, &self.algorithms)
+        self.noted(crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.algorithms,
+        ))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+        let mut schemes = self.algorithms.supported_schemes();
+        schemes.retain(|scheme| self.key.is_none_or(|key| key.signs(*scheme)));
+        schemes
     }
 }

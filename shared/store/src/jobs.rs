@@ -370,6 +370,67 @@ pub async fn keep_request(tx: &mut Tx, id: &JobId, csr_der: &[u8]) -> Result<()>
     Ok(())
 }
 
+/// Keeps what an agent reports of a deployment, and returns the part of it that everybody may see: without what a
+/// command on the host wrote. An agent that does not tell them apart is not quoted.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn keep_report(tx: &mut Tx, id: &JobId, error: String, output: Option<&str>) -> Result<String> {
+    let (error, report) = match output {
+        None => ("the agent reported a failure".to_owned(), error),
+        Some("") => return Ok(error),
+        Some(output) => {
+            let report = format!("{error}: {output}");
+            (error, report)
+        }
+    };
+    sqlx::query(
+        "INSERT INTO job_reports (job_id, error, report) VALUES ($1, $2, $3)
+         ON CONFLICT (job_id) DO UPDATE SET error = excluded.error, report = excluded.report",
+    )
+    .bind(id)
+    .bind(&error)
+    .bind(&report)
+    .execute(&mut **tx)
+    .await?;
+    Ok(error)
+}
+
+/// Notes why a running job is not finished yet. False when the same was noted before.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn note_error(tx: &mut Tx, id: &JobId, error: &str) -> Result<bool> {
+    let noted = sqlx::query(
+        "UPDATE jobs SET last_error = $2, run_at = $3
+          WHERE id = $1 AND status = 'Running' AND last_error IS DISTINCT FROM $2",
+    )
+    .bind(id)
+    .bind(error)
+    .bind(tx.now())
+    .execute(&mut **tx)
+    .await?;
+    if noted.rows_affected() == 0 {
+        return Ok(false);
+    }
+    let event = tx.event("deployment_waits", "job", id).with("reason", error);
+    tx.note(event);
+    Ok(true)
+}
+
+/// Notes that an agent still tries to deploy, so that it is not given up: like a heartbeat, without a trace.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn is_still_tried(db: &PgPool, id: &JobId, now: Time) -> Result<()> {
+    sqlx::query("UPDATE jobs SET run_at = $2 WHERE id = $1 AND type = 'Deployment' AND status = 'Running'")
+        .bind(id)
+        .bind(now)
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
 /// A job somebody holds a lease on.
 #[derive(Clone, Debug)]
 pub struct Claimed {

@@ -10,7 +10,7 @@ use certctl_contract::{
     problem::Kind,
 };
 use certctl_model::{
-    connector::TargetType,
+    connector::{TargetConfig, TargetType},
     id::{AgentId, CertificateId, JobId, TargetId, VersionId},
     job::{AwaitingCsr, Job, JobFacts, JobKind, JobStatus, Pending, Running},
     name::{San, all_names},
@@ -132,7 +132,9 @@ impl Listed for Agent {
             peer_address: row.try_get("peer_address")?,
             version: row.try_get("version")?,
             capabilities: row.try_get("capabilities")?,
-            self_reported: self_reported.chain(["hostname".to_owned(), "capabilities".to_owned()]).collect(),
+            self_reported: self_reported
+                .chain(["hostname".to_owned(), "capabilities".to_owned()])
+                .collect(),
             tags: row.try_get::<Json<_>, _>("tags")?.0,
         })
     }
@@ -187,7 +189,11 @@ async fn register(cx: Cx, rq: Request<RegisterAgent>) -> Result<RegisteredAgent,
     let (set, peer) = match cx.principal.may(Permission::Configure) {
         true => {
             let address = new.ip_address.parse::<IpAddr>().is_ok();
-            let given = [("os", !new.os.is_empty()), ("architecture", !new.architecture.is_empty()), ("ip_address", address)];
+            let given = [
+                ("os", !new.os.is_empty()),
+                ("architecture", !new.architecture.is_empty()),
+                ("ip_address", address),
+            ];
             let given = given.into_iter().filter(|(_, given)| *given).map(|(fact, _)| fact);
             (given.collect::<Vec<_>>(), None)
         }
@@ -323,7 +329,7 @@ async fn delete(cx: Cx, rq: Request<DeleteAgent>) -> Result<NoContent, ApiError>
     Ok(NoContent)
 }
 
-async fn heartbeat(cx: Cx, rq: Request<AgentHeartbeat>) -> Result<Outcome, ApiError> {
+async fn heartbeat(cx: Cx, rq: Request<AgentHeartbeat>) -> Result<Heard, ApiError> {
     let Heartbeat {
         version,
         hostname,
@@ -336,7 +342,11 @@ async fn heartbeat(cx: Cx, rq: Request<AgentHeartbeat>) -> Result<Outcome, ApiEr
     let short = |text: String| if plain(&text, 128) { text } else { String::new() };
     let word = |text: String| {
         let fits = |c: char| c.is_ascii_alphanumeric() || "-._+~:".contains(c);
-        if text.chars().all(fits) { short(text) } else { String::new() }
+        if text.chars().all(fits) {
+            short(text)
+        } else {
+            String::new()
+        }
     };
     let address = ip_address.trim().parse::<IpAddr>();
     let life = SignOfLife {
@@ -349,7 +359,22 @@ async fn heartbeat(cx: Cx, rq: Request<AgentHeartbeat>) -> Result<Outcome, ApiEr
         capabilities: plain_capabilities(capabilities),
     };
     certctl_store::agents::heartbeat(cx.pool(), &rq.path.id, &life, cx.now()).await?;
-    Ok(Outcome::of("heartbeat_recorded"))
+    const MOST: i64 = 100;
+    let placeholders = sqlx::query_as(
+        "SELECT t.id, t.type, t.config FROM targets t
+          WHERE t.agent_id = $1 AND t.enabled AND t.config @> '{\"placeholder\": true}'
+            AND NOT EXISTS (SELECT 1 FROM jobs j
+                             WHERE j.target_id = t.id AND j.type = 'Deployment' AND j.status = 'Completed')
+          ORDER BY t.id LIMIT $2",
+    )
+    .bind(&rq.path.id)
+    .bind(MOST)
+    .fetch_all(cx.pool())
+    .await?;
+    Ok(Heard {
+        status: "heartbeat_recorded".to_owned(),
+        placeholders,
+    })
 }
 
 async fn work(cx: Cx, rq: Request<AgentGetWork>) -> Result<Work, ApiError> {
@@ -389,6 +414,7 @@ struct WorkRow {
     target_type: Option<TargetType>,
     target_config: Option<Value>,
     version_id: Option<VersionId>,
+    certificate_name: String,
 }
 
 /// What this agent can do now: requests first; no deployment of a certificate that is being issued, since agents that
@@ -402,7 +428,8 @@ async fn open_work(cx: &Cx, agent: &AgentId) -> Result<Vec<WorkItem>, ApiError> 
     known.ok_or_else(|| ApiError::missing("agent", agent))?;
     let rows: Vec<WorkRow> = sqlx::query_as(
         "SELECT j.id, j.type, j.status, j.certificate_id, c.common_name, c.sans, c.profile_id, j.target_id,
-                t.type AS target_type, t.config AS target_config, j.version_id
+                t.type AS target_type, t.config AS target_config, j.version_id,
+                c.name AS certificate_name
            FROM jobs j
            JOIN certificates c ON c.id = j.certificate_id
            LEFT JOIN targets t ON t.id = j.target_id
@@ -442,6 +469,16 @@ async fn open_work(cx: &Cx, agent: &AgentId) -> Result<Vec<WorkItem>, ApiError> 
             }
             _ => certctl_model::key::KeyFacts::P256,
         };
+        let target_config = match (row.target_type, row.target_config) {
+            (Some(kind), Some(config)) => Some(match TargetConfig::read(kind, &config) {
+                Ok(config) => {
+                    let config = config.for_certificate(row.certificate_id.as_str(), &row.certificate_name);
+                    config.to_value()
+                }
+                Err(_) => config,
+            }),
+            (_, config) => config,
+        };
         items.push(WorkItem {
             id: row.id,
             kind: row.kind,
@@ -453,7 +490,7 @@ async fn open_work(cx: &Cx, agent: &AgentId) -> Result<Vec<WorkItem>, ApiError> 
             key_size: csr.then_some(key.bits),
             target_id: row.target_id,
             target_type: row.target_type,
-            target_config: row.target_config,
+            target_config,
             version_id: row.version_id,
         });
     }
@@ -608,12 +645,12 @@ async fn report(cx: Cx, rq: Request<AgentReportJobStatus>) -> Result<Outcome, Ap
         .status
         .parse()
         .map_err(|e: String| ApiError::invalid("status", e))?;
-    let error: Option<String> = rq.body.error.filter(|e| !e.is_empty()).map(|e| {
-        e.chars()
-            .filter(|c| !c.is_control() || *c == '\n')
-            .take(LONGEST_ERROR)
-            .collect()
-    });
+    let plain = |text: String| -> String {
+        let text = text.chars().filter(|c| !c.is_control() || *c == '\n');
+        text.take(LONGEST_ERROR).collect()
+    };
+    let error = rq.body.error.map(plain).filter(|error| !error.is_empty());
+    let output = rq.body.output.map(plain);
     let mut tx = cx.begin().await?;
     let (facts, is) = jobs::lock_any(&mut tx, &id).await?;
     of_agent(&facts, &agent)?;
@@ -622,12 +659,25 @@ async fn report(cx: Cx, rq: Request<AgentReportJobStatus>) -> Result<Outcome, Ap
         Way::Shared => certctl_model::audit::Actor::agent(&agent),
         _ => tx.actor(),
     };
+    let deploys = facts.kind == JobKind::Deployment;
+    let error = match error {
+        Some(error) if deploys => Some(jobs::keep_report(&mut tx, &id, error, output.as_deref()).await?),
+        error => error,
+    };
     if is == status {
-        // Said before; the answer was lost.
+        if let (JobStatus::Running, Some(error)) = (status, &error) {
+            match jobs::note_error(&mut tx, &id, error).await? {
+                true => tx.commit().await?,
+                false => {
+                    drop(tx);
+                    jobs::is_still_tried(cx.pool(), &id, cx.now()).await?;
+                }
+            }
+        }
+        // Else it was said before; the answer was lost.
         return Ok(Outcome::of("updated"));
     }
     let reason = || error.clone().unwrap_or_else(|| "the agent gave no reason".to_owned());
-    let deploys = facts.kind == JobKind::Deployment;
     match (status, is) {
         (JobStatus::Running, JobStatus::Pending) if deploys => {
             jobs::apply(&mut tx, Job::<Pending>::known(facts).start(&by)).await?;

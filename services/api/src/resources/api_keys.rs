@@ -225,14 +225,16 @@ async fn lock(tx: &mut Tx, id: &ApiKeyId) -> Result<Role, ApiError> {
 async fn fresh_secret(tx: &mut Tx, id: &ApiKeyId) -> Result<Secret, ApiError> {
     let secret = Secret::new(format!("ck_{}", URL_SAFE_NO_PAD.encode(random()?)));
     let now = tx.now();
-    sqlx::query("INSERT INTO api_key_secrets (hash, key_id, prefix, created_at, created_by) VALUES ($1, $2, $3, $4, $5)")
-        .bind(hex::encode(sha256(secret.expose())))
-        .bind(id)
-        .bind(&secret.expose()[..PREFIX])
-        .bind(now)
-        .bind(tx.person())
-        .execute(&mut **tx)
-        .await?;
+    sqlx::query(
+        "INSERT INTO api_key_secrets (hash, key_id, prefix, created_at, created_by) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(hex::encode(sha256(secret.expose())))
+    .bind(id)
+    .bind(&secret.expose()[..PREFIX])
+    .bind(now)
+    .bind(tx.person())
+    .execute(&mut **tx)
+    .await?;
     Ok(secret)
 }
 

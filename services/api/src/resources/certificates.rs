@@ -32,6 +32,7 @@ use certctl_store::{
 use certctl_x509::{facts::CertificateFacts, path::Path, pem};
 use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, Row, postgres::PgRow, types::Json};
 
+use super::targets::must_not_overlap;
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
@@ -321,15 +322,15 @@ pub(super) async fn map_targets(tx: &mut Tx, id: &CertificateId, targets: &[Targ
         .bind(targets)
         .execute(&mut **tx)
         .await?;
-    sqlx::query(
+    let added: Vec<TargetId> = sqlx::query_scalar(
         "INSERT INTO certificate_targets (certificate_id, target_id)
-         SELECT DISTINCT $1, t FROM unnest($2::text[]) AS t ON CONFLICT DO NOTHING",
+         SELECT DISTINCT $1, t FROM unnest($2::text[]) AS t ON CONFLICT DO NOTHING RETURNING target_id",
     )
     .bind(id)
     .bind(targets)
-    .execute(&mut **tx)
+    .fetch_all(&mut **tx)
     .await?;
-    Ok(())
+    must_not_overlap(tx, &added).await
 }
 
 /// A name nobody else has: the common name, or with a number behind it.
@@ -489,8 +490,14 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
         .as_deref()
         .filter(|texts| !texts.iter().eq(&texts_of(&before.sans)));
     let judged = new_common.is_some() || new_sans.is_some() || change.certificate_profile_id.is_some();
-    let common = new_common.map(common_name).transpose()?.unwrap_or_else(|| before.common_name.clone());
-    let sans = new_sans.map(other_names).transpose()?.unwrap_or_else(|| before.sans.clone());
+    let common = new_common
+        .map(common_name)
+        .transpose()?
+        .unwrap_or_else(|| before.common_name.clone());
+    let sans = new_sans
+        .map(other_names)
+        .transpose()?
+        .unwrap_or_else(|| before.sans.clone());
     let profile = match change.certificate_profile_id {
         Some(profile) => profile.0,
         None => before.certificate_profile_id.clone(),
@@ -510,7 +517,11 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
         let issuer = change.issuer_id.as_ref().unwrap_or(&before.issuer_id);
         within_authority(&mut tx, issuer, profile.as_ref(), &common, &sans).await?;
     }
-    let tags = change.tags.map(check_tags).transpose()?.unwrap_or_else(|| before.tags.clone());
+    let tags = change
+        .tags
+        .map(check_tags)
+        .transpose()?
+        .unwrap_or_else(|| before.tags.clone());
     sqlx::query(
         "UPDATE certificates
             SET name = coalesce($2, name), common_name = $3, sans = $4, environment = coalesce($5, environment),
@@ -536,6 +547,16 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
     .await?;
     if change.renewal_policy_id.is_some() {
         planning::plan_renewal(&mut tx, Planned::Certificates(std::slice::from_ref(&id))).await?;
+    }
+    if change.name.is_some() {
+        let named: Vec<TargetId> = sqlx::query_scalar(
+            "SELECT t.id FROM certificate_targets m JOIN targets t ON t.id = m.target_id
+              WHERE m.certificate_id = $1 AND t.config::text LIKE '%{name}%' ORDER BY t.id",
+        )
+        .bind(&id)
+        .fetch_all(&mut *tx)
+        .await?;
+        must_not_overlap(&mut tx, &named).await?;
     }
     if let Some(targets) = &change.target_ids {
         map_targets(&mut tx, &id, targets).await?;

@@ -1,7 +1,7 @@
 //! Jobs.
 
 use certctl_contract::{
-    endpoint::Role,
+    endpoint::{Permission, Role},
     health::Outcome,
     jobs::*,
     list::{Page, Sort},
@@ -46,7 +46,9 @@ impl Listed for Job {
     const KIND: &'static str = "job";
     const COLUMNS: &'static str = "j.id, j.type, j.certificate_id, j.target_id, j.agent_id, j.version_id, j.status,
         j.attempts, j.max_attempts, coalesce(j.reason, j.last_error) AS last_error,
-        coalesce(j.reason, j.last_error) AS error_message, j.run_at AS scheduled_at, j.started_at,
+        coalesce(j.reason, j.last_error) AS error_message,
+        (SELECT r.report FROM job_reports r WHERE r.job_id = j.id AND r.error = coalesce(j.reason, j.last_error)) AS reported,
+        j.run_at AS scheduled_at, j.started_at,
         j.finished_at AS completed_at, j.retry_at, j.created_at, j.requested_by";
     const FROM: &'static str = "jobs j";
     const ID: &'static str = "j.id";
@@ -79,11 +81,23 @@ impl Listed for Job {
 }
 
 async fn list(cx: Cx, rq: Request<ListJobs>) -> Result<Page<Job>, ApiError> {
-    listing::list(&cx, rq.query).await
+    let mut page: Page<Job> = listing::list(&cx, rq.query).await?;
+    page.data.iter_mut().for_each(|job| show_report(&cx, job));
+    Ok(page)
 }
 
 async fn get(cx: Cx, rq: Request<GetJob>) -> Result<Job, ApiError> {
-    listing::fetch(&cx, rq.path.id.as_str()).await
+    let mut job: Job = listing::fetch(&cx, rq.path.id.as_str()).await?;
+    show_report(&cx, &mut job);
+    Ok(job)
+}
+
+/// What a command on a host wrote may hold lines of files of that host: it is for those who may operate.
+fn show_report(cx: &Cx, job: &mut Job) {
+    if let Some(report) = job.reported.take().filter(|_| cx.principal.may(Permission::Operate)) {
+        job.error_message = Some(report.clone());
+        job.last_error = Some(report);
+    }
 }
 
 async fn cancel(cx: Cx, rq: Request<CancelJob>) -> Result<Outcome, ApiError> {

@@ -1,5 +1,7 @@
 //! Targets.
 
+use std::collections::HashMap;
+
 use certctl_contract::{
     endpoint::NoContent,
     list::{Page, Sort},
@@ -8,7 +10,7 @@ use certctl_contract::{
 };
 use certctl_model::{
     connector::{TargetConfig, TargetType},
-    id::{CertificateId, JobId, TargetId},
+    id::{AgentId, CertificateId, JobId, TargetId},
 };
 use certctl_store::{
     Tx,
@@ -78,6 +80,108 @@ fn settings(kind: TargetType, config: &Value) -> Result<Value, ApiError> {
         .map_err(|(field, text)| ApiError::invalid(field, text))
 }
 
+/// A file of a target, and whose it is.
+struct Place {
+    agent: AgentId,
+    target: TargetId,
+    target_name: String,
+    certificate: Option<(CertificateId, String)>,
+    path: String,
+}
+
+#[derive(FromRow)]
+struct PlacesRow {
+    agent_id: AgentId,
+    id: TargetId,
+    name: String,
+    #[sqlx(rename = "type")]
+    kind: TargetType,
+    config: Value,
+    certificate: Option<CertificateId>,
+    certificate_name: Option<String>,
+}
+
+/// Refuses what would have two certificates, or two targets of one agent, write the same file. Called when the change is
+/// made but not committed; holds the agents of the targets until then, so that two changes at once see each other.
+/// Revoked and archived certificates and disabled targets hold no files.
+pub(super) async fn must_not_overlap(tx: &mut Tx, targets: &[TargetId]) -> Result<(), ApiError> {
+    if targets.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "SELECT 1 FROM agents WHERE id IN (SELECT agent_id FROM targets WHERE id = ANY ($1)) ORDER BY id FOR NO KEY UPDATE",
+    )
+    .bind(targets)
+    .execute(&mut **tx)
+    .await?;
+    let rows: Vec<PlacesRow> = sqlx::query_as(
+        "SELECT t.agent_id, t.id, t.name, t.type, t.config, c.id AS certificate, c.name AS certificate_name
+           FROM targets t
+           LEFT JOIN (certificate_targets m JOIN certificates c ON c.id = m.certificate_id AND c.archived_at IS NULL
+                                                                  AND c.revoked_at IS NULL) ON m.target_id = t.id
+          WHERE t.enabled AND t.agent_id IN (SELECT agent_id FROM targets WHERE id = ANY ($1))
+          ORDER BY t.agent_id, t.id = ANY ($1), t.created_at, t.id, c.created_at, c.id",
+    )
+    .bind(targets)
+    .fetch_all(&mut **tx)
+    .await?;
+    let mut taken: HashMap<(AgentId, String), Place> = HashMap::new();
+    for place in rows.into_iter().flat_map(places) {
+        let is_checked = targets.contains(&place.target);
+        let key = (place.agent.clone(), place.path.clone());
+        let Some(first) = taken.get(&key).filter(|_| is_checked) else {
+            taken.entry(key).or_insert(place);
+            continue;
+        };
+        if let Some(detail) = overlap(first, &place) {
+            return Err(ApiError::new(Kind::WrongState, detail));
+        }
+    }
+    Ok(())
+}
+
+fn places(row: PlacesRow) -> Vec<Place> {
+    // What cannot be read is refused by its agent.
+    let Ok(config) = TargetConfig::read(row.kind, &row.config) else {
+        return vec![];
+    };
+    let certificate = row.certificate.zip(row.certificate_name);
+    let config = match &certificate {
+        Some((id, name)) => config.for_certificate(id.as_str(), name),
+        None => config,
+    };
+    let place = |path: &str| Place {
+        agent: row.agent_id.clone(),
+        target: row.id.clone(),
+        target_name: row.name.clone(),
+        certificate: certificate.clone(),
+        path: path.to_owned(),
+    };
+    config.paths().into_iter().map(place).collect()
+}
+
+/// Why a file cannot belong to both; none when they are the same certificate on the same target.
+fn overlap(first: &Place, second: &Place) -> Option<String> {
+    let Place {
+        target,
+        target_name,
+        path,
+        ..
+    } = first;
+    match (&first.certificate, &second.certificate) {
+        _ if *target != second.target => Some(format!(
+            "target {target} ({target_name}) of the same agent writes {path} already; give target {} other files",
+            second.target
+        )),
+        (Some((one, name)), Some((other, _))) if one != other => Some(format!(
+            "certificate {one} ({name}) is put on target {target} ({target_name}) already, into the same file {path}; give \
+             {other} a target of its own, take {target} from the target_ids of {one}, or put {{id}} or {{name}} into the \
+             target's paths"
+        )),
+        _ => None,
+    }
+}
+
 async fn list(cx: Cx, rq: Request<ListTargets>) -> Result<Page<Target>, ApiError> {
     listing::list(&cx, rq.query).await
 }
@@ -107,7 +211,9 @@ async fn create(cx: Cx, rq: Request<CreateTarget>) -> Result<Target, ApiError> {
     .bind(now)
     .execute(&mut *tx)
     .await?;
-    let created = listing::get(&mut tx, now, id.as_str()).await?;
+    must_not_overlap(&mut tx, std::slice::from_ref(&id)).await?;
+    let mut created: Target = listing::get(&mut tx, now, id.as_str()).await?;
+    created.ignored = TargetConfig::ignored(kind, &new.config);
     listing::commit(tx, "create_target", "target", id.as_str()).await?;
     Ok(created)
 }
@@ -154,7 +260,14 @@ async fn update(cx: Cx, rq: Request<UpdateTarget>) -> Result<Target, ApiError> {
     .bind(now)
     .execute(&mut *tx)
     .await?;
-    let updated: Target = listing::get(&mut tx, now, id.as_str()).await?;
+    let mut updated: Target = listing::get(&mut tx, now, id.as_str()).await?;
+    if let Some(config) = &change.config {
+        updated.ignored = TargetConfig::ignored(kind, config);
+    }
+    // What overlapped before can still be renamed or disabled.
+    if updated.config != before.config || updated.agent_id != before.agent_id || (updated.enabled && !before.enabled) {
+        must_not_overlap(&mut tx, std::slice::from_ref(&id)).await?;
+    }
     let again = (deployed_by(&updated) != deployed_by(&before)).then_some(&id);
     validations::look_soon(&mut tx, &id).await?;
     if again.is_some() || updated.enabled != before.enabled {
