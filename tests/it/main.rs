@@ -50,6 +50,7 @@ mod rollback;
 mod scale;
 mod schema;
 mod schemathesis;
+mod scoped_access;
 mod simulation;
 mod stats;
 mod surface;

@@ -501,6 +501,39 @@ async fn proof(w: &World, key: &KeyPair, which: Value) -> Value {
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_report_of_a_known_key_that_is_repeated_begins_nothing_anew(db: PgPool) {
+    let w = World::new(db).await;
+    let host = away(&w).await;
+    let key = KeyPair::generate(KeyFacts::P256).unwrap();
+    let certificate = issued_for(&w, &host, "mc-a", &key).await;
+    let proof = proof(&w, &key, json!({ "certificate_pem": certificate })).await;
+    let report = async || {
+        let answer = w.raw(Method::POST, "/api/v1/key-compromise", None, proof.to_string()).await;
+        answer.expect(202)["bulk_id"].as_str().unwrap().to_owned()
+    };
+    let told = async || {
+        w.text(
+            "SELECT (SELECT count(*) FROM bulk_operations) || ' '
+                    || (SELECT count(*) FROM audit_events WHERE action IN ('key_blocked', 'bulk_requested'))",
+        )
+        .await
+    };
+    let first = report().await;
+    for _ in 0..5 {
+        assert_eq!(report().await, first, "while it is being revoked");
+    }
+    w.settle().await;
+    for _ in 0..5 {
+        assert_eq!(report().await, first, "when it is revoked");
+    }
+    assert_eq!(told().await, "1 2");
+    // What comes to have the key later is another matter.
+    w.sql("UPDATE certificates SET revoked_at = NULL, revocation_reason = NULL WHERE id = 'mc-a'").await;
+    assert_ne!(report().await, first);
+    assert_eq!(told().await, "2 4");
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
 async fn a_proof_that_proves_nothing_changes_nothing(db: PgPool) {
     let w = World::new(db).await;
     let host = away(&w).await;

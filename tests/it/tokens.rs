@@ -392,7 +392,7 @@ async fn tokens_signed_with_the_shared_secret_name_who_acts_beside_named_keys(db
     let actor = w
         .text("SELECT actor FROM audit_events WHERE action = 'create_team'")
         .await;
-    assert_eq!(actor, "ada");
+    assert_eq!(actor, "jwt:ada");
     let work = format!("/api/v1/agents/{}/work", host.id());
     for (what, token, path, status) in [
         ("the bare secret", KEY, TEAMS, 401),

@@ -7,7 +7,7 @@ use std::{
 
 use certctl_contract::{
     catalogue,
-    endpoint::{Access, Operation, Permission, Role},
+    endpoint::{Access, Operation, Permission, Role, Scoping},
 };
 use certctl_tests::{
     idp::{CLIENT_SECRET, Key},
@@ -42,10 +42,12 @@ fn roles_hold_the_permissions_that_are_published() {
         words.collect::<Vec<_>>().join(" ")
     };
     for (role, permissions) in [
-        (Role::Admin, "view operate revoke approve configure audit administer"),
-        (Role::Operator, "view operate revoke approve"),
+        (Role::Admin, "view request operate revoke approve configure audit administer"),
+        (Role::Operator, "view request operate revoke approve"),
         (Role::Viewer, "view"),
         (Role::Auditor, "view audit"),
+        (Role::Requester, "view request"),
+        (Role::Approver, "view approve"),
         (Role::Agent, ""),
     ] {
         assert_eq!(held(role), permissions, "{role}");
@@ -91,6 +93,8 @@ async fn every_party_is_let_in_to_exactly_what_the_table_says(db: PgPool) {
                     Access::Agent => may(Permission::Operate) || (is_agent && first == host.id()),
                     Access::AgentItself => key.as_deref() == Some(KEY) || (is_agent && first == host.id()),
                     Access::Bootstrap => may(Permission::Configure) || key.as_deref() == Some(BOOTSTRAP),
+                    // Who reaches only what it created is refused where nothing is that somebody created.
+                    Access::Needs(_) if role == Some(Role::Requester) && operation.scoping == Scoping::Refused => false,
                     Access::Needs(permission) => may(permission),
                 };
                 let known = !matches!(key.as_deref(), None | Some("unknown"));

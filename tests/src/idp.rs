@@ -119,11 +119,16 @@ impl Key {
 
     /// A token with these claims, whose header names this key and holds `more`.
     pub fn token(&self, id: &str, more: Value, claims: &Value) -> String {
+        self.token_of(id, more, &claims.to_string())
+    }
+
+    /// The same with claims as they are written.
+    pub fn token_of(&self, id: &str, more: Value, claims: &str) -> String {
         let mut header = json!({ "alg": self.algorithm(), "typ": "JWT", "kid": id });
         let more = more.as_object().cloned().unwrap_or_default();
         header.as_object_mut().unwrap().extend(more);
-        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let message = format!("{}.{}", part(&header), part(claims));
+        let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+        let message = format!("{}.{}", part(&header.to_string()), part(claims));
         let signature = URL_SAFE_NO_PAD.encode(self.sign(message.as_bytes()));
         format!("{message}.{signature}")
     }

@@ -7,7 +7,7 @@ use axum::{
     Router,
     body::Body,
     extract::{OriginalUri, RawPathParams, RawQuery, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
     routing::MethodFilter,
 };
@@ -15,13 +15,14 @@ use bytes::Bytes;
 use certctl_client::Client;
 use certctl_contract::{
     catalogue,
-    endpoint::{Class, Endpoint, File, Media, NoBody, Reply, repeatable},
+    endpoint::{Access, Class, Endpoint, File, Media, NoBody, Reply, repeatable},
     problem::Problem,
     query::{self, Invalid, PathParams, Query},
 };
 use certctl_model::{
     audit::Actor,
     id::CertificateId,
+    text,
     time::{Clock, Time},
 };
 use certctl_runtime::{client_addr::ClientAddr, journal::Journal, tasks::Tasks};
@@ -44,6 +45,7 @@ use crate::{
     idempotency::{self, Once},
     limits::{Limits, Turn},
     link::Link,
+    reach::Reached,
     readers::Readers,
     written::Written,
 };
@@ -179,6 +181,8 @@ pub struct Cx {
     pub principal: Principal,
     /// The same, for the trail.
     pub actor: Actor,
+    /// Which certificates the caller reaches.
+    pub reach: Reached,
     /// What the first unit of work claims, when the request is to be done once.
     pub once: Option<Arc<Once>>,
     /// The address the request came from, behind trusted proxies.
@@ -210,6 +214,7 @@ impl Cx {
     /// When there is no connection.
     pub async fn begin(&self) -> Result<Tx, ApiError> {
         let mut tx = Tx::begin(&self.app.pool, &self.actor, self.now()).await?;
+        tx.limit(self.principal.key(), (*self.reach.certificates).clone());
         if let Some(once) = &self.once {
             once.claim(&mut tx).await?;
         }
@@ -265,6 +270,7 @@ impl Routes {
                     Class::Import => Some(app.heavy.acquire().await),
                     Class::Ordinary | Class::Upload | Class::Export => None,
                 };
+                check_texts::<E>(&octets)?;
                 let body = read_json::<E>(&octets)?;
                 let rq = Request { path, query, body };
                 let Conditions { none_match, key } = cx.asked.clone();
@@ -369,7 +375,9 @@ impl Routes {
             async move {
                 let began = std::time::Instant::now();
                 call.of(E::NAME);
+                let host = uri.authority().map(|authority| authority.as_str().to_owned());
                 let asked = Asked {
+                    host: host.or_else(|| text(&headers, header::HOST)),
                     params: params.iter().map(|(_, text)| text.to_owned()).collect(),
                     query,
                     operation: format!("{} {uri}", E::METHOD),
@@ -440,8 +448,15 @@ fn positional(path: &str) -> String {
     path.split('/').map(part).collect::<Vec<_>>().join("/")
 }
 
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
+    let value = headers.get(name)?.to_str().ok()?;
+    Some(value.to_owned())
+}
+
 /// A request, not yet parsed.
 struct Asked {
+    /// The name that it was sent to.
+    host: Option<String>,
     params: Vec<String>,
     query: Option<String>,
     operation: String,
@@ -459,13 +474,15 @@ where
 {
     let principal = {
         let _turn = turn.to_authenticate(&app.limits).await;
-        auth::authenticate(&app, E::ACCESS, &E::METHOD, &asked.headers).await?
+        auth::authenticate(&app, E::ACCESS, &E::METHOD, asked.host.as_deref(), &asked.headers).await?
     };
     let actor = principal.actor();
     asked.call.by(&actor);
     turn.take(&app.limits, E::ACCESS, &principal).await?;
     let texts: Vec<&str> = asked.params.iter().map(String::as_str).collect();
     auth::authorise(&principal, E::ACCESS, texts.first().copied())?;
+    auth::admits_reach(&principal, E::ACCESS, E::SCOPING)?;
+    let reach = Reached::of(&principal);
     let path =
         E::Path::parse(&texts).map_err(|invalid| ApiError::malformed("the path cannot be read", vec![invalid]))?;
     let pairs = serde_urlencoded::from_str(asked.query.as_deref().unwrap_or(""))
@@ -475,6 +492,7 @@ where
         let invalid = vec![Invalid::new(name, "holds a NUL character")];
         return Err(ApiError::malformed("the query cannot be read", invalid));
     }
+    reach.must_include(&app, E::SCOPING, texts.first().copied()).await?;
     let query: E::Query =
         query::parse(pairs).map_err(|invalid| ApiError::malformed("the query cannot be read", invalid))?;
     check_fields::<E>(query.fields())?;
@@ -484,6 +502,7 @@ where
         app,
         principal,
         actor,
+        reach: reach.clone(),
         once: None,
         client: asked.client,
         asked: Conditions {
@@ -491,7 +510,9 @@ where
             key: header(idempotency::KEY),
         },
     };
-    handler(cx, Request { path, query, body }).await
+    let response = handler(cx, Request { path, query, body }).await?;
+    reach.must_have_been_asked(E::SCOPING)?;
+    Ok(response)
 }
 
 /// The answer of a whole reply.
@@ -623,6 +644,43 @@ fn read_json<E: Endpoint>(octets: &[u8]) -> Result<E::Body, ApiError> {
     match reader.end() {
         Ok(()) => Ok(parsed),
         Err(_) => Err(ApiError::malformed("the body goes on after its JSON object", vec![])),
+    }
+}
+
+/// Refuses invisible characters in the texts of a body: all that people write and read passes here. Encoded data has lines
+/// and marks of its own, and what agents and imported certificates say of themselves is read tolerantly where it is stored.
+fn check_texts<E: Endpoint>(octets: &[u8]) -> Result<(), ApiError> {
+    let is_written_by_people = matches!(E::ACCESS, Access::Needs(_) | Access::Bootstrap) && E::CLASS != Class::Import;
+    // Only other alphabets and escapes can spell such a character.
+    let may_hold_one = || !octets.is_ascii() || octets.windows(2).any(|two| matches!(two, b"\\u" | b"\\b" | b"\\f"));
+    if !is_written_by_people || !may_hold_one() {
+        return Ok(());
+    }
+    // What cannot be read is refused with better words where it is read.
+    let Ok(body) = serde_json::from_slice::<Value>(octets) else {
+        return Ok(());
+    };
+    match hidden_in(&body, "") {
+        Some(field) => Err(ApiError::invalid(&field, "holds a control or format character, which is invisible")),
+        None => Ok(()),
+    }
+}
+
+/// The field of a text with an invisible character, if there is one.
+fn hidden_in(value: &Value, field: &str) -> Option<String> {
+    let encoded = ["pem", "der", "base64"].iter().any(|end| field.ends_with(end));
+    match value {
+        Value::String(text) if !encoded && text.contains(text::is_hidden_in_lines) => Some(field.to_owned()),
+        Value::Array(items) => items.iter().find_map(|item| hidden_in(item, field)),
+        // Of an object within the body, the field that it is the value of is named.
+        Value::Object(map) => map.iter().find_map(|(key, value)| {
+            let inner = if field.is_empty() || key.ends_with("pem") { key } else { field };
+            match key.contains(text::is_hidden) {
+                true => Some(field.to_owned()),
+                false => hidden_in(value, inner),
+            }
+        }),
+        _ => None,
     }
 }
 

@@ -9,16 +9,19 @@ use std::{
 };
 
 use aws_lc_rs::{constant_time, digest, rand};
-use axum::http::{HeaderMap, Method, header};
+use axum::http::{HeaderMap, Method, header, uri::Authority};
 use certctl_contract::{
-    endpoint::{Access, Permission, Role},
+    endpoint::{Access, Permission, Role, Scoping},
     problem::Kind,
 };
 use certctl_model::{
     audit::Actor,
     id::{AgentId, ApiKeyId},
+    scope::{Reach, Scope},
+    text,
     time::Time,
 };
+use sqlx::types::Json;
 
 use crate::{
     app::App,
@@ -29,19 +32,53 @@ use crate::{
     session::{self, Session, Sessions},
 };
 
-/// Names that stand for parties of our own in the trail; no key may have one.
-pub const RESERVED: [&str; 4] = [SHARED, "anonymous", "bootstrap", "system"];
 const SHARED: &str = "api-key-user";
+/// Names of principals that are no named keys.
+const RESERVED: [&str; 5] = [SHARED, "anonymous", "bootstrap", "key-holder", "system"];
+/// What the names of principals with a token of an identity provider begin with.
+const OF_TOKENS: &str = "jwt:";
+/// What the names of principals with a named key begin with, when the name of the key itself is reserved.
+const OF_KEYS: &str = "key:";
+
+/// Whether a name is one of another principal, or is taken for one. No named key may have it.
+pub fn is_reserved(name: &str) -> bool {
+    let begins_like = |prefix: &str| {
+        let head: String = name.trim().chars().filter(|c| !text::is_hidden(*c)).take(prefix.len()).collect();
+        text::look_alike(&head, prefix)
+    };
+    RESERVED.iter().any(|taken| text::look_alike(name, taken)) || begins_like(OF_TOKENS) || begins_like(OF_KEYS)
+}
+
+/// The name of the principal with a named key. A key that was made when its name was not reserved goes by its id.
+fn name_of_key(name: String, id: &ApiKeyId) -> String {
+    match is_reserved(&name) {
+        true => format!("{OF_KEYS}{id}"),
+        false => name,
+    }
+}
+
+/// The name of the principal with a token: subjects are unique for each issuer only.
+pub fn name_of_subject(issuer: Option<&str>, subject: &str) -> String {
+    match issuer {
+        // No issuer has a fragment, so both parts can be told from each other.
+        Some(issuer) => format!("{OF_TOKENS}{}#{subject}", issuer.replace('#', "%23")),
+        None => format!("{OF_TOKENS}{subject}"),
+    }
+}
 
 /// Who calls.
 #[derive(Clone, Debug)]
 pub struct Principal {
-    /// The name in the trail.
+    /// The name in the trail. No two principals have the same one.
     pub name: String,
     /// What it is; none for what has no role: nobody, the bootstrap token, a token without a role that is known.
     pub role: Option<Role>,
     /// How it came.
     pub way: Way,
+    /// To which certificates it is limited.
+    scopes: Vec<Scope>,
+    /// Digest of the key it came with, where the database has that.
+    secret: Option<String>,
 }
 
 /// How a party came.
@@ -78,7 +115,19 @@ pub enum Way {
 impl Principal {
     pub(crate) fn new(name: impl Into<String>, role: Option<Role>, way: Way) -> Self {
         let name = name.into();
-        Self { name, role, way }
+        Self {
+            name,
+            role,
+            way,
+            scopes: vec![],
+            secret: None,
+        }
+    }
+
+    /// The same, limited to what is within one of these scopes.
+    pub(crate) fn within(mut self, scopes: Vec<Scope>) -> Self {
+        self.scopes = scopes.into_iter().filter(|scope| !scope.is_empty()).collect();
+        self
     }
 
     /// The same, for the trail.
@@ -89,16 +138,31 @@ impl Principal {
         }
     }
 
-    /// Tells this party from every other, whichever replica it asks: what it may use up and may repeat is its own.
+    /// Tells this principal from every other, whichever replica it asks and however it came: what it may use up, may
+    /// repeat and has created is its own. It stays the same when a key gets another name or secret. A session is of the
+    /// principal that began it.
     pub fn key(&self) -> String {
         match &self.way {
             Way::Nobody | Way::Off => "anonymous".to_owned(),
             Way::Shared => "shared".to_owned(),
             Way::Bootstrap => "bootstrap".to_owned(),
-            Way::Key { id, .. } => format!("key:{id}"),
+            Way::Key { id, .. } => format!("{OF_KEYS}{id}"),
             Way::Agent(id) => format!("agent:{id}"),
-            Way::Jwt { .. } => format!("jwt:{}", self.name),
-            Way::Session(_) => format!("session:{}", self.name),
+            Way::Jwt { .. } => self.name.clone(),
+            Way::Session(session) => session.principal.clone(),
+        }
+    }
+
+    /// The scopes it is limited to; none for no limit.
+    pub fn scopes(&self) -> &[Scope] {
+        &self.scopes
+    }
+
+    /// The certificates it reaches.
+    pub fn reach(&self) -> Reach {
+        Reach {
+            created_by: (self.role == Some(Role::Requester)).then(|| self.key()),
+            scopes: self.scopes.clone(),
         }
     }
 
@@ -144,6 +208,8 @@ enum Door {
 /// Who may come in.
 pub struct Gate {
     door: Door,
+    /// Names by which this server may be asked without authentication, in lower case.
+    hosts: Vec<String>,
     bootstrap: Option<Digest>,
     /// Sessions of browsers.
     pub sessions: Sessions,
@@ -173,6 +239,7 @@ impl Gate {
         };
         Ok(Self {
             door,
+            hosts: auth.hosts,
             bootstrap: auth.bootstrap.map(|token| sha256(token.expose())),
             sessions,
             login,
@@ -189,6 +256,29 @@ impl Gate {
         }
     }
 
+    /// Whether a secret that an agent chose is one with which others come in.
+    pub fn is_shared(&self, digest: &Digest) -> bool {
+        let shared = match &self.door {
+            Door::Shared(known) => same(known, digest),
+            Door::Jwt(_) | Door::Open => false,
+        };
+        shared || self.bootstrap.as_ref().is_some_and(|known| same(known, digest))
+    }
+
+    /// Whether a request was sent to a name that a foreign page cannot have pointed here (DNS rebinding): an address, a
+    /// name of one label or below `localhost`, or a name that is configured.
+    fn is_own_host(&self, host: Option<&str>) -> bool {
+        let Some(authority) = host.and_then(|host| host.parse::<Authority>().ok()) else {
+            return false;
+        };
+        let name = authority.host().trim_end_matches('.').to_ascii_lowercase();
+        let bare = name.trim_start_matches('[').trim_end_matches(']');
+        bare.parse::<std::net::IpAddr>().is_ok()
+            || (!name.is_empty() && !name.contains('.'))
+            || name.ends_with(".localhost")
+            || self.hosts.contains(&name)
+    }
+
     /// Whether everyone may do everything.
     pub fn is_open(&self) -> bool {
         matches!(self.door, Door::Open)
@@ -200,16 +290,23 @@ impl Gate {
 /// # Errors
 /// 401 when a key, token or session is needed and absent or not known; 403 when a session's request may have been made
 /// by another site; 503 when it cannot be looked up.
+///
+/// `host` is the name that the request was sent to.
 pub async fn authenticate(
     app: &App,
     access: Access,
     method: &Method,
+    host: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Principal, ApiError> {
     if access == Access::Open {
         return Ok(Principal::new("anonymous", None, Way::Nobody));
     }
     if app.gate.is_open() {
+        if !app.gate.is_own_host(host) {
+            let detail = "without authentication, requests are sent to an address, to localhost, or to a name in CERTCTL_ALLOWED_HOSTS";
+            return Err(ApiError::new(Kind::Forbidden, detail));
+        }
         // Whoever needs no key must at least not be a page of somebody else in the operator's browser.
         if !method.is_safe() && session::is_of_this_origin(headers) == Some(false) {
             let detail = "without authentication, pages of other origins change nothing here";
@@ -225,11 +322,15 @@ pub async fn authenticate(
     match session::cookie(headers, session::COOKIE) {
         Some(cookie) => {
             let found = session::find(app, cookie).await?;
-            let (name, role, session) = found.ok_or_else(|| unauthenticated("the session has ended; log in again"))?;
+            let found = found.ok_or_else(|| unauthenticated("the session has ended; log in again"))?;
             if !method.is_safe() {
-                session.admits(headers)?;
+                found.session.admits(headers)?;
             }
-            Ok(Principal::new(name, Some(role), Way::Session(session)))
+            let name = match &found.key {
+                Some(id) => name_of_key(found.name, id),
+                None => found.name,
+            };
+            Ok(Principal::new(name, Some(found.role), Way::Session(found.session)).within(found.scopes))
         }
         None => Err(unauthenticated("a key is needed: send \"Authorization: Bearer <key>\"")),
     }
@@ -261,11 +362,11 @@ async fn bearer(app: &App, token: &str) -> Result<Principal, ApiError> {
                 display_name: claims.display_name,
                 until: claims.until,
             };
-            return Ok(Principal::new(claims.subject, claims.role, way));
+            return Ok(Principal::new(claims.principal, claims.role, way).within(claims.scopes));
         }
         _ => {}
     }
-    known(app, &digest)
+    known(app, &hex::encode(digest))
         .await?
         .ok_or_else(|| unauthenticated("the key is not known, or has ended"))
 }
@@ -277,37 +378,67 @@ struct Known {
     name: String,
     role: Role,
     agent_id: Option<AgentId>,
+    scope: Json<Scope>,
 }
 
-/// Whose key it is. An index finds the digest of a secret with 256 random bits; how long that takes tells nothing of another.
-async fn known(app: &App, digest: &Digest) -> Result<Option<Principal>, ApiError> {
-    let (hash, now) = (hex::encode(digest), app.clock.now());
-    let known: Option<Known> = sqlx::query_as(
-        "SELECT s.hash, k.id, k.name, k.role, k.agent_id
+/// Whose key it is, by its digest. An index finds the digest of a secret with 256 random bits; how long that takes tells
+/// nothing of another.
+async fn known(app: &App, hash: &str) -> Result<Option<Principal>, ApiError> {
+    let now = app.clock.now();
+    let mut known: Vec<Known> = sqlx::query_as(
+        "SELECT s.hash, k.id, k.name, k.role, k.agent_id, k.scope
            FROM api_key_secrets s
            JOIN api_keys k ON k.id = s.key_id
           WHERE s.hash = $1 AND (s.ends_at IS NULL OR s.ends_at > $2) AND (k.expires_at IS NULL OR k.expires_at > $2)
           UNION ALL
-         SELECT a.api_key_hash, NULL, a.id, 'agent', a.id FROM agents a WHERE a.api_key_hash = $1
-          LIMIT 1",
+         SELECT a.api_key_hash, NULL, a.id, 'agent', a.id, '{}' FROM agents a WHERE a.api_key_hash = $1
+          LIMIT 2",
     )
-    .bind(&hash)
+    .bind(hash)
     .bind(now)
-    .fetch_optional(&app.pool)
+    .fetch_all(&app.pool)
     .await?;
-    let Some(known) = known.filter(|known| same(known.hash.as_bytes(), hash.as_bytes())) else {
-        return Ok(None);
-    };
+    known.retain(|known| same(known.hash.as_bytes(), hash.as_bytes()));
+    if known.len() > 1 {
+        return Err(unauthenticated(
+            "the key is that of several agents or keys; register each agent with a key of its own",
+        ));
+    }
+    let Some(known) = known.pop() else { return Ok(None) };
     if let Some(id) = &known.id {
         let mut uses = app.gate.uses.lock().unwrap_or_else(PoisonError::into_inner);
         uses.insert(id.clone(), now);
     }
-    let way = match (known.agent_id, known.id) {
-        (Some(agent), _) => Way::Agent(agent),
-        (None, Some(id)) => Way::Key { id, secret: known.hash },
+    let (name, way) = match (known.agent_id, known.id) {
+        (Some(agent), _) => (known.name, Way::Agent(agent)),
+        (None, Some(id)) => {
+            let secret = known.hash.clone();
+            (name_of_key(known.name, &id), Way::Key { id, secret })
+        }
         (None, None) => return Err(ApiError::internal("a key without an owner")),
     };
-    Ok(Some(Principal::new(known.name, Some(known.role), way)))
+    let principal = Principal::new(name, Some(known.role), way).within(vec![known.scope.0]);
+    Ok(Some(Principal {
+        secret: Some(known.hash),
+        ..principal
+    }))
+}
+
+/// Whether the key, token or session of a request that has been waiting still opens.
+///
+/// # Errors
+/// 401 when it was revoked or has ended since; 503 when it cannot be looked up.
+pub async fn still_admits(app: &App, principal: &Principal) -> Result<(), ApiError> {
+    let ended = || unauthenticated("the key was revoked, or has ended, while the request waited");
+    let holds = match (&principal.secret, &principal.way) {
+        (Some(hash), _) => known(app, hash)
+            .await?
+            .is_some_and(|now| now.key() == principal.key() && now.role == principal.role),
+        (None, Way::Session(session)) => session::is_open(app, session).await?,
+        (None, Way::Jwt { until, .. }) => app.clock.now() < *until,
+        (None, _) => true,
+    };
+    if holds { Ok(()) } else { Err(ended()) }
 }
 
 /// Writes down when named keys were used, and removes what has ended. Run every minute or so, by any replica.
@@ -347,6 +478,18 @@ pub async fn keep_house(app: &App) -> Result<(), ApiError> {
         sqlx::query(sql).bind(before).execute(&app.pool).await?;
     }
     Ok(())
+}
+
+/// Whether the row lets this principal in, whatever certificate it asks for.
+///
+/// # Errors
+/// 403 when the row is refused to principals that reach only some certificates, and this is one.
+pub fn admits_reach(principal: &Principal, access: Access, scoping: Scoping) -> Result<(), ApiError> {
+    if access == Access::Open || scoping != Scoping::Refused || !principal.reach().is_limited() {
+        return Ok(());
+    }
+    let detail = "this key is limited to some certificates, and this operation concerns more than those";
+    Err(ApiError::new(Kind::Forbidden, detail))
 }
 
 /// Whether the row lets this principal in. `agent` is the first parameter of the path, where rows for agents name one.
@@ -404,6 +547,42 @@ mod tests {
         ] {
             assert_eq!(bearer_token(text), token, "{text:?}");
         }
+    }
+
+    #[test]
+    fn names_of_other_principals_are_reserved_in_any_disguise() {
+        for name in [
+            "api-key-user",
+            "API-Key-User",
+            " anonymous ",
+            "syst\u{200b}em",
+            "ѕystem",
+            "ＳＹＳＴＥＭ",
+            "bootstrap",
+            "jwt:https://idp.test#ada",
+            "JWT:ada",
+            "jｗt:ada",
+            "key:ak-1",
+        ] {
+            assert!(is_reserved(name), "{name:?}");
+        }
+        for name in ["ci", "jwt", "keys", "systems", "api", "jwt-ada"] {
+            assert!(!is_reserved(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn subjects_of_two_issuers_are_two_principals() {
+        let names = [
+            name_of_subject(None, "ada"),
+            name_of_subject(Some("https://a.test"), "ada"),
+            name_of_subject(Some("https://b.test"), "ada"),
+            name_of_subject(Some("https://a.test#x"), "ada"),
+            name_of_subject(Some("https://a.test"), "x#ada"),
+        ];
+        let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len());
+        assert!(names.iter().all(|name| is_reserved(name)));
     }
 
     #[test]

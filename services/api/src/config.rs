@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context, ensure};
 use certctl_contract::endpoint::Role;
-use certctl_model::secret::Secret;
+use certctl_model::{
+    scope::{Domain, Scope},
+    secret::Secret,
+};
 use certctl_runtime::{
     client_addr::{ForwardedHeader, Proxies},
     config::{Settings, boolean, duration, secret_from},
@@ -347,7 +350,12 @@ pub struct AccessSettings {
           value_parser = certctl_runtime::config::boolean, action = clap::ArgAction::Set)]
     auth_none_force: bool,
 
-    /// The API key, with every permission; with `jwt`, the key of HS256, at least 32 octets.
+    /// Names by which the server is asked while CERTCTL_AUTH_TYPE is none, separated by commas, besides addresses,
+    /// `localhost` and names without a dot. Others are refused: a page of another site may have pointed its own name here.
+    #[arg(long, env = "CERTCTL_ALLOWED_HOSTS", value_delimiter = ',')]
+    allowed_hosts: Vec<String>,
+
+    /// The API key, with every permission, at least 16 characters; with `jwt`, the key of HS256, at least 32 octets.
     #[arg(long, env = "CERTCTL_AUTH_SECRET", hide_env_values = true)]
     auth_secret: Option<Secret>,
 
@@ -355,7 +363,7 @@ pub struct AccessSettings {
     #[arg(long, env = "CERTCTL_AUTH_SECRET_FILE")]
     auth_secret_file: Option<PathBuf>,
 
-    /// Token with which agents may register themselves, and nothing else.
+    /// Token with which agents may register themselves, and nothing else; at least 16 characters.
     #[arg(long, env = "CERTCTL_BOOTSTRAP_TOKEN", hide_env_values = true)]
     bootstrap_token: Option<Secret>,
 
@@ -380,7 +388,9 @@ pub struct AccessSettings {
     #[arg(long, env = "CERTCTL_JWT_ROLE_CLAIM", default_value = "role")]
     jwt_role_claim: String,
 
-    /// What the claim's values stand for, as `group=role,group=role`; unless told, they are roles themselves.
+    /// What the claim's values stand for, as `group=role,group=role`; unless told, they are roles themselves. A role may be
+    /// limited to some certificates: `ci=requester;teams=t-1|t-2;domains=ci.example.com`, with `teams`, `environments`,
+    /// `issuers`, `profiles` and `domains`.
     #[arg(long, env = "CERTCTL_JWT_ROLES", value_delimiter = ',')]
     jwt_roles: Vec<RoleOf>,
 
@@ -436,18 +446,62 @@ pub struct RoleOf {
     pub group: String,
     /// The role.
     pub role: Role,
+    /// To which certificates it is limited.
+    pub scope: Scope,
+}
+
+/// Reads `teams=t-1|t-2;domains=ci.example.com`.
+fn scope(text: &str) -> Result<Scope, String> {
+    fn list<T: TryFrom<String>>(words: &str) -> Result<Option<Vec<T>>, String>
+    where
+        T::Error: std::fmt::Display,
+    {
+        let words = words.split('|').map(|word| T::try_from(word.trim().to_owned()).map_err(|e| e.to_string()));
+        words.collect::<Result<Vec<T>, String>>().map(Some)
+    }
+    let mut scope = Scope::default();
+    for part in text.split(';') {
+        let (name, words) = part.split_once('=').ok_or("write a scope as teams=t-1|t-2;domains=ci.example.com")?;
+        if words.trim().is_empty() {
+            return Err(format!("{} of a scope names nothing", name.trim()));
+        }
+        match name.trim() {
+            "teams" if scope.teams.is_none() => scope.teams = list(words)?,
+            "environments" if scope.environments.is_none() => {
+                scope.environments = Some(words.split('|').map(|word| word.trim().to_owned()).collect());
+            }
+            "issuers" if scope.issuers.is_none() => scope.issuers = list(words)?,
+            "profiles" if scope.profiles.is_none() => scope.profiles = list(words)?,
+            "domains" if scope.domains.is_none() => scope.domains = list::<Domain>(words)?,
+            other => {
+                return Err(format!(
+                    "\"{}\" is not one of teams, environments, issuers, profiles, domains, each at most once",
+                    other.escape_debug()
+                ));
+            }
+        }
+    }
+    Ok(scope)
 }
 
 impl FromStr for RoleOf {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let (text, limits) = match text.split_once(';') {
+            Some((text, limits)) => (text, scope(limits)?),
+            None => (text, Scope::default()),
+        };
         let (group, role) = text.rsplit_once('=').ok_or("write group=role,group=role")?;
-        match role.trim().parse()? {
+        match role.trim().parse::<Role>()? {
             Role::Agent => Err("agents come with keys of their own".to_owned()),
+            role if !limits.is_empty() && !role.may_be_scoped() => {
+                Err(format!("the role {role} cannot be limited: it may change the limits"))
+            }
             role => Ok(Self {
                 group: group.trim().to_owned(),
                 role,
+                scope: limits,
             }),
         }
     }
@@ -458,6 +512,8 @@ impl FromStr for RoleOf {
 pub struct Auth {
     /// What is asked of a client.
     pub entry: Entry,
+    /// Names by which the server may be asked when nothing is asked of clients, in lower case.
+    pub hosts: Vec<String>,
     /// The token of agents that want to register.
     pub bootstrap: Option<Secret>,
     /// How tokens are read.
@@ -527,7 +583,10 @@ impl Config {
         let access = &self.access;
         Ok(Auth {
             entry: access.entry(self.server_host)?,
-            bootstrap: secret(&access.bootstrap_token, &access.bootstrap_token_file)?,
+            hosts: access.allowed_hosts.iter().map(|name| name.trim().to_ascii_lowercase()).collect(),
+            bootstrap: secret(&access.bootstrap_token, &access.bootstrap_token_file)?
+                .map(|token| long_enough("CERTCTL_BOOTSTRAP_TOKEN", token))
+                .transpose()?,
             tokens: TokenRules {
                 issuer: access.issuer().cloned(),
                 audience: access.jwt_audience.clone(),
@@ -543,6 +602,16 @@ impl Config {
 
 /// RFC 7518 §3.2: the key of HS256 is at least as long as its digest.
 const LEAST_HS256: usize = 32;
+/// The fewest characters of a secret that opens by itself: fewer can be guessed through the network.
+const LEAST_SHARED: usize = 16;
+
+fn long_enough(name: &str, secret: Secret) -> anyhow::Result<Secret> {
+    ensure!(
+        secret.expose().chars().count() >= LEAST_SHARED,
+        "{name} has fewer than {LEAST_SHARED} characters; choose a random one, as with `openssl rand -hex 32`"
+    );
+    Ok(secret)
+}
 
 impl AccessSettings {
     fn issuer(&self) -> Option<&String> {
@@ -560,9 +629,12 @@ impl AccessSettings {
                 );
                 Ok(Entry::None)
             }
-            AuthType::ApiKey => secret.map(Entry::Shared).context(
-                "CERTCTL_AUTH_SECRET or CERTCTL_AUTH_SECRET_FILE is needed (or CERTCTL_AUTH_TYPE=jwt, or =none)",
-            ),
+            AuthType::ApiKey => {
+                let secret = secret.context(
+                    "CERTCTL_AUTH_SECRET or CERTCTL_AUTH_SECRET_FILE is needed (or CERTCTL_AUTH_TYPE=jwt, or =none)",
+                )?;
+                Ok(Entry::Shared(long_enough("CERTCTL_AUTH_SECRET", secret)?))
+            }
             AuthType::Jwt => Ok(Entry::Jwt(self.jwt(secret)?)),
         }
     }
@@ -634,7 +706,9 @@ mod tests {
     fn contradictions_are_found_before_anything_starts() {
         let long = "x".repeat(32);
         for (args, refusal) in [
-            ("--auth-secret s", ""),
+            ("--auth-secret fewer-than-16-c", "16 characters"),
+            ("--auth-secret sixteen-or-more-c", ""),
+            ("--auth-secret sixteen-or-more-c --bootstrap-token short", "CERTCTL_BOOTSTRAP_TOKEN"),
             ("", "CERTCTL_AUTH_SECRET"),
             ("--auth-type none", ""),
             ("--auth-type none --server-host ::1", ""),
@@ -652,7 +726,7 @@ mod tests {
             ("--auth-type jwt --jwt-issuer https://i.test --jwt-audience a", ""),
             ("--auth-type jwt --oidc-issuer https://i.test --jwt-audience a", ""),
             (
-                "--auth-secret s --oidc-issuer https://i.test --oidc-client-id c",
+                "--auth-secret sixteen-or-more-c --oidc-issuer https://i.test --oidc-client-id c",
                 "CERTCTL_OIDC_REDIRECT_URL",
             ),
         ] {
@@ -669,5 +743,16 @@ mod tests {
         assert_eq!(read("tls-admins=admin"), Ok(("tls-admins".to_owned(), Role::Admin)));
         assert_eq!(read("cn=tls = viewer"), Ok(("cn=tls".to_owned(), Role::Viewer)));
         assert!(read("admins").is_err() && read("admins=root").is_err() && read("hosts=agent").is_err());
+        assert_eq!(read("ci=requester;teams=t-1"), Ok(("ci".to_owned(), Role::Requester)));
+        for wrong in [
+            "ci=requester;",
+            "ci=requester;team=t-1",
+            "ci=requester;teams=",
+            "ci=requester;domains=*.example.com",
+            "ci=requester;teams=t-1;teams=t-2",
+            "ci=admin;teams=t-1",
+        ] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
     }
 }

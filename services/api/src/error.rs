@@ -117,6 +117,7 @@ impl From<StoreError> for ApiError {
             StoreError::Reference { constraint } => {
                 Self::invalid(field_of(&constraint), "names something that does not exist")
             }
+            StoreError::OutOfScope { .. } => Self::new(Kind::Forbidden, error.to_string()),
             StoreError::Unstorable => Self::malformed("a text holds a NUL character, which is not accepted", vec![]),
             StoreError::Busy(cause) => Self::unavailable(cause.to_string()),
             StoreError::Refused(why) => Self::unavailable(why),

@@ -9,18 +9,22 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use certctl_contract::{endpoint::Role, problem::Kind};
-use certctl_model::time::Time;
+use certctl_model::{scope::Scope, text, time::Time};
 use jsonwebtoken::{
     Algorithm, DecodingKey, Header, Validation,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse},
 };
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, MapAccess, SeqAccess, Visitor},
+};
 use serde_json::Value;
 use url::Url;
 
 use crate::{
-    auth::RESERVED,
+    auth::{is_reserved, name_of_subject},
     config::{JwtSource, TokenRules},
     error::ApiError,
     outbound,
@@ -43,18 +47,99 @@ pub fn looks_like_one(token: &str) -> bool {
 /// What a verified token says.
 #[derive(Clone, Debug)]
 pub struct Claims {
-    /// `sub`.
-    pub subject: String,
+    /// The principal: issuer and `sub`.
+    pub principal: String,
     /// The name to show.
     pub display_name: String,
     /// What its holder may do; none when it says nothing that is known.
     pub role: Option<Role>,
+    /// To which certificates it is limited.
+    pub scopes: Vec<Scope>,
     /// `exp`.
     pub until: Time,
     /// `nonce`, in answers to a login.
     pub nonce: Option<String>,
     /// `azp`: for whom it was issued.
     pub party: Option<String>,
+    /// How many audiences it is for.
+    pub audiences: usize,
+}
+
+/// JSON in which no object has a key twice: readers differ in which of the two they take (RFC 8725 §2.4, RFC 7519 §4).
+struct Unique;
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Walk;
+        impl<'de> Visitor<'de> for Walk {
+            type Value = Unique;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("JSON")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unique, A::Error> {
+                let mut keys = std::collections::HashSet::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    if !keys.insert(key) {
+                        return Err(A::Error::custom("a key is there twice"));
+                    }
+                    map.next_value::<Unique>()?;
+                }
+                Ok(Unique)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Unique, A::Error> {
+                while seq.next_element::<Unique>()?.is_some() {}
+                Ok(Unique)
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Unique, E> {
+                Ok(Unique)
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Unique, E> {
+                Ok(Unique)
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<Unique, E> {
+                Ok(Unique)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Unique, E> {
+                Ok(Unique)
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<Unique, E> {
+                Ok(Unique)
+            }
+
+            fn visit_unit<E>(self) -> Result<Unique, E> {
+                Ok(Unique)
+            }
+        }
+        deserializer.deserialize_any(Walk)
+    }
+}
+
+/// Whether header and claims of a token are JSON without repeated keys.
+fn is_unambiguous(token: &str) -> bool {
+    token.split('.').take(2).all(|part| {
+        let octets = URL_SAFE_NO_PAD.decode(part.trim_end_matches('=')).ok();
+        octets.is_some_and(|octets| serde_json::from_slice::<Unique>(&octets).is_ok())
+    })
+}
+
+/// Whether the header says that it is a token of a kind that is meant for us: no `typ`, `JWT` (RFC 7519 §5.1), and for
+/// bearer tokens `at+jwt` (RFC 9068 §2.1). Others, such as logout tokens, are signed with the same keys.
+fn is_of_kind(typ: Option<&str>, of_login: bool) -> bool {
+    let Some(typ) = typ else { return true };
+    let typ = typ.to_ascii_lowercase();
+    match typ.strip_prefix("application/").unwrap_or(&typ) {
+        "jwt" => true,
+        "at+jwt" => !of_login,
+        _ => false,
+    }
 }
 
 /// Verifies the tokens of one issuer.
@@ -63,6 +148,8 @@ pub struct Verifier {
     issuer: Option<String>,
     audience: Option<String>,
     rules: TokenRules,
+    /// Whether it verifies ID tokens.
+    of_login: bool,
 }
 
 enum Keys {
@@ -89,6 +176,7 @@ impl Verifier {
             issuer: rules.issuer.clone(),
             audience: rules.audience.clone(),
             rules: rules.clone(),
+            of_login: false,
         })
     }
 
@@ -99,6 +187,7 @@ impl Verifier {
             issuer: Some(name.to_owned()),
             audience: Some(client.to_owned()),
             rules: rules.clone(),
+            of_login: true,
         }
     }
 
@@ -110,6 +199,9 @@ impl Verifier {
         let header = jsonwebtoken::decode_header(token).map_err(|_| refused("its header cannot be read"))?;
         if header.crit.is_some() {
             return Err(refused("its header has critical parameters"));
+        }
+        if !is_of_kind(header.typ.as_deref(), self.of_login) {
+            return Err(refused("its header (typ) says that it is a token of another kind"));
         }
         let (algorithm, key) = match &self.keys {
             Keys::Secret(key) => (Algorithm::HS256, key.clone()),
@@ -135,6 +227,9 @@ impl Verifier {
         let claims: Value = jsonwebtoken::decode(token, &key, &validation)
             .map_err(|error| refused(word(error.kind())))?
             .claims;
+        if !is_unambiguous(token) {
+            return Err(refused("a claim or header parameter is there twice"));
+        }
         self.read(&claims, now)
     }
 
@@ -154,24 +249,45 @@ impl Verifier {
             return Err(refused("it is not valid yet"));
         }
         let text = |name: &str| claims[name].as_str().map(str::to_owned);
+        // An array would be taken by readers that look for one of several issuers.
+        let issuer = match &claims["iss"] {
+            Value::Null => None,
+            Value::String(issuer) => Some(issuer),
+            _ => return Err(refused("its issuer (iss) is not a text")),
+        };
+        if self.issuer.is_some() && self.issuer.as_ref() != issuer {
+            return Err(refused("another issuer made it"));
+        }
+        let audiences = match &claims["aud"] {
+            Value::Null => 0,
+            Value::String(_) => 1,
+            Value::Array(all) if all.iter().all(Value::is_string) => all.len(),
+            _ => return Err(refused("its audience (aud) is neither a text nor a list of texts")),
+        };
+        if !matches!(&claims["azp"], Value::Null | Value::String(_)) {
+            return Err(refused("its authorized party (azp) is not a text"));
+        }
         let plain = |text: &String| {
-            !text.trim().is_empty() && text.chars().count() <= LONGEST_NAME && !text.contains(char::is_control)
+            !text.trim().is_empty() && text.chars().count() <= LONGEST_NAME && !text.contains(text::is_hidden)
         };
         let subject = text("sub")
-            .filter(|subject| plain(subject) && !RESERVED.contains(&subject.as_str()))
+            .filter(|subject| plain(subject) && !is_reserved(subject))
             .ok_or_else(|| refused("it has no usable subject"))?;
         let shown = ["name", "preferred_username", "email"];
+        let (role, scopes) = self.rules.grant(claims).unzip();
         Ok(Claims {
             display_name: shown
                 .into_iter()
                 .filter_map(text)
                 .find(plain)
                 .unwrap_or_else(|| subject.clone()),
-            role: self.rules.role(claims),
+            role,
+            scopes: scopes.unwrap_or_default(),
             until,
             nonce: text("nonce"),
             party: text("azp"),
-            subject,
+            audiences,
+            principal: name_of_subject(self.issuer.as_deref(), &subject),
         })
     }
 }
@@ -189,9 +305,20 @@ fn word(kind: &jsonwebtoken::errors::ErrorKind) -> &'static str {
     }
 }
 
+/// Of several roles the first of these counts.
+const GREATEST_FIRST: [Role; 6] = [
+    Role::Admin,
+    Role::Operator,
+    Role::Approver,
+    Role::Requester,
+    Role::Auditor,
+    Role::Viewer,
+];
+
 impl TokenRules {
-    /// The greatest role the configured claim names. Roles of agents are not given by others.
-    fn role(&self, claims: &Value) -> Option<Role> {
+    /// The greatest role the configured claim names, and the scopes of the words that stand for it: none when one of them
+    /// has none. Roles of agents are not given by others.
+    fn grant(&self, claims: &Value) -> Option<(Role, Vec<Scope>)> {
         let found = match claims.get(&self.role_claim) {
             Some(value) => Some(value),
             None => self
@@ -205,13 +332,25 @@ impl TokenRules {
             _ => return None,
         };
         let named = |word: &str| match self.roles.is_empty() {
-            true => Role::ALL.iter().copied().find(|role| role.as_str() == word),
-            false => self.roles.iter().find(|of| of.group == word).map(|of| of.role),
+            true => {
+                let role = Role::ALL.iter().copied().find(|role| role.as_str() == word);
+                role.map(|role| (role, Scope::default()))
+            }
+            false => {
+                let of = self.roles.iter().find(|of| of.group == word);
+                of.map(|of| (of.role, of.scope.clone()))
+            }
         };
-        let held: Vec<Role> = words.into_iter().filter_map(named).collect();
-        [Role::Admin, Role::Operator, Role::Auditor, Role::Viewer]
+        let held: Vec<(Role, Scope)> = words.into_iter().filter_map(named).collect();
+        let greatest = GREATEST_FIRST
             .into_iter()
-            .find(|role| held.contains(role))
+            .find(|role| held.iter().any(|(held, _)| held == role))?;
+        let scopes = held.into_iter().filter(|(role, _)| *role == greatest);
+        let scopes: Vec<Scope> = scopes.map(|(_, scope)| scope).collect();
+        match scopes.iter().any(Scope::is_empty) {
+            true => Some((greatest, vec![])),
+            false => Some((greatest, scopes)),
+        }
     }
 }
 
@@ -486,7 +625,47 @@ mod tests {
             ("none", &[], None),
             ("none.at.all", &[], None),
         ] {
-            assert_eq!(rules(claim, roles).role(&claims), role, "{claim} {roles:?}");
+            let granted = rules(claim, roles).grant(&claims).map(|(role, _)| role);
+            assert_eq!(granted, role, "{claim} {roles:?}");
+        }
+    }
+
+    #[test]
+    fn scopes_of_several_groups_are_joined_unless_one_has_none() {
+        let claims = json!({ "groups": ["a", "b", "readers"] });
+        let scopes = |roles: &[&str]| {
+            let (role, scopes) = rules("groups", roles).grant(&claims).unwrap();
+            (role, scopes.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let (a, b) = ("a=operator;teams=t-a", "b=operator;teams=t-b;domains=b.test|c.test");
+        assert_eq!(scopes(&[a]), (Role::Operator, vec!["teams t-a".to_owned()]));
+        let both = vec!["teams t-a".to_owned(), "teams t-b; domains b.test, c.test".to_owned()];
+        assert_eq!(scopes(&[a, b, "readers=viewer"]), (Role::Operator, both));
+        assert_eq!(scopes(&[a, "b=operator"]), (Role::Operator, vec![]));
+    }
+
+    #[test]
+    fn a_token_with_a_claim_twice_or_of_another_kind_is_not_read() {
+        let token = |header: &str, claims: &str| {
+            let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+            format!("{}.{}.", part(header), part(claims))
+        };
+        assert!(is_unambiguous(&token("{\"alg\":\"ES256\"}", "{\"sub\":\"a\",\"x\":[{\"sub\":1}]}")));
+        for claims in ["{\"sub\":\"a\",\"sub\":\"b\"}", "{\"r\":{\"a\":1,\"a\":2}}", "[{\"a\":1,\"a\":1}]"] {
+            assert!(!is_unambiguous(&token("{}", claims)), "{claims}");
+        }
+        for (typ, bearer, login) in [
+            (None, true, true),
+            (Some("JWT"), true, true),
+            (Some("application/jwt"), true, true),
+            (Some("at+jwt"), true, false),
+            (Some("application/AT+JWT"), true, false),
+            (Some("logout+jwt"), false, false),
+            (Some("dpop+jwt"), false, false),
+            (Some("secevent+jwt"), false, false),
+            (Some(""), false, false),
+        ] {
+            assert_eq!((is_of_kind(typ, false), is_of_kind(typ, true)), (bearer, login), "{typ:?}");
         }
     }
 

@@ -13,6 +13,7 @@
 //! | [`idempotency`] | repeated POSTs are done once |
 //! | [`calls`], [`spool`] | every API call in the trail: what is recorded, and how it gets there |
 //! | [`headers`] | origins and security headers |
+//! | [`reach`] | which certificates the caller reaches |
 //! | [`readers`] | connections for statements that only read |
 //! | [`cursor`] | where a walk through a list stands |
 //! | [`listing`] | the generic half of every resource: list, get, delete |
@@ -46,6 +47,7 @@ pub mod link;
 pub mod listing;
 pub mod oidc;
 pub mod outbound;
+pub mod reach;
 pub mod readers;
 pub mod resources;
 pub mod scan_report;

@@ -274,17 +274,24 @@ async fn callback(app: &App, headers: &HeaderMap, query: Option<String>) -> Resu
     if !same(claims.nonce.unwrap_or_default().as_bytes(), begun.nonce.as_bytes()) {
         return Err(refused("the ID token answers another login"));
     }
-    if claims.party.is_some_and(|party| party != login.client.as_str()) {
-        return Err(refused("the ID token is for another client"));
+    // OpenID Connect Core 1.0 §3.1.3.7, 3 to 5.
+    match &claims.party {
+        Some(party) if party != login.client.as_str() => return Err(refused("the ID token is for another client")),
+        None if claims.audiences > 1 => {
+            return Err(refused("the ID token is for several clients and does not say (azp) for which it was issued"));
+        }
+        _ => {}
     }
     let role = claims
         .role
         .ok_or_else(|| refused("the identity provider gives you no role here; ask your administrator"))?;
-    let tx = Tx::begin(&app.pool, &Actor::user(&claims.subject), now).await?;
+    let tx = Tx::begin(&app.pool, &Actor::user(&claims.principal), now).await?;
     let newcomer = Newcomer {
-        name: claims.subject,
+        name: claims.principal.clone(),
         display_name: claims.display_name,
+        principal: claims.principal,
         role,
+        scopes: claims.scopes,
         secret: None,
         until: None,
     };

@@ -212,7 +212,7 @@ impl Entry {
 
 /// A text without control characters, cut to so many characters.
 pub fn cut(text: &str, most: usize) -> String {
-    text.chars().filter(|c| !c.is_control()).take(most).collect()
+    text.chars().filter(|c| !certctl_model::text::is_hidden(*c)).take(most).collect()
 }
 
 #[cfg(test)]

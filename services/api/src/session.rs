@@ -6,8 +6,9 @@ use aws_lc_rs::hmac;
 use axum::http::{HeaderMap, HeaderName, header};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use certctl_contract::{endpoint::Role, problem::Kind, sessions::Party};
-use certctl_model::{secret::Secret, time::Time};
+use certctl_model::{id::ApiKeyId, scope::Scope, secret::Secret, time::Time};
 use certctl_store::Tx;
+use sqlx::types::Json;
 
 use crate::{
     app::App,
@@ -59,6 +60,8 @@ impl Sessions {
 #[derive(Clone, Debug)]
 pub struct Session {
     hash: String,
+    /// The key of the principal that began it.
+    pub principal: String,
     /// The name to show.
     pub display_name: String,
     /// When it ends at the latest.
@@ -116,8 +119,12 @@ pub struct Newcomer {
     pub name: String,
     /// The name to show.
     pub display_name: String,
+    /// The key of the principal.
+    pub principal: String,
     /// What it may do.
     pub role: Role,
+    /// The scopes it is limited to.
+    pub scopes: Vec<Scope>,
     /// Digest of the secret of a named key, when it came with one.
     pub secret: Option<String>,
     /// When what it came with ends.
@@ -137,8 +144,9 @@ pub async fn begin(app: &App, mut tx: Tx, who: Newcomer) -> Result<(Party, Strin
         .until
         .map_or(now + sessions.lifetime, |until| until.min(now + sessions.lifetime));
     sqlx::query(
-        "INSERT INTO sessions (hash, name, display_name, role, secret_hash, created_at, last_seen_at, expires_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $6, $7)",
+        "INSERT INTO sessions (hash, name, display_name, role, secret_hash, created_at, last_seen_at, expires_at, principal,
+                               scopes)
+         VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8, $9)",
     )
     .bind(&hash)
     .bind(&who.name)
@@ -147,6 +155,8 @@ pub async fn begin(app: &App, mut tx: Tx, who: Newcomer) -> Result<(Party, Strin
     .bind(&who.secret)
     .bind(now)
     .bind(expires_at)
+    .bind(&who.principal)
+    .bind(Json(&who.scopes))
     .execute(&mut *tx)
     .await?;
     let event = tx
@@ -159,6 +169,7 @@ pub async fn begin(app: &App, mut tx: Tx, who: Newcomer) -> Result<(Party, Strin
         name: who.name,
         display_name: who.display_name,
         role: Some(who.role),
+        scopes: who.scopes,
         via: "session".to_owned(),
         csrf_token: Some(csrf(&cookie).expose().to_owned()),
         expires_at: Some(expires_at),
@@ -186,37 +197,40 @@ fn public_id(hash: &str) -> &str {
     &hash[..16]
 }
 
+/// A session that was found, and what it may. Of one that was begun with a named key, the key decides that.
+pub struct Found {
+    /// The name of the principal, or of the key it was begun with.
+    pub name: String,
+    /// The named key it was begun with.
+    pub key: Option<ApiKeyId>,
+    /// What it may do.
+    pub role: Role,
+    /// The scopes it is limited to.
+    pub scopes: Vec<Scope>,
+    /// The rest.
+    pub session: Session,
+}
+
 #[derive(sqlx::FromRow)]
-struct Found {
+struct Stored {
     name: String,
     display_name: String,
+    key: Option<ApiKeyId>,
     role: Role,
+    scopes: Json<Vec<Scope>>,
+    principal: String,
     last_seen_at: Time,
     expires_at: Time,
 }
 
-/// The session of a cookie: name, role, the rest. Of one that was begun with a named key, the key decides what it may.
+/// The session of a cookie.
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn find(app: &App, cookie: &str) -> Result<Option<(String, Role, Session)>, ApiError> {
-    let sessions = &app.gate.sessions;
-    let (hash, now) = (sessions.hash(cookie), app.clock.now());
-    let found: Option<Found> = sqlx::query_as(
-        "SELECT coalesce(k.name, s.name) AS name, coalesce(k.name, s.display_name) AS display_name,
-                coalesce(k.role, s.role) AS role, s.last_seen_at, s.expires_at
-           FROM sessions s
-           LEFT JOIN api_key_secrets x ON x.hash = s.secret_hash
-           LEFT JOIN api_keys k ON k.id = x.key_id
-          WHERE s.hash = $1 AND s.expires_at > $2 AND s.last_seen_at > $3
-            AND (x.ends_at IS NULL OR x.ends_at > $2) AND (k.expires_at IS NULL OR k.expires_at > $2)",
-    )
-    .bind(&hash)
-    .bind(now)
-    .bind(now - sessions.idle)
-    .fetch_optional(&app.pool)
-    .await?;
-    let Some(found) = found else { return Ok(None) };
+pub async fn find(app: &App, cookie: &str) -> Result<Option<Found>, ApiError> {
+    let hash = app.gate.sessions.hash(cookie);
+    let Some(found) = stored(app, &hash).await? else { return Ok(None) };
+    let now = app.clock.now();
     if now.since(found.last_seen_at) >= SEEN_WITHIN {
         sqlx::query("UPDATE sessions SET last_seen_at = $2 WHERE hash = $1 AND last_seen_at < $2")
             .bind(&hash)
@@ -226,11 +240,47 @@ pub async fn find(app: &App, cookie: &str) -> Result<Option<(String, Role, Sessi
     }
     let session = Session {
         hash,
+        principal: found.principal,
         display_name: found.display_name,
         expires_at: found.expires_at,
         csrf: csrf(cookie),
     };
-    Ok(Some((found.name, found.role, session)))
+    Ok(Some(Found {
+        name: found.name,
+        key: found.key,
+        role: found.role,
+        scopes: found.scopes.0,
+        session,
+    }))
+}
+
+/// Whether a session has not ended since it was found.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn is_open(app: &App, session: &Session) -> Result<bool, ApiError> {
+    Ok(stored(app, &session.hash).await?.is_some())
+}
+
+async fn stored(app: &App, hash: &str) -> Result<Option<Stored>, ApiError> {
+    let now = app.clock.now();
+    let found = sqlx::query_as(
+        "SELECT coalesce(k.name, s.name) AS name, coalesce(k.name, s.display_name) AS display_name, k.id AS key,
+                coalesce(k.role, s.role) AS role,
+                CASE WHEN k.id IS NULL THEN s.scopes ELSE jsonb_build_array(k.scope) END AS scopes,
+                s.principal, s.last_seen_at, s.expires_at
+           FROM sessions s
+           LEFT JOIN api_key_secrets x ON x.hash = s.secret_hash
+           LEFT JOIN api_keys k ON k.id = x.key_id
+          WHERE s.hash = $1 AND s.expires_at > $2 AND s.last_seen_at > $3
+            AND (x.ends_at IS NULL OR x.ends_at > $2) AND (k.expires_at IS NULL OR k.expires_at > $2)",
+    )
+    .bind(hash)
+    .bind(now)
+    .bind(now - app.gate.sessions.idle)
+    .fetch_optional(&app.pool)
+    .await?;
+    Ok(found)
 }
 
 /// The value of a cookie, when it has one.
@@ -276,6 +326,7 @@ mod tests {
     fn a_request_with_a_session_says_where_it_comes_from() {
         let session = Session {
             hash: String::new(),
+            principal: String::new(),
             display_name: String::new(),
             expires_at: Time::from_unix(0),
             csrf: csrf("cookie"),

@@ -2,6 +2,7 @@
 
 use certctl_model::{
     id::{AgentId, ApiKeyId},
+    scope::Scope,
     time::Time,
 };
 use schemars::JsonSchema;
@@ -22,7 +23,7 @@ crate::resource! {
     POST "" CreateApiKey(body: NewApiKey,) [Needs(Administer)] -> 201 IssuedApiKey;
     /// Fetch one API key.
     GET "/{id}" GetApiKey(path: Id<ApiKeyId>,) [Needs(Administer)] -> 200 ApiKey;
-    /// Change name, role or end of an API key. Keys that are absent keep their value.
+    /// Change name, role, scope or end of an API key. Keys that are absent keep their value.
     PUT "/{id}" UpdateApiKey(path: Id<ApiKeyId>, body: ApiKeyChanges,) [Needs(Administer)] -> 200 ApiKey;
     /// Give an API key a new secret, which is in the answer, this once. The one before stays valid for a while.
     POST "/{id}/rotate" RotateApiKey(path: Id<ApiKeyId>, body: Rotation,) [Needs(Administer)] -> 200 IssuedApiKey;
@@ -63,6 +64,10 @@ pub struct ApiKey {
     /// The agent whose key it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_id: Option<AgentId>,
+    /// To which certificates it is limited; absent for no limit.
+    #[serde(default, skip_serializing_if = "Scope::is_empty")]
+    #[cfg_attr(feature = "sqlx", sqlx(json))]
+    pub scope: Scope,
     /// The first characters of its secret.
     pub prefix: String,
     /// Who created it.
@@ -93,6 +98,9 @@ pub struct NewApiKey {
     /// The agent whose key it is: needed when `role` is `agent`, and only then.
     #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
     pub agent_id: Option<AgentId>,
+    /// To which certificates it is limited; absent for no limit. For every role but `admin` and `agent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
     /// When it ends; never when absent.
     #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
@@ -111,6 +119,9 @@ pub struct ApiKeyChanges {
     /// What its holder may do. An agent's key stays one, and no other becomes one.
     #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,
+    /// To which certificates it is limited, as a whole; the empty object for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
     /// When it ends; the empty text for never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Clearable<Time>>,

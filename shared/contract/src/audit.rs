@@ -15,12 +15,12 @@ crate::resource! {
     audit "/api/v1/audit";
 
     /// List audit events, newest first unless sorted.
-    GET "" ListAuditEvents(query: List<AuditFilter, AuditSort>,) [Needs(Audit)] -> 200 Page<AuditEvent>;
+    GET "" ListAuditEvents(query: List<AuditFilter, AuditSort>,) [Needs(Audit), Rows] -> 200 Page<AuditEvent>;
     /// Download audit events as CSV or JSON, newest first, however many there are. In CSV a cell that a spreadsheet
     /// would take for a formula begins with an apostrophe.
-    GET "/export" ExportAuditEvents(query: AuditExport,) [Needs(Audit); Export] -> 200 File<AuditFile>;
+    GET "/export" ExportAuditEvents(query: AuditExport,) [Needs(Audit), Rows; Export] -> 200 File<AuditFile>;
     /// Fetch one audit event.
-    GET "/{id}" GetAuditEvent(path: Id<AuditEventId>,) [Needs(Audit)] -> 200 AuditEvent;
+    GET "/{id}" GetAuditEvent(path: Id<AuditEventId>,) [Needs(Audit), Rows] -> 200 AuditEvent;
 }
 
 crate::query! {

@@ -25,18 +25,18 @@ crate::resource! {
     ///
     /// Certificates are named by `ids` or chosen by `filter`. The answer is an operation that goes on by itself: its
     /// progress and what became of each certificate can be read. With `dry_run` everything is tried and undone.
-    POST "/renew" BulkRenew(body: BulkRenewal,) [Needs(Operate)] -> 202 BulkOperation;
+    POST "/renew" BulkRenew(body: BulkRenewal,) [Needs(Operate), Change] -> 202 BulkOperation;
     /// Revoke many certificates.
-    POST "/revoke" BulkRevoke(body: BulkRevocation,) [Needs(Revoke)] -> 202 BulkOperation;
+    POST "/revoke" BulkRevoke(body: BulkRevocation,) [Needs(Revoke), Change] -> 202 BulkOperation;
     /// Give many certificates to another owner or team.
     POST "/reassign" BulkReassign(body: BulkReassignment,) [Needs(Operate)] -> 202 BulkOperation;
     /// List bulk operations, newest first unless sorted.
-    GET "/operations" ListBulkOperations(query: List<BulkFilter, BulkSort>,) [Needs(View)] -> 200 Page<BulkOperation>;
+    GET "/operations" ListBulkOperations(query: List<BulkFilter, BulkSort>,) [Needs(View), Rows] -> 200 Page<BulkOperation>;
     /// Fetch one bulk operation and its progress.
-    GET "/operations/{id}" GetBulkOperation(path: Id<BulkId>,) [Needs(View)] -> 200 BulkOperation;
+    GET "/operations/{id}" GetBulkOperation(path: Id<BulkId>,) [Needs(View), Rows] -> 200 BulkOperation;
     /// List what became of the certificates of a bulk operation.
     GET "/operations/{id}/items" ListBulkItems(path: Id<BulkId>, query: List<BulkItemFilter, BulkItemSort>,)
-        [Needs(View)] -> 200 Page<BulkItem>;
+        [Needs(View), Rows] -> 200 Page<BulkItem>;
     /// Call off a bulk operation: certificates that have not had their turn are left alone.
     POST "/operations/{id}/cancel" CancelBulkOperation(path: Id<BulkId>,) [Needs(Operate)] -> 200 Outcome;
 }

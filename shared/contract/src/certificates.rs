@@ -26,43 +26,43 @@ crate::resource! {
     certificates "/api/v1/certificates";
 
     /// List certificates, newest first unless sorted.
-    GET "" ListCertificates(query: List<CertificateFilter, CertificateSort>,) [Needs(View)] -> 200 Page<Certificate>;
+    GET "" ListCertificates(query: List<CertificateFilter, CertificateSort>,) [Needs(View), Rows] -> 200 Page<Certificate>;
     /// Request a certificate.
     ///
     /// The agent of each target makes a key and sends a certification request; what is issued is deployed to the
     /// targets. Without targets it waits until some are given.
-    POST "" CreateCertificate(body: NewCertificate,) [Needs(Operate)] -> 201 Certificate;
+    POST "" CreateCertificate(body: NewCertificate,) [Needs(Request), Change] -> 201 Certificate;
     /// Fetch one certificate.
-    GET "/{id}" GetCertificate(path: Id<CertificateId>,) [Needs(View)] -> 200 Certificate;
+    GET "/{id}" GetCertificate(path: Id<CertificateId>,) [Needs(View), Certificate] -> 200 Certificate;
     /// Change a certificate. Keys that are absent keep their value; names changed here are certified at the next renewal.
-    PUT "/{id}" UpdateCertificate(path: Id<CertificateId>, body: CertificateChanges,) [Needs(Operate)] -> 200 Certificate;
+    PUT "/{id}" UpdateCertificate(path: Id<CertificateId>, body: CertificateChanges,) [Needs(Operate), Certificate] -> 200 Certificate;
     /// Archive a certificate. It is no longer renewed; open jobs are cancelled.
-    DELETE "/{id}" ArchiveCertificate(path: Id<CertificateId>,) [Needs(Operate)] -> 204 NoContent;
+    DELETE "/{id}" ArchiveCertificate(path: Id<CertificateId>,) [Needs(Operate), Certificate] -> 204 NoContent;
     /// List the versions of a certificate, newest first.
     GET "/{id}/versions" ListCertificateVersions(path: Id<CertificateId>, query: List<VersionFilter, VersionSort>,)
-        [Needs(View)] -> 200 Page<CertificateVersion>;
+        [Needs(View), Certificate] -> 200 Page<CertificateVersion>;
     /// List the targets a certificate is deployed to.
-    GET "/{id}/deployments" ListCertificateDeployments(path: Id<CertificateId>,) [Needs(View)] -> 200 Deployments;
+    GET "/{id}/deployments" ListCertificateDeployments(path: Id<CertificateId>,) [Needs(View), Certificate] -> 200 Deployments;
     /// Renew a certificate now: a new key, a new version, deployed to its targets.
-    POST "/{id}/renew" TriggerRenewal(path: Id<CertificateId>,) [Needs(Operate)] -> 202 Triggered;
+    POST "/{id}/renew" TriggerRenewal(path: Id<CertificateId>,) [Needs(Request), Certificate] -> 202 Triggered;
     /// Deploy the newest version again, or an older one, to one target or to all.
     ///
     /// An older version goes to targets whose agent holds its key; it stays there until another is deployed or the
     /// certificate is renewed. Refused when it has expired or is revoked.
-    POST "/{id}/deploy" TriggerDeployment(path: Id<CertificateId>, body: DeployRequest,) [Needs(Operate)] -> 202 Triggered;
+    POST "/{id}/deploy" TriggerDeployment(path: Id<CertificateId>, body: DeployRequest,) [Needs(Operate), Certificate] -> 202 Triggered;
     /// Look now whether what was deployed last is served at every address of the endpoints of its targets: of one, or of all
     /// that have endpoints. What is seen can be read at `/api/v1/endpoints`.
-    POST "/{id}/validate" TriggerValidation(path: Id<CertificateId>, body: ValidateRequest,) [Needs(Operate)]
+    POST "/{id}/validate" TriggerValidation(path: Id<CertificateId>, body: ValidateRequest,) [Needs(Operate), Certificate]
         -> 202 Triggered;
     /// Revoke a certificate: all its versions that have not expired.
     ///
     /// `certificateHold` suspends it: it can be released, or revoked for good by another reason.
-    POST "/{id}/revoke" RevokeCertificate(path: Id<CertificateId>, body: RevokeRequest,) [Needs(Revoke)] -> 200 Outcome;
+    POST "/{id}/revoke" RevokeCertificate(path: Id<CertificateId>, body: RevokeRequest,) [Needs(Revoke), Certificate] -> 200 Outcome;
     /// Ask how far the revocation of a certificate has come: when it was recorded, and when it was first seen by OCSP and in
     /// the CRL at each edge that is probed.
-    GET "/{id}/revocation" GetCertificateRevocation(path: Id<CertificateId>,) [Needs(View)] -> 200 CertificateRevocation;
+    GET "/{id}/revocation" GetCertificateRevocation(path: Id<CertificateId>,) [Needs(View), Certificate] -> 200 CertificateRevocation;
     /// Release a certificate that was revoked with `certificateHold`: it is live again.
-    POST "/{id}/release" ReleaseCertificate(path: Id<CertificateId>,) [Needs(Revoke)] -> 200 Outcome;
+    POST "/{id}/release" ReleaseCertificate(path: Id<CertificateId>,) [Needs(Revoke), Certificate] -> 200 Outcome;
 }
 
 crate::query! {

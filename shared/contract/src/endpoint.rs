@@ -30,6 +30,8 @@ certctl_model::words! {
     pub enum Permission {
         /// Read the inventory.
         View = "view",
+        /// Create certificates and renew them.
+        Request = "request",
         /// Request, renew, deploy; change certificates.
         Operate = "operate",
         /// Revoke.
@@ -56,22 +58,52 @@ certctl_model::words! {
         Viewer = "viewer",
         /// Reading the inventory and the trail.
         Auditor = "auditor",
+        /// Creating certificates, and reading and renewing those that it created.
+        Requester = "requester",
+        /// Reading the inventory, and approving.
+        Approver = "approver",
         /// The paths of one agent, and nothing else.
         Agent = "agent",
+    }
+}
+
+certctl_model::words! {
+    /// How an operation treats a party that reaches only some certificates: one whose key or role has a scope, or whose
+    /// role is `requester`. A row that states nothing refuses such a party.
+    pub enum Scoping {
+        /// Refused: it concerns what belongs to no single certificate, or nobody has said how it is limited.
+        Refused = "refused",
+        /// Not limited: it concerns the caller alone.
+        Caller = "caller",
+        /// The path names a certificate within reach; any other is a 404.
+        Certificate = "certificate",
+        /// The path names a job of a certificate within reach; any other is a 404.
+        Job = "job",
+        /// It answers with what belongs to certificates within reach, and nothing else.
+        Rows = "rows",
+        /// It changes certificates within reach: one that does not reach them afterwards is a 403.
+        Change = "change",
     }
 }
 
 impl Role {
     /// Whether the role includes the permission.
     pub const fn may(self, permission: Permission) -> bool {
-        use Permission::{Approve, Audit, Operate, Revoke, View};
+        use Permission::{Approve, Audit, Operate, Request, Revoke, View};
         match self {
             Role::Admin => true,
-            Role::Operator => matches!(permission, View | Operate | Revoke | Approve),
+            Role::Operator => matches!(permission, View | Request | Operate | Revoke | Approve),
+            Role::Requester => matches!(permission, View | Request),
+            Role::Approver => matches!(permission, View | Approve),
             Role::Viewer => matches!(permission, View),
             Role::Auditor => matches!(permission, View | Audit),
             Role::Agent => false,
         }
+    }
+
+    /// Whether its keys may have a scope.
+    pub const fn may_be_scoped(self) -> bool {
+        !matches!(self, Role::Admin | Role::Agent)
     }
 }
 
@@ -136,6 +168,8 @@ pub trait Endpoint: Send + Sync + 'static {
     const STATUS: u16;
     /// Who may call it.
     const ACCESS: Access;
+    /// How it treats a party that reaches only some certificates.
+    const SCOPING: Scoping;
     /// How much it may send, and how long it may take.
     const CLASS: Class;
     /// Parameters in the path.
@@ -407,6 +441,8 @@ pub struct Operation {
     pub doc: &'static str,
     /// Who may call it.
     pub access: Access,
+    /// How it treats a party that reaches only some certificates.
+    pub scoping: Scoping,
     /// Parameters in the path.
     pub path_params: fn() -> Vec<Param>,
     /// Parameters in the query.
@@ -438,6 +474,7 @@ impl Operation {
             status: E::STATUS,
             doc,
             access: E::ACCESS,
+            scoping: E::SCOPING,
             path_params: E::Path::params,
             query_params: E::Query::params,
             body: takes_a_body.then_some(|g: &mut SchemaGenerator| g.subschema_for::<E::Body>()),
@@ -502,13 +539,14 @@ pub fn snake(camel: &str) -> String {
 /// }
 /// ```
 ///
-/// A row whose requests or answers are large names its [`Class`] after its access: `[Agent; Upload]`.
+/// A row that a party with a scope may call names its [`Scoping`] after its access: `[Needs(View), Certificate]`. A row
+/// whose requests or answers are large names its [`Class`] at the end: `[Agent; Upload]`.
 #[macro_export]
 macro_rules! resource {
     ($tag:ident $base:literal; $(
         $(#[doc = $doc:literal])+
         $method:ident $rest:literal $name:ident
-        ($(path: $path:ty,)? $(query: $query:ty,)? $(body: $body:ty,)?) [$access:ident $(($permission:ident))? $(; $class:ident)?]
+        ($(path: $path:ty,)? $(query: $query:ty,)? $(body: $body:ty,)?) [$access:ident $(($permission:ident))? $(, $scoping:ident)? $(; $class:ident)?]
         -> $status:literal $reply:ty;
     )+) => {
         $(
@@ -524,6 +562,7 @@ macro_rules! resource {
                 const STATUS: u16 = $status;
                 const ACCESS: $crate::endpoint::Access =
                     $crate::endpoint::Access::$access $(($crate::endpoint::Permission::$permission))?;
+                const SCOPING: $crate::endpoint::Scoping = $crate::resource!(@scoping $($scoping)?);
                 const CLASS: $crate::endpoint::Class = $crate::resource!(@class $($class)?);
                 type Path = $crate::resource!(@or $crate::query::NoParams $(, $path)?);
                 type Query = $crate::resource!(@or $crate::query::NoParams $(, $query)?);
@@ -540,6 +579,8 @@ macro_rules! resource {
             )),+]
         }
     };
+    (@scoping) => { $crate::endpoint::Scoping::Refused };
+    (@scoping $scoping:ident) => { $crate::endpoint::Scoping::$scoping };
     (@class) => { $crate::endpoint::Class::Ordinary };
     (@class $class:ident) => { $crate::endpoint::Class::$class };
     (@or $default:ty) => { $default };

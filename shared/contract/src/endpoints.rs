@@ -17,7 +17,7 @@ crate::resource! {
     /// sorted.
     ///
     /// One looks after every deployment, regularly, and when asked to: see `/api/v1/certificates/{id}/validate`.
-    GET "" ListEndpoints(query: List<EndpointFilter, EndpointSort>,) [Needs(View)] -> 200 Page<Endpoint>;
+    GET "" ListEndpoints(query: List<EndpointFilter, EndpointSort>,) [Needs(View), Rows] -> 200 Page<Endpoint>;
 }
 
 crate::query! {

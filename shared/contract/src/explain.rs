@@ -13,9 +13,9 @@ crate::resource! {
     explain "/api/v1";
 
     /// Explain why a certificate is, or is not, being renewed or deployed, and what happens next.
-    GET "/certificates/{id}/explain" ExplainCertificate(path: Id<CertificateId>,) [Needs(View)] -> 200 CertificateExplanation;
+    GET "/certificates/{id}/explain" ExplainCertificate(path: Id<CertificateId>,) [Needs(View), Certificate] -> 200 CertificateExplanation;
     /// Explain what a job waits for, and what happens next.
-    GET "/jobs/{id}/explain" ExplainJob(path: Id<JobId>,) [Needs(View)] -> 200 Explanation;
+    GET "/jobs/{id}/explain" ExplainJob(path: Id<JobId>,) [Needs(View), Job] -> 200 Explanation;
 }
 
 /// Why a certificate stands where it stands.

@@ -16,7 +16,7 @@ crate::resource! {
     /// Tell how clients authenticate.
     GET "/api/v1/auth/info" AuthInfo() [Open] -> 200 AuthMode;
     /// Check a key.
-    GET "/api/v1/auth/check" AuthCheck() [Anyone] -> 200 Outcome;
+    GET "/api/v1/auth/check" AuthCheck() [Anyone, Caller] -> 200 Outcome;
 }
 
 /// What became of a request, as one word.

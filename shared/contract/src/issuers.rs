@@ -16,13 +16,13 @@ crate::resource! {
     issuers "/api/v1/issuers";
 
     /// List issuers.
-    GET "" ListIssuers(query: List<IssuerFilter, IssuerSort>,) [Needs(View)] -> 200 Page<Issuer>;
+    GET "" ListIssuers(query: List<IssuerFilter, IssuerSort>,) [Needs(View), Rows] -> 200 Page<Issuer>;
     /// Create an issuer.
     ///
     /// A `local` issuer gets a key and a self-signed root of its own, made by the signer when it is first used.
     POST "" CreateIssuer(body: NewIssuer,) [Needs(Configure)] -> 201 Issuer;
     /// Fetch one issuer.
-    GET "/{id}" GetIssuer(path: Id<IssuerId>,) [Needs(View)] -> 200 Issuer;
+    GET "/{id}" GetIssuer(path: Id<IssuerId>,) [Needs(View), Rows] -> 200 Issuer;
     /// Change an issuer. Keys that are absent keep their value; the type stays.
     PUT "/{id}" UpdateIssuer(path: Id<IssuerId>, body: IssuerChanges,) [Needs(Configure)] -> 200 Issuer;
     /// Delete an issuer. Refused while certificates refer to it.

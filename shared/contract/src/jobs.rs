@@ -18,22 +18,22 @@ crate::resource! {
     jobs "/api/v1/jobs";
 
     /// List jobs, newest first unless sorted.
-    GET "" ListJobs(query: List<JobFilter, JobSort>,) [Needs(View)] -> 200 Page<Job>;
+    GET "" ListJobs(query: List<JobFilter, JobSort>,) [Needs(View), Rows] -> 200 Page<Job>;
     /// Fetch one job.
-    GET "/{id}" GetJob(path: Id<JobId>,) [Needs(View)] -> 200 Job;
+    GET "/{id}" GetJob(path: Id<JobId>,) [Needs(View), Job] -> 200 Job;
     /// Cancel a job that is not finished and not being done, or end the retries of a failed deployment.
-    POST "/{id}/cancel" CancelJob(path: Id<JobId>,) [Needs(Operate)] -> 200 Outcome;
+    POST "/{id}/cancel" CancelJob(path: Id<JobId>,) [Needs(Operate), Job] -> 200 Outcome;
     /// Try a failed job again now, or a deployment that waits for its next attempt.
     ///
     /// Deployments are tried again by themselves: with the retry interval of the renewal policy, doubled each time, and after
     /// the last attempt at a low rate (between one hour and six, or the retry interval if that is longer).
-    POST "/{id}/retry" RetryJob(path: Id<JobId>,) [Needs(Operate)] -> 200 Outcome;
+    POST "/{id}/retry" RetryJob(path: Id<JobId>,) [Needs(Operate), Job] -> 200 Outcome;
     /// Show in full what waits for approval, and who has agreed to it.
-    GET "/{id}/approval" GetJobApproval(path: Id<JobId>,) [Needs(View)] -> 200 JobApproval;
+    GET "/{id}/approval" GetJobApproval(path: Id<JobId>,) [Needs(View), Job] -> 200 JobApproval;
     /// Agree to what a job has signed. It goes on when enough people have: until then the answer is `approval_given`.
-    POST "/{id}/approve" ApproveJob(path: Id<JobId>, body: Agreement,) [Needs(Approve)] -> 200 Outcome;
+    POST "/{id}/approve" ApproveJob(path: Id<JobId>, body: Agreement,) [Needs(Approve), Job] -> 200 Outcome;
     /// Call a job off that waits for approval.
-    POST "/{id}/reject" RejectJob(path: Id<JobId>, body: Decision,) [Needs(Approve)] -> 200 Outcome;
+    POST "/{id}/reject" RejectJob(path: Id<JobId>, body: Decision,) [Needs(Approve), Job] -> 200 Outcome;
 }
 
 crate::query! {

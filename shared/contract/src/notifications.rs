@@ -18,9 +18,9 @@ crate::resource! {
     notifications "/api/v1/notifications";
 
     /// List notifications, newest first unless sorted.
-    GET "" ListNotifications(query: List<NotificationFilter, NotificationSort>,) [Needs(View)] -> 200 Page<Notification>;
+    GET "" ListNotifications(query: List<NotificationFilter, NotificationSort>,) [Needs(View), Rows] -> 200 Page<Notification>;
     /// Fetch one notification.
-    GET "/{id}" GetNotification(path: Id<NotificationId>,) [Needs(View)] -> 200 Notification;
+    GET "/{id}" GetNotification(path: Id<NotificationId>,) [Needs(View), Rows] -> 200 Notification;
     /// Mark a notification as read. One that is not sent yet is sent all the same.
     POST "/{id}/read" MarkNotificationRead(path: Id<NotificationId>,) [Needs(Operate)] -> 200 Outcome;
     /// Send a notification again that was sent, given up or skipped. 409 while it is still being delivered.

@@ -193,6 +193,9 @@ fn describe(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
         Access::Bootstrap => json!("bootstrap"),
         Access::Needs(permission) => json!(permission),
     };
+    if !matches!(operation.access, Access::Open | Access::Agent) {
+        described["x-scope"] = json!(operation.scoping);
+    }
     match operation.access {
         Access::Open => described["security"] = json!([]),
         _ if operation.method != Method::GET => {

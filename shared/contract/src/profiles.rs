@@ -19,11 +19,11 @@ crate::resource! {
     profiles "/api/v1/profiles";
 
     /// List profiles.
-    GET "" ListProfiles(query: List<ProfileFilter, ProfileSort>,) [Needs(View)] -> 200 Page<Profile>;
+    GET "" ListProfiles(query: List<ProfileFilter, ProfileSort>,) [Needs(View), Rows] -> 200 Page<Profile>;
     /// Create a profile.
     POST "" CreateProfile(body: NewProfile,) [Needs(Configure)] -> 201 Profile;
     /// Fetch one profile.
-    GET "/{id}" GetProfile(path: Id<ProfileId>,) [Needs(View)] -> 200 Profile;
+    GET "/{id}" GetProfile(path: Id<ProfileId>,) [Needs(View), Rows] -> 200 Profile;
     /// Change a profile. Keys that are absent keep their value.
     PUT "/{id}" UpdateProfile(path: Id<ProfileId>, body: ProfileChanges,) [Needs(Configure)] -> 200 Profile;
     /// Delete a profile. Refused while certificates or renewal policies refer to it: without it they would have no limits.

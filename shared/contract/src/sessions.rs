@@ -1,6 +1,6 @@
 //! Logging in with a browser.
 
-use certctl_model::time::Time;
+use certctl_model::{scope::Scope, time::Time};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
@@ -10,11 +10,11 @@ crate::resource! {
     sessions "/api/v1/sessions";
 
     /// Begin a session with the bearer token of this request. The answer sets the session's cookie.
-    POST "" BeginSession() [Needs(View)] -> 201 Begun;
+    POST "" BeginSession() [Needs(View), Caller] -> 201 Begun;
     /// Tell who asks, and of a session its CSRF token and its end.
-    GET "/current" CurrentSession() [Anyone] -> 200 Party;
+    GET "/current" CurrentSession() [Anyone, Caller] -> 200 Party;
     /// End the session of this request.
-    DELETE "/current" EndSession() [Anyone] -> 204 Ended;
+    DELETE "/current" EndSession() [Anyone, Caller] -> 204 Ended;
 }
 
 /// Who asks.
@@ -27,6 +27,9 @@ pub struct Party {
     /// What it may do; absent when the identity provider gave none that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,
+    /// To which certificates it is limited: those within one of these scopes. Absent for no limit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scopes: Vec<Scope>,
     /// How it came: `shared-key`, `api-key`, `jwt`, `session`, `agent` or `none`.
     pub via: String,
     /// Of a session: what to send as `X-CSRF-Token` with every request but GET and HEAD.

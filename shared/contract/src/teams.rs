@@ -14,11 +14,11 @@ crate::resource! {
     teams "/api/v1/teams";
 
     /// List teams.
-    GET "" ListTeams(query: List<TeamFilter, TeamSort>,) [Needs(View)] -> 200 Page<Team>;
+    GET "" ListTeams(query: List<TeamFilter, TeamSort>,) [Needs(View), Rows] -> 200 Page<Team>;
     /// Create a team.
     POST "" CreateTeam(body: NewTeam,) [Needs(Configure)] -> 201 Team;
     /// Fetch one team.
-    GET "/{id}" GetTeam(path: Id<TeamId>,) [Needs(View)] -> 200 Team;
+    GET "/{id}" GetTeam(path: Id<TeamId>,) [Needs(View), Rows] -> 200 Team;
     /// Change a team. Keys that are absent keep their value.
     PUT "/{id}" UpdateTeam(path: Id<TeamId>, body: TeamChanges,) [Needs(Configure)] -> 200 Team;
     /// Delete a team. Refused while owners or certificates refer to it.

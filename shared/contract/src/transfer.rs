@@ -28,7 +28,7 @@ crate::resource! {
     ///
     /// `pem` is the certificate, `chain` what is above it, `fullchain` both, `der` the certificate in DER, `p12` both in
     /// PKCS #12 with the password `changeit`.
-    GET "/{id}/export" ExportCertificate(path: Id<CertificateId>, query: ExportQuery,) [Needs(View)]
+    GET "/{id}/export" ExportCertificate(path: Id<CertificateId>, query: ExportQuery,) [Needs(View), Certificate]
         -> 200 File<CertificateFile>;
 }
 

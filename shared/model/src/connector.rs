@@ -252,7 +252,7 @@ fn text(config: &Map<String, Value>, key: &'static str) -> Result<Option<String>
     match config.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) if text.is_empty() => Ok(None),
-        Some(Value::String(text)) if !text.contains(char::is_control) => Ok(Some(text.clone())),
+        Some(Value::String(text)) if !text.contains(crate::text::is_hidden) => Ok(Some(text.clone())),
         Some(_) => Err(("config", format!("{key} is a text without control characters"))),
     }
 }

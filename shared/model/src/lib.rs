@@ -21,7 +21,9 @@
 //! | [`approval`] | which issuances people have to agree to |
 //! | [`audit`] | who did what to which |
 //! | [`bulk`] | one thing done to many certificates |
+//! | [`scope`] | to which certificates a key or a role is limited |
 //! | [`secret`] | a text that is never shown |
+//! | [`text`] | text that people read, and names that look alike |
 //!
 //! Not here: input and output of any kind, the time of day, the environment, JSON shapes of the API (they are in
 //! `contract`), SQL (it is in `store`).
@@ -44,8 +46,10 @@ pub mod policy;
 pub mod profile;
 pub mod renewal;
 pub mod revocation;
+pub mod scope;
 pub mod secret;
 pub mod serial;
+pub mod text;
 pub mod time;
 pub mod validation;
 pub mod window;

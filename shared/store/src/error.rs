@@ -40,6 +40,14 @@ pub enum Error {
         /// Its name.
         constraint: String,
     },
+    /// A change concerns something that the party does not reach.
+    #[error("{what} is outside of the scope of this key ({scope})")]
+    OutOfScope {
+        /// What the change concerns.
+        what: String,
+        /// What the party reaches.
+        scope: String,
+    },
     /// A text holds a NUL character, which Postgres cannot keep.
     #[error("a text holds a NUL character")]
     Unstorable,

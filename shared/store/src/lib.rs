@@ -18,6 +18,7 @@
 //! | [`ledger`] | what the signer is about to sign, and what it signed |
 //! | [`agents`] | signs of life and their absence |
 //! | [`outbox`] | notifications on their way out |
+//! | [`scope`] | which certificates a party reaches |
 //! | [`tallies`] | counts kept as differences; statuses that change by themselves |
 //! | [`validations`] | whether what clients connect to serves what was deployed |
 //! | [`lease`] | who runs a periodic loop |
@@ -48,6 +49,7 @@ pub mod outbox;
 pub mod planning;
 pub mod policies;
 pub mod revocations;
+pub mod scope;
 mod session;
 pub mod tallies;
 pub mod tx;

@@ -8,12 +8,14 @@ use std::{
 use certctl_model::{
     audit::{Actor, ActorType, Event},
     id::AuditEventId,
+    scope::Reach,
     time::Time,
 };
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 
 use crate::{
     error::*,
+    scope,
     wake::{self, Channel},
 };
 
@@ -44,6 +46,8 @@ pub async fn begin(pool: &PgPool, statement: Option<&'static str>) -> Result<Tra
 pub struct Tx {
     inner: Transaction<'static, Postgres>,
     actor: Actor,
+    principal: Option<String>,
+    reach: Reach,
     now: Time,
     events: Vec<Event>,
     wakes: BTreeSet<Channel>,
@@ -59,10 +63,24 @@ impl Tx {
         Ok(Self {
             inner,
             actor: actor.clone(),
+            principal: None,
+            reach: Reach::default(),
             now,
             events: vec![],
             wakes: BTreeSet::new(),
         })
+    }
+
+    /// From here on, acts for this principal, which reaches only some certificates. What it creates is recorded as created
+    /// by it, and a change of anything that it does not reach is not committed.
+    pub fn limit(&mut self, principal: String, reach: Reach) {
+        self.principal = Some(principal);
+        self.reach = reach;
+    }
+
+    /// What the principal reaches.
+    pub fn reach(&self) -> &Reach {
+        &self.reach
     }
 
     /// Who acts.
@@ -138,6 +156,8 @@ impl Tx {
     async fn finish(mut self) -> Result<()> {
         let (now, count) = (self.now, self.events.len());
         let events = std::mem::take(&mut self.events);
+        self.record_creator(&events).await?;
+        self.must_be_within_reach(&events).await?;
         let column = |f: fn(&Event) -> String| events.iter().map(f).collect::<Vec<String>>();
         sqlx::query(
             "INSERT INTO audit_events (id, actor, actor_type, action, resource_type, resource_id, details, at)
@@ -164,6 +184,50 @@ impl Tx {
         }
         self.inner.commit().await?;
         Ok(())
+    }
+
+    /// Records who created the certificates that these events say are new.
+    async fn record_creator(&mut self, events: &[Event]) -> Result<()> {
+        const NEW: [&str; 2] = ["certificate_created", "certificate_imported"];
+        let Some(principal) = &self.principal else { return Ok(()) };
+        let new = events.iter().filter(|event| NEW.contains(&event.action));
+        let new: Vec<&str> = new.map(|event| &*event.resource_id).collect();
+        if !new.is_empty() {
+            sqlx::query("UPDATE certificates SET created_by = $2 WHERE id = ANY ($1) AND created_by IS NULL")
+                .bind(&new)
+                .bind(principal)
+                .execute(&mut *self.inner)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Refuses events of anything that a limited principal does not reach as it is now, and of every kind of resource that
+    /// is not known to belong to a certificate.
+    async fn must_be_within_reach(&mut self, events: &[Event]) -> Result<()> {
+        if !self.reach.is_limited() {
+            return Ok(());
+        }
+        let outside = |what: String, reach: &Reach| {
+            let scope = reach.to_string();
+            Err(Error::OutOfScope { what, scope })
+        };
+        let mut certificates = vec![];
+        for event in events {
+            match event.resource_type {
+                "certificate" => certificates.push(event.resource_id.clone()),
+                "job" => certificates.extend(scope::certificate_of_job(&mut self.inner, &event.resource_id).await?),
+                // Its own session; what it began for several certificates, which were chosen among those it reaches; what a
+                // rule says of a certificate that it changed.
+                "session" | "bulk_operation" => {}
+                "policy" if event.action == "policy_violation_changed" => {}
+                other => return outside(format!("{other} {}", event.resource_id), &self.reach),
+            }
+        }
+        match scope::beyond(&mut self.inner, &self.reach, &certificates).await? {
+            Some(id) => outside(format!("certificate {id}, as it would be,"), &self.reach),
+            None => Ok(()),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! WHERE, ORDER BY and cursor of a list come from the same [`Column`]. A cursor carries the order and the filter it was
 //! made for and is refused by any other; `total` counts what matches the filter, wherever the cursor stands.
 
+mod belongs;
 mod conditions;
 mod page;
 mod totals;
@@ -14,11 +15,12 @@ use certctl_contract::{
     problem::Kind,
     query::Query,
 };
-use certctl_model::time::Time;
+use certctl_model::{text, time::Time};
 use certctl_store::{
     Error as StoreError, Tx,
     tallies::{self, Subject},
 };
+pub use belongs::Belongs;
 use conditions::Shape;
 pub use conditions::{Column, Where};
 use page::Asked;
@@ -27,7 +29,7 @@ use serde_json::Value;
 use sqlx::{Postgres, QueryBuilder, Row, Type, postgres::PgRow};
 pub use totals::Totals;
 
-use crate::{app::Cx, error::ApiError};
+use crate::{app::Cx, error::ApiError, reach::Reached};
 
 /// A resource that can be listed and fetched by its id.
 pub trait Listed: Sized + Send {
@@ -48,6 +50,10 @@ pub trait Listed: Sized + Send {
     const ID: &'static str;
     /// The order when none is asked for.
     const DEFAULT: Sort<Self::Sort>;
+
+    /// To which certificates its rows belong, so that a party which reaches only some of them is shown only those. Rows of
+    /// which nothing is stated are not shown to such a party at all.
+    const BELONGS: Belongs = Belongs::Unstated;
 
     /// What it is tallied as, in all and by `status`.
     const TALLY: Option<Subject> = None;
@@ -120,12 +126,35 @@ pub async fn list<T: Listed>(cx: &Cx, query: List<T::Filter, T::Sort>) -> Result
     Ok(page.as_ref().try_map(T::read)?)
 }
 
+/// The rows of a list for a party that reaches only some certificates: counts of all rows are not for it.
+async fn rows_within_reach<T: Listed>(
+    cx: &Cx,
+    query: &List<T::Filter, T::Sort>,
+    restrict: impl Fn(&mut Where<'_>),
+) -> Result<Page<PgRow>, ApiError> {
+    T::BELONGS.must_be_stated()?;
+    let asked = Asked::<T, _>::new(cx.now(), query, |sql: &mut Where<'_>| {
+        restrict(sql);
+        T::BELONGS.restrict(&cx.reach, sql);
+    })?;
+    settle::<T>(cx, query).await?;
+    let total = count(cx, &asked).await?;
+    page(cx, &asked, total).await
+}
+
 /// Answers a list of the rows for which a further condition holds.
 pub async fn list_where<T: Listed>(
     cx: &Cx,
     query: List<T::Filter, T::Sort>,
     narrow: impl Fn(&mut Where<'_>),
 ) -> Result<Page<T>, ApiError> {
+    if cx.reach.limits().is_some() {
+        let restrict = |sql: &mut Where<'_>| {
+            T::restrict(&query.filter, sql);
+            narrow(sql);
+        };
+        return Ok(rows_within_reach::<T>(cx, &query, restrict).await?.as_ref().try_map(T::read)?);
+    }
     let asked = Asked::<T, _>::new(cx.now(), &query, |sql: &mut Where<'_>| {
         T::restrict(&query.filter, sql);
         narrow(sql);
@@ -145,6 +174,9 @@ pub async fn rows<T: Listed>(
     restrict: impl Fn(&mut Where<'_>),
     expected: Option<i64>,
 ) -> Result<Page<PgRow>, ApiError> {
+    if cx.reach.limits().is_some() {
+        return rows_within_reach::<T>(cx, query, restrict).await;
+    }
     let asked = Asked::<T, _>::new(cx.now(), query, restrict)?;
     settle::<T>(cx, query).await?;
     let expected = expected.filter(|_| asked.things == 1);
@@ -247,10 +279,24 @@ pub async fn settle_statuses(cx: &Cx) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Adds the rows that a list with this filter has: tables and conditions, for a statement of the caller's own.
-pub fn matching<T: Listed>(sql: &mut QueryBuilder<Postgres>, filter: &T::Filter, now: Time) {
+/// Adds the rows that a list with this filter has for the caller: tables and conditions, for a statement of the caller's own.
+///
+/// # Errors
+/// 403 when the caller reaches only some certificates, and it is not stated to which of them the rows belong.
+pub fn matching<T: Listed>(
+    reach: &Reached,
+    sql: &mut QueryBuilder<Postgres>,
+    filter: &T::Filter,
+    now: Time,
+) -> Result<(), ApiError> {
     from(sql, T::FROM, now);
-    T::restrict(filter, &mut Where::new(sql, now));
+    let mut conditions = Where::new(sql, now);
+    T::restrict(filter, &mut conditions);
+    if reach.limits().is_some() {
+        T::BELONGS.must_be_stated()?;
+        T::BELONGS.restrict(reach, &mut conditions);
+    }
+    Ok(())
 }
 
 /// How many rows there are: counted, or what Postgres expects when it is more than [`COUNTED`].
@@ -336,8 +382,19 @@ fn from(sql: &mut QueryBuilder<Postgres>, tables: &str, now: Time) {
 /// # Errors
 /// 404.
 pub async fn get<T: Listed>(db: &mut sqlx::PgConnection, now: Time, id: &str) -> Result<T, ApiError> {
+    one(db, now, id, |_| {}).await
+}
+
+async fn one<T: Listed>(
+    db: &mut sqlx::PgConnection,
+    now: Time,
+    id: &str,
+    restrict: impl FnOnce(&mut Where<'_>),
+) -> Result<T, ApiError> {
     let mut sql = select::<T>(T::COLUMNS, now);
-    Where::new(&mut sql, now).eq(T::ID, &Some(id.to_owned()));
+    let mut conditions = Where::new(&mut sql, now);
+    conditions.eq(T::ID, &Some(id.to_owned()));
+    restrict(&mut conditions);
     let row = sql
         .build()
         .fetch_optional(db)
@@ -346,13 +403,19 @@ pub async fn get<T: Listed>(db: &mut sqlx::PgConnection, now: Time, id: &str) ->
     Ok(T::read(&row)?)
 }
 
-/// Fetches one by its id, outside a unit of work.
+/// Fetches one by its id, outside a unit of work, if the caller reaches what it belongs to.
 ///
 /// # Errors
 /// 404.
 pub async fn fetch<T: Listed>(cx: &Cx, id: &str) -> Result<T, ApiError> {
     let mut db = cx.pool().acquire().await?;
-    get(&mut db, cx.now(), id).await
+    match cx.reach.limits() {
+        None => get(&mut db, cx.now(), id).await,
+        Some(_) => {
+            T::BELONGS.must_be_stated()?;
+            one(&mut db, cx.now(), id, |sql| T::BELONGS.restrict(&cx.reach, sql)).await
+        }
+    }
 }
 
 /// Says that a delete did what it should, or why not: nothing there, or others refer to it.
@@ -380,10 +443,10 @@ pub fn deleted(
 /// # Errors
 /// 422.
 pub fn check_name(field: &str, name: &str, most: usize) -> Result<(), ApiError> {
-    match name.trim().is_empty() || name.chars().count() > most || name.contains(char::is_control) {
+    match name.trim().is_empty() || name.chars().count() > most || name.contains(text::is_hidden) {
         true => Err(ApiError::invalid(
             field,
-            format!("has 1 to {most} characters, without control characters"),
+            format!("has 1 to {most} characters, without control and format characters"),
         )),
         false => Ok(()),
     }

@@ -38,7 +38,7 @@ use super::{
 };
 use crate::{
     app::{Cx, Request, Routes},
-    auth::{Way, random, sha256},
+    auth::{self, Way, random, sha256},
     error::ApiError,
     listing::{self, Column, Listed, Where, check_name},
 };
@@ -199,6 +199,7 @@ async fn register(cx: Cx, rq: Request<RegisterAgent>) -> Result<RegisteredAgent,
         }
         false => (vec![], cx.client.map(|client| client.to_canonical().to_string())),
     };
+    must_be_its_own(&cx, &mut tx, &id, &api_key).await?;
     let inserted = sqlx::query(
         "INSERT INTO agents (id, name, hostname, os, architecture, ip_address, version, capabilities, api_key_hash,
                              last_heartbeat_at, registered_at, updated_at, registered_by, operator_set, peer_address)
@@ -242,6 +243,30 @@ async fn register(cx: Cx, rq: Request<RegisterAgent>) -> Result<RegisteredAgent,
     tx.note(event);
     tx.commit().await?;
     Ok(RegisteredAgent { agent, api_key })
+}
+
+/// Refuses a key with which another agent or a person comes in: who calls would be a matter of chance.
+async fn must_be_its_own(cx: &Cx, tx: &mut Tx, id: &AgentId, api_key: &str) -> Result<(), ApiError> {
+    let digest = sha256(api_key);
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtext('agents.api_key_hash'))")
+        .execute(&mut **tx)
+        .await?;
+    let taken: Option<i32> = sqlx::query_scalar(
+        "SELECT 1 FROM agents WHERE api_key_hash = $1 AND id <> $2
+          UNION ALL SELECT 1 FROM api_key_secrets WHERE hash = $1
+          LIMIT 1",
+    )
+    .bind(hex::encode(digest))
+    .bind(id)
+    .fetch_optional(&mut **tx)
+    .await?;
+    match taken.is_some() || cx.app.gate.is_shared(&digest) {
+        true => {
+            let detail = "is the key of another party; give each agent a key of its own, or none, and it gets one";
+            Err(ApiError::invalid("api_key", detail))
+        }
+        false => Ok(()),
+    }
 }
 
 async fn update(cx: Cx, rq: Request<UpdateAgent>) -> Result<Agent, ApiError> {
@@ -325,6 +350,7 @@ async fn delete(cx: Cx, rq: Request<DeleteAgent>) -> Result<NoContent, ApiError>
         .execute(&mut *tx)
         .await;
     listing::deleted(done, "agent", id.as_str())?;
+    tx.wake(Channel::Jobs);
     listing::commit(tx, "delete_agent", "agent", id.as_str()).await?;
     Ok(NoContent)
 }
@@ -397,6 +423,8 @@ async fn work(cx: Cx, rq: Request<AgentGetWork>) -> Result<Work, ApiError> {
             () = tokio::time::sleep_until(deadline.min(now + LOOK_AGAIN)) => {}
             () = cx.app.stop.cancelled() => {}
         }
+        // The key may have been revoked meanwhile.
+        auth::still_admits(&cx.app, &cx.principal).await?;
     }
 }
 
@@ -646,7 +674,7 @@ async fn report(cx: Cx, rq: Request<AgentReportJobStatus>) -> Result<Outcome, Ap
         .parse()
         .map_err(|e: String| ApiError::invalid("status", e))?;
     let plain = |text: String| -> String {
-        let text = text.chars().filter(|c| !c.is_control() || *c == '\n');
+        let text = text.chars().filter(|c| !certctl_model::text::is_hidden_in_lines(*c));
         text.take(LONGEST_ERROR).collect()
     };
     let error = rq.body.error.map(plain).filter(|error| !error.is_empty());
@@ -749,7 +777,7 @@ async fn outdo(tx: &mut Tx, by: &certctl_model::audit::Actor, job: &JobFacts) ->
 
 /// Texts an agent says of itself: short, without control characters.
 fn plain(text: &str, most: usize) -> bool {
-    text.len() <= most && !text.contains(char::is_control)
+    text.len() <= most && !text.contains(certctl_model::text::is_hidden)
 }
 
 /// Keeps target types an agent names that could be one.

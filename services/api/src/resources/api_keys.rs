@@ -7,14 +7,18 @@ use certctl_contract::{
     api_keys::*,
     endpoint::{NoContent, Role},
     list::{Page, Sort},
+    problem::Kind,
 };
 use certctl_model::{
-    id::{AgentId, ApiKeyId},
+    id::{AgentId, ApiKeyId, JobId},
+    scope::Scope,
     secret::Secret,
+    text,
     time::Time,
 };
-use certctl_store::Tx;
-use sqlx::{FromRow, postgres::PgRow};
+use certctl_store::{Tx, wake::Channel};
+use serde_json::json;
+use sqlx::{FromRow, postgres::PgRow, types::Json};
 
 use crate::{
     app::{Cx, Request, Routes},
@@ -36,7 +40,7 @@ impl Listed for ApiKey {
 
     const KIND: &'static str = "API key";
     const COLUMNS: &'static str =
-        "k.id, k.name, k.role, k.agent_id, s.prefix, k.created_by, k.created_at, k.updated_at,
+        "k.id, k.name, k.role, k.agent_id, k.scope, s.prefix, k.created_by, k.created_at, k.updated_at,
         k.expires_at, k.last_used_at, o.valid_until AS previous_valid_until";
     const FROM: &'static str = "api_keys k
         JOIN api_key_secrets s ON s.key_id = k.id AND s.ends_at IS NULL
@@ -89,13 +93,15 @@ async fn create(cx: Cx, rq: Request<CreateApiKey>) -> Result<IssuedApiKey, ApiEr
     let mut tx = cx.begin().await?;
     let now = tx.now();
     check_end(new.expires_at, now)?;
+    check_scope(new.role, new.scope.as_ref())?;
+    must_be_distinct(&mut tx, &new.name, None).await?;
     if let (Some(agent), true) = (&new.agent_id, new.replaces_others) {
         end_keys_of(&mut tx, agent).await?;
     }
     let id = ApiKeyId::generate(now);
     sqlx::query(
-        "INSERT INTO api_keys (id, name, role, agent_id, created_by, created_at, updated_at, expires_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $6, $7)",
+        "INSERT INTO api_keys (id, name, role, agent_id, created_by, created_at, updated_at, expires_at, scope)
+         VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8)",
     )
     .bind(&id)
     .bind(&new.name)
@@ -104,6 +110,7 @@ async fn create(cx: Cx, rq: Request<CreateApiKey>) -> Result<IssuedApiKey, ApiEr
     .bind(tx.actor().name)
     .bind(now)
     .bind(new.expires_at)
+    .bind(Json(new.scope.unwrap_or_default()))
     .execute(&mut *tx)
     .await?;
     let secret = fresh_secret(&mut tx, &id).await?;
@@ -112,6 +119,7 @@ async fn create(cx: Cx, rq: Request<CreateApiKey>) -> Result<IssuedApiKey, ApiEr
         .event("create_api_key", "api_key", &id)
         .with("name", &key.name)
         .with("role", key.role)
+        .with("scope", &key.scope)
         .with("agent_id", &key.agent_id);
     tx.note(event);
     tx.commit().await?;
@@ -125,8 +133,13 @@ async fn update(cx: Cx, rq: Request<UpdateApiKey>) -> Result<ApiKey, ApiError> {
     let now = tx.now();
     let end = change.expires_at.as_ref().map(|end| end.0);
     check_end(end.flatten(), now)?;
-    let role = lock(&mut tx, &id).await?;
+    let (name, role, scope) = lock(&mut tx, &id).await?;
     let before: ApiKey = listing::get(&mut tx, now, id.as_str()).await?;
+    check_scope(change.role.unwrap_or(role), change.scope.as_ref().or(Some(&scope)))?;
+    if let Some(wanted) = change.name.as_deref().filter(|wanted| *wanted != name) {
+        must_be_distinct(&mut tx, wanted, Some(&id)).await?;
+        must_stand_behind_nothing(&mut tx, &name).await?;
+    }
     if change
         .role
         .is_some_and(|wanted| (wanted == Role::Agent) != (role == Role::Agent))
@@ -139,7 +152,8 @@ async fn update(cx: Cx, rq: Request<UpdateApiKey>) -> Result<ApiKey, ApiError> {
     sqlx::query(
         "UPDATE api_keys
             SET name = coalesce($2, name), role = coalesce($3, role),
-                expires_at = CASE WHEN $4 THEN $5 ELSE expires_at END, updated_at = $6
+                expires_at = CASE WHEN $4 THEN $5 ELSE expires_at END, updated_at = $6,
+                scope = coalesce($7, scope)
           WHERE id = $1",
     )
     .bind(&id)
@@ -148,13 +162,17 @@ async fn update(cx: Cx, rq: Request<UpdateApiKey>) -> Result<ApiKey, ApiError> {
     .bind(end.is_some())
     .bind(end.flatten())
     .bind(now)
+    .bind(change.scope.as_ref().map(Json))
     .execute(&mut *tx)
     .await?;
+    // Requests that wait with the key as it was ask again what it may.
+    tx.wake(Channel::Jobs);
     let key: ApiKey = listing::get(&mut tx, now, id.as_str()).await?;
     let event = tx
         .event("update_api_key", "api_key", &id)
         .with("name", &key.name)
         .with("role", key.role)
+        .with("scope", &key.scope)
         .with("expires_at", key.expires_at)
         .with("changes", listing::Changes::between(&before, &key));
     tx.note(event);
@@ -182,6 +200,7 @@ async fn rotate(cx: Cx, rq: Request<RotateApiKey>) -> Result<IssuedApiKey, ApiEr
             .bind(now + Duration::from_secs(overlap.into())),
     };
     ends.execute(&mut *tx).await?;
+    tx.wake(Channel::Jobs);
     let secret = fresh_secret(&mut tx, &id).await?;
     sqlx::query("UPDATE api_keys SET updated_at = $2 WHERE id = $1")
         .bind(&id)
@@ -206,19 +225,72 @@ async fn revoke(cx: Cx, rq: Request<RevokeApiKey>) -> Result<NoContent, ApiError
         .fetch_optional(&mut *tx)
         .await?;
     let name = name.ok_or_else(|| ApiError::missing(ApiKey::KIND, &id))?;
+    // A request that waits for work with this key ends.
+    tx.wake(Channel::Jobs);
     let event = tx.event("revoke_api_key", "api_key", &id).with("name", name);
     tx.note(event);
     tx.commit().await?;
     Ok(NoContent)
 }
 
-/// The role of a key that nobody else changes meanwhile.
-async fn lock(tx: &mut Tx, id: &ApiKeyId) -> Result<Role, ApiError> {
-    let role: Option<Role> = sqlx::query_scalar("SELECT role FROM api_keys WHERE id = $1 FOR UPDATE")
-        .bind(id)
-        .fetch_optional(&mut **tx)
+/// Name, role and scope of a key that nobody else changes meanwhile.
+async fn lock(tx: &mut Tx, id: &ApiKeyId) -> Result<(String, Role, Scope), ApiError> {
+    let found: Option<(String, Role, Json<Scope>)> =
+        sqlx::query_as("SELECT name, role, scope FROM api_keys WHERE id = $1 FOR UPDATE")
+            .bind(id)
+            .fetch_optional(&mut **tx)
+            .await?;
+    let (name, role, scope) = found.ok_or_else(|| ApiError::missing(ApiKey::KIND, id))?;
+    Ok((name, role, scope.0))
+}
+
+/// Refuses a scope where it would limit nothing: who may do everything may also change it.
+fn check_scope(role: Role, scope: Option<&Scope>) -> Result<(), ApiError> {
+    match scope.is_some_and(|scope| !scope.is_empty()) && !role.may_be_scoped() {
+        true => Err(ApiError::invalid(
+            "scope",
+            format!("goes with every role but admin and agent, and the role is {role}"),
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Refuses a name that is taken for that of another key. Keys are as few as their holders.
+async fn must_be_distinct(tx: &mut Tx, name: &str, of: Option<&ApiKeyId>) -> Result<(), ApiError> {
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtext('api_keys.name'))")
+        .execute(&mut **tx)
         .await?;
-    role.ok_or_else(|| ApiError::missing(ApiKey::KIND, id))
+    let others: Vec<String> = sqlx::query_scalar("SELECT name FROM api_keys WHERE id IS DISTINCT FROM $1")
+        .bind(of)
+        .fetch_all(&mut **tx)
+        .await?;
+    // The very same name is refused by the constraint, as before.
+    match others.iter().find(|other| *other != name && text::look_alike(other, name)) {
+        Some(other) => Err(ApiError::invalid("name", format!("looks like that of the key \"{other}\"; choose another"))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses another name for a key while a job waits that was requested or approved under the name it has: the job would
+/// no longer show that it was the same party.
+async fn must_stand_behind_nothing(tx: &mut Tx, name: &str) -> Result<(), ApiError> {
+    let job: Option<JobId> = sqlx::query_scalar(
+        "SELECT j.id FROM jobs j
+          WHERE j.status IN ('Pending', 'AwaitingCSR', 'AwaitingApproval', 'Running')
+            AND (j.requested_by = $1
+                 OR EXISTS (SELECT 1 FROM approvals a WHERE a.job_id = j.id AND a.approver = $1))
+          LIMIT 1",
+    )
+    .bind(name)
+    .fetch_optional(&mut **tx)
+    .await?;
+    match job {
+        Some(job) => Err(ApiError::new(
+            Kind::WrongState,
+            format!("job {job} was requested or approved by {name}; name the key anew when the job is finished"),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Makes the secret that stays and keeps its digest.
@@ -249,6 +321,7 @@ async fn end_keys_of(tx: &mut Tx, agent: &AgentId) -> Result<(), ApiError> {
         .bind(agent)
         .execute(&mut **tx)
         .await?;
+    tx.wake(Channel::Jobs);
     let event = tx.event("agent_keys_ended", "agent", agent);
     tx.note(event);
     Ok(())
@@ -264,10 +337,7 @@ fn issued(key: ApiKey, secret: &Secret) -> IssuedApiKey {
 /// A name that the trail does not give to somebody else.
 fn check_key_name(name: &str) -> Result<(), ApiError> {
     check_name("name", name, 255)?;
-    match auth::RESERVED
-        .iter()
-        .any(|taken| name.trim().eq_ignore_ascii_case(taken))
-    {
+    match auth::is_reserved(name) {
         true => Err(ApiError::invalid(
             "name",
             "stands for another party in the trail; choose another",

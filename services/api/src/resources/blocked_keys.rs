@@ -131,7 +131,7 @@ async fn usage(db: &mut PgConnection, now: Time, key: &KeyFingerprint) -> Result
 async fn block(cx: Cx, rq: Request<BlockKey>) -> Result<BlockedKey, ApiError> {
     let NewBlockedKey { spki_sha256, reason } = rq.body;
     let length = reason.chars().count();
-    if !(1..=1000).contains(&length) || reason.contains(char::is_control) {
+    if !(1..=1000).contains(&length) || reason.contains(certctl_model::text::is_hidden) {
         return Err(ApiError::invalid(
             "reason",
             "has 1 to 1000 characters, without control characters",
@@ -143,6 +143,29 @@ async fn block(cx: Cx, rq: Request<BlockKey>) -> Result<BlockedKey, ApiError> {
     let blocked = with_usage(&mut tx, now, &spki_sha256).await?;
     tx.commit().await?;
     Ok(blocked)
+}
+
+/// The operation that revokes what has this key, when the key is blocked and nothing has it that the operation leaves out.
+/// Others that ask for the same key meanwhile wait.
+pub(super) async fn swept(tx: &mut Tx, key: &KeyFingerprint) -> Result<Option<BulkId>, ApiError> {
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtext('blocked_keys'), hashtext($1))")
+        .bind(key)
+        .execute(&mut **tx)
+        .await?;
+    Ok(sqlx::query_scalar(
+        "SELECT k.bulk_id FROM blocked_keys k
+          WHERE k.spki_sha256 = $1 AND k.bulk_id IS NOT NULL
+            AND NOT EXISTS (
+                SELECT 1 FROM certificate_versions v JOIN certificates c ON c.id = v.certificate_id
+                 WHERE v.spki_sha256 = $1 AND v.issuer_id IS NOT NULL AND v.not_after > $2
+                   AND (c.revoked_at IS NULL OR c.revocation_reason = 'certificateHold')
+                   AND NOT EXISTS (SELECT 1 FROM bulk_items i
+                                    WHERE i.bulk_id = k.bulk_id AND i.certificate_id = c.id AND i.outcome = 'waiting'))",
+    )
+    .bind(key)
+    .bind(tx.now())
+    .fetch_optional(&mut **tx)
+    .await?)
 }
 
 /// Blocks a key, unless it is blocked, and begins to revoke what has it.

@@ -15,13 +15,13 @@ use certctl_model::{
     key::KeyFingerprint,
     revocation::RevocationReason,
 };
-use certctl_store::{Tx, tallies, wake::Channel};
+use certctl_store::{Tx, scope, tallies, wake::Channel};
 use sqlx::{FromRow, postgres::PgRow, types::Json};
 
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
-    listing::{self, Column, Listed, Where},
+    listing::{self, Belongs, Column, Listed, Where},
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
@@ -53,6 +53,7 @@ impl Listed for BulkOperation {
             SELECT count(*) FILTER (WHERE i.outcome = 'done'), count(*) FILTER (WHERE i.outcome = 'refused')
               FROM bulk_items i WHERE i.bulk_id = b.id AND b.status = 'Running' HAVING b.status = 'Running') n";
     const ID: &'static str = "b.id";
+    const BELONGS: Belongs = Belongs::Maker("b.actor");
     const DEFAULT: Sort<BulkSort> = Sort {
         key: BulkSort::CreatedAt,
         descending: true,
@@ -83,6 +84,7 @@ impl Listed for BulkItem {
     const COLUMNS: &'static str = "i.certificate_id, i.outcome, i.message, i.finished_at";
     const FROM: &'static str = "bulk_items i";
     const ID: &'static str = "i.certificate_id";
+    const BELONGS: Belongs = Belongs::Certificate("i.certificate_id");
     const DEFAULT: Sort<BulkItemSort> = Sort {
         key: BulkItemSort::CertificateId,
         descending: false,
@@ -128,7 +130,7 @@ impl Order {
 async fn renew(cx: Cx, rq: Request<BulkRenew>) -> Result<BulkOperation, ApiError> {
     let order = Order::of(BulkAction::Renew);
     let tx = cx.begin().await?;
-    record(tx, rq.body.selection, order).await
+    record(&cx, tx, rq.body.selection, order).await
 }
 
 async fn revoke(cx: Cx, rq: Request<BulkRevoke>) -> Result<BulkOperation, ApiError> {
@@ -137,7 +139,7 @@ async fn revoke(cx: Cx, rq: Request<BulkRevoke>) -> Result<BulkOperation, ApiErr
         ..Order::of(BulkAction::Revoke)
     };
     let tx = cx.begin().await?;
-    record(tx, rq.body.selection, order).await
+    record(&cx, tx, rq.body.selection, order).await
 }
 
 async fn reassign(cx: Cx, rq: Request<BulkReassign>) -> Result<BulkOperation, ApiError> {
@@ -171,7 +173,7 @@ async fn reassign(cx: Cx, rq: Request<BulkReassign>) -> Result<BulkOperation, Ap
         team: team.or(owners_team),
         ..Order::of(BulkAction::Reassign)
     };
-    record(tx, rq.body.selection, order).await
+    record(&cx, tx, rq.body.selection, order).await
 }
 
 /// Writes an operation down. Which certificates it is about comes next, in the same unit of work.
@@ -246,8 +248,14 @@ pub(super) async fn sweep(tx: &mut Tx, key: &KeyFingerprint) -> Result<BulkId, A
 }
 
 /// Writes an operation down, with the certificates it is about.
-async fn record(mut tx: Tx, selection: Selection, order: Order) -> Result<BulkOperation, ApiError> {
+async fn record(cx: &Cx, mut tx: Tx, selection: Selection, order: Order) -> Result<BulkOperation, ApiError> {
     let now = tx.now();
+    if let (Some(reach), Some(ids)) = (cx.reach.limits(), &selection.ids) {
+        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        if let Some(id) = scope::beyond(&mut tx, reach, &ids).await? {
+            return Err(ApiError::missing("certificate", id));
+        }
+    }
     let id = begin(&mut tx, &order, selection.dry_run, selection.filter.as_ref()).await?;
     let total =
         match (selection.ids, &selection.filter) {
@@ -274,7 +282,7 @@ async fn record(mut tx: Tx, selection: Selection, order: Order) -> Result<BulkOp
                 tallies::settle_in(&mut tx, now).await?;
                 let mut sql = sqlx::QueryBuilder::new("INSERT INTO bulk_items (bulk_id, certificate_id) SELECT ");
                 sql.push_bind(&id).push(", c.id FROM ");
-                listing::matching::<Certificate>(&mut sql, &filter, now);
+                listing::matching::<Certificate>(&cx.reach, &mut sql, &filter, now)?;
                 sql.build().execute(&mut *tx).await?
             }
             _ => {

@@ -26,6 +26,7 @@ use certctl_store::{
     planning::{self, Planned},
     policies::{self, Broken},
     revocations::{self, Grounds},
+    scope,
     tallies::Subject,
     validations,
 };
@@ -36,7 +37,7 @@ use super::targets::must_not_overlap;
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
-    listing::{self, Column, Listed, Where, check_name},
+    listing::{self, Belongs, Column, Listed, Where, check_name},
     written::{self, Field, Shown, Written},
 };
 
@@ -82,6 +83,7 @@ impl Listed for Certificate {
         LEFT JOIN deployment_states d ON d.certificate_id = c.id";
     const ROWS: &'static str = "certificates c";
     const ID: &'static str = "c.id";
+    const BELONGS: Belongs = Belongs::Certificate("c.id");
     const TALLY: Option<Subject> = Some(Subject::Certificate);
     const ORDERED: bool = true;
     const DEFAULT: Sort<CertificateSort> = Sort {
@@ -316,7 +318,41 @@ pub(super) async fn enabled_issuer(tx: &mut Tx, id: &IssuerId) -> Result<(), Api
     }
 }
 
+/// Refuses to map targets that the caller does not reach: a requester maps none, and a party with a scope none that has a
+/// certificate outside of it.
+async fn may_map(tx: &mut Tx, id: &CertificateId, targets: &[TargetId]) -> Result<(), ApiError> {
+    let reach = tx.reach().clone();
+    if !reach.is_limited() {
+        return Ok(());
+    }
+    let new: Vec<String> = sqlx::query_scalar(
+        "SELECT t FROM unnest($2::text[]) AS t
+          WHERE NOT EXISTS (SELECT 1 FROM certificate_targets m WHERE m.certificate_id = $1 AND m.target_id = t)",
+    )
+    .bind(id)
+    .bind(targets)
+    .fetch_all(&mut **tx)
+    .await?;
+    let refused = |detail: String| Err(ApiError::new(Kind::Forbidden, format!("target_ids: {detail}")));
+    if reach.created_by.is_some() && !new.is_empty() {
+        return refused("a key with the role requester maps no targets; an operator does".to_owned());
+    }
+    let others: Vec<String> = sqlx::query_scalar(
+        "SELECT DISTINCT m.certificate_id FROM certificate_targets m
+          WHERE m.target_id = ANY ($1) AND m.certificate_id <> $2",
+    )
+    .bind(&new)
+    .bind(id)
+    .fetch_all(&mut **tx)
+    .await?;
+    match scope::beyond(tx, &reach, &others).await? {
+        None => Ok(()),
+        Some(_) => refused(format!("one has a certificate outside of the scope of this key ({reach})")),
+    }
+}
+
 pub(super) async fn map_targets(tx: &mut Tx, id: &CertificateId, targets: &[TargetId]) -> Result<(), ApiError> {
+    may_map(tx, id, targets).await?;
     sqlx::query("DELETE FROM certificate_targets WHERE certificate_id = $1 AND NOT target_id = ANY ($2)")
         .bind(id)
         .bind(targets)
@@ -358,6 +394,7 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
     let common = common_name(&new.common_name)?;
     let sans = other_names(&new.sans.unwrap_or_default())?;
     let fixed = |id: &str| id.to_owned();
+    let reach = cx.reach.certificates.clone();
     let id = new.id.unwrap_or_else(|| CertificateId::generate(cx.now()));
     let owner: OwnerId = new
         .owner_id
@@ -365,10 +402,12 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
     let policy: RenewalPolicyId = new
         .renewal_policy_id
         .unwrap_or_else(|| fixed("rp-default").try_into().expect("a valid id"));
+    // Where the scope of the key leaves no choice, nothing has to be chosen.
     let issuer: IssuerId = new
         .issuer_id
+        .or_else(|| reach.issuer())
         .unwrap_or_else(|| fixed("iss-local").try_into().expect("a valid id"));
-    let environment = new.environment.unwrap_or_default();
+    let environment = new.environment.or_else(|| reach.environment()).unwrap_or_default();
     check_environment(&environment)?;
     let tags = check_tags(new.tags.unwrap_or_default())?;
 
@@ -380,7 +419,7 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
         None => free_name(&mut tx, &common).await?,
     };
     check_name("name", &name, 255)?;
-    let team: Option<TeamId> = match new.team_id {
+    let team: Option<TeamId> = match new.team_id.or_else(|| reach.team()) {
         Some(team) => Some(team),
         None => {
             sqlx::query_scalar("SELECT team_id FROM owners WHERE id = $1")
@@ -390,7 +429,7 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
         }
     };
     let team = team.ok_or_else(|| ApiError::invalid("owner_id", format!("there is no owner {owner}")))?;
-    let profile: Option<ProfileId> = match new.certificate_profile_id {
+    let profile: Option<ProfileId> = match new.certificate_profile_id.or_else(|| reach.profile()) {
         Some(profile) => Some(profile),
         None => sqlx::query_scalar("SELECT certificate_profile_id FROM renewal_policies WHERE id = $1")
             .bind(&policy)
@@ -438,7 +477,7 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
 }
 
 pub(super) fn check_environment(environment: &str) -> Result<(), ApiError> {
-    match environment.chars().count() > 255 || environment.contains(char::is_control) {
+    match environment.chars().count() > 255 || environment.contains(certctl_model::text::is_hidden) {
         true => Err(ApiError::invalid(
             "environment",
             "has at most 255 characters, without control characters",
@@ -448,7 +487,7 @@ pub(super) fn check_environment(environment: &str) -> Result<(), ApiError> {
 }
 
 pub(super) fn check_tags(tags: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
-    let fits = |text: &str, most| text.chars().count() <= most && !text.contains(char::is_control);
+    let fits = |text: &str, most| text.chars().count() <= most && !text.contains(certctl_model::text::is_hidden);
     match tags.len() <= 64
         && tags
             .iter()
@@ -660,6 +699,7 @@ impl Listed for CertificateVersion {
         LEFT JOIN revocations r ON r.issuer_id = v.issuer_id AND r.serial_number = v.serial_number
                                AND r.released_at IS NULL";
     const ID: &'static str = "v.id";
+    const BELONGS: Belongs = Belongs::Certificate("v.certificate_id");
     const DEFAULT: Sort<VersionSort> = Sort {
         key: VersionSort::CreatedAt,
         descending: true,

@@ -394,7 +394,7 @@ async fn dismiss(cx: Cx, rq: Request<DismissDiscoveredCertificate>) -> Result<Tr
     } = rq.body;
     if reason
         .as_ref()
-        .is_some_and(|text| text.chars().count() > 1024 || text.contains(char::is_control))
+        .is_some_and(|text| text.chars().count() > 1024 || text.contains(certctl_model::text::is_hidden))
     {
         return Err(ApiError::invalid(
             "reason",

@@ -10,7 +10,7 @@ use sqlx::{FromRow, postgres::PgRow};
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
-    listing::{self, Column, Listed, Where},
+    listing::{self, Belongs, Column, Listed, Where},
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
@@ -28,6 +28,7 @@ impl Listed for Endpoint {
         e.fingerprint_sha256, e.since, e.checked_at";
     const FROM: &'static str = "endpoints e";
     const ID: &'static str = "e.id";
+    const BELONGS: Belongs = Belongs::Certificate("e.certificate_id");
     const DEFAULT: Sort<EndpointSort> = Sort {
         key: EndpointSort::CheckedAt,
         descending: true,

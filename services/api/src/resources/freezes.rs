@@ -59,7 +59,7 @@ fn check(change: &FreezeChanges) -> Result<(), ApiError> {
         .as_deref()
         .map_or(Ok(()), |name| check_name("name", name, 255))?;
     let reason = change.reason.as_deref().unwrap_or_default();
-    match reason.chars().count() <= 1000 && !reason.contains(char::is_control) {
+    match reason.chars().count() <= 1000 && !reason.contains(certctl_model::text::is_hidden) {
         true => Ok(()),
         false => Err(ApiError::invalid(
             "reason",

@@ -18,7 +18,7 @@ use super::teams::keep_default;
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
-    listing::{self, Column, Listed, Where, check_name},
+    listing::{self, Belongs, Column, Listed, Where, check_name},
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
@@ -36,6 +36,7 @@ impl Listed for Issuer {
         i.created_at, i.updated_at";
     const FROM: &'static str = "issuers i LEFT JOIN authorities a ON a.issuer_id = i.id";
     const ID: &'static str = "i.id";
+    const BELONGS: Belongs = Belongs::Issuer("i.id");
     const DEFAULT: Sort<IssuerSort> = Sort {
         key: IssuerSort::CreatedAt,
         descending: true,
@@ -87,7 +88,7 @@ fn local_settings(config: &Map<String, Value>) -> Result<Value, ApiError> {
         let (fits, wanted) = match key.as_str() {
             "ca_common_name" => (
                 value.as_str().is_some_and(|name| {
-                    !name.trim().is_empty() && name.chars().count() <= 64 && !name.contains(char::is_control)
+                    !name.trim().is_empty() && name.chars().count() <= 64 && !name.contains(certctl_model::text::is_hidden)
                 }),
                 "is a text of 1 to 64 characters",
             ),

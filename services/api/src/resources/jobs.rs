@@ -26,7 +26,7 @@ use super::teams::check_text;
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
-    listing::{self, Column, Listed, Where},
+    listing::{self, Belongs, Column, Listed, Where},
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
@@ -52,6 +52,7 @@ impl Listed for Job {
         j.finished_at AS completed_at, j.retry_at, j.created_at, j.requested_by";
     const FROM: &'static str = "jobs j";
     const ID: &'static str = "j.id";
+    const BELONGS: Belongs = Belongs::Certificate("j.certificate_id");
     const TALLY: Option<Subject> = Some(Subject::Job);
     const DEFAULT: Sort<JobSort> = Sort {
         key: JobSort::CreatedAt,

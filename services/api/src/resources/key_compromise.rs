@@ -85,6 +85,13 @@ async fn report(cx: Cx, rq: Request<ReportKeyCompromise>) -> Result<KeyCompromis
         .map_err(|why| ApiError::invalid("signature", why))?;
     let mut tx = cx.begin().await?;
     tx.act_for(Actor::user("key-holder"));
+    // Anybody may repeat a report as often as the challenge is good: what was done is not done again.
+    if let Some(bulk_id) = blocked_keys::swept(&mut tx, &key).await? {
+        return Ok(KeyCompromise {
+            spki_sha256: key,
+            bulk_id,
+        });
+    }
     let bulk_id =
         blocked_keys::block_and_sweep(&mut tx, &key, "its holder showed that the private key is known").await?;
     tx.commit().await?;

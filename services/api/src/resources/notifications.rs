@@ -13,7 +13,7 @@ use sqlx::{FromRow, postgres::PgRow};
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
-    listing::{self, Column, Listed, Where},
+    listing::{self, Belongs, Column, Listed, Where},
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
@@ -30,6 +30,7 @@ impl Listed for Notification {
         n.sent_at, n.read_at, n.created_at";
     const FROM: &'static str = "notifications n";
     const ID: &'static str = "n.id";
+    const BELONGS: Belongs = Belongs::Certificate("n.certificate_id");
     const DEFAULT: Sort<NotificationSort> = Sort {
         key: NotificationSort::CreatedAt,
         descending: true,

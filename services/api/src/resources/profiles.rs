@@ -20,7 +20,7 @@ use super::teams::{check_description, commit_deleted, release_archived};
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
-    listing::{self, Column, Listed, Where, check_name},
+    listing::{self, Belongs, Column, Listed, Where, check_name},
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
@@ -41,6 +41,7 @@ impl Listed for Profile {
         p.approvers, p.created_at, p.updated_at";
     const FROM: &'static str = "profiles p";
     const ID: &'static str = "p.id";
+    const BELONGS: Belongs = Belongs::Profile("p.id");
     const DEFAULT: Sort<ProfileSort> = Sort {
         key: ProfileSort::CreatedAt,
         descending: true,
@@ -130,7 +131,7 @@ fn check(profile: &Profile) -> Result<(), ApiError> {
     most("required_san_patterns", profile.required_san_patterns.len())?;
     let pattern = |field, text: &str, empty: bool| match (text.is_empty() && !empty)
         || text.chars().count() > LONGEST_PATTERN
-        || text.contains(char::is_control)
+        || text.contains(certctl_model::text::is_hidden)
     {
         true => Err(ApiError::invalid(
             field,

@@ -38,7 +38,9 @@ async fn begin(cx: Cx, _: Request<BeginSession>) -> Result<Begun, ApiError> {
     let newcomer = Newcomer {
         name: who.name.clone(),
         display_name,
+        principal: who.key(),
         role,
+        scopes: who.scopes().to_vec(),
         secret,
         until,
     };
@@ -55,6 +57,7 @@ async fn current(cx: Cx, _: Request<CurrentSession>) -> Result<Party, ApiError> 
         name: who.name.clone(),
         display_name: who.name.clone(),
         role: who.role,
+        scopes: who.scopes().to_vec(),
         via: via.to_owned(),
         csrf_token: None,
         expires_at: None,

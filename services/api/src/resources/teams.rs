@@ -14,7 +14,7 @@ use super::owners::check_email;
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
-    listing::{self, Column, Listed, Where, check_name},
+    listing::{self, Belongs, Column, Listed, Where, check_name},
 };
 
 pub(super) fn routes(r: Routes) -> Routes {
@@ -32,6 +32,7 @@ impl Listed for Team {
     const COLUMNS: &'static str = "t.id, t.name, t.description, t.email, t.notify_from, t.created_at, t.updated_at";
     const FROM: &'static str = "teams t";
     const ID: &'static str = "t.id";
+    const BELONGS: Belongs = Belongs::Team("t.id");
     const DEFAULT: Sort<TeamSort> = Sort {
         key: TeamSort::CreatedAt,
         descending: true,
@@ -186,7 +187,7 @@ pub(super) fn check_description(text: &str) -> Result<(), ApiError> {
 
 /// Checks a free text: lines are fine, other control characters are not.
 pub(super) fn check_text(field: &str, text: &str) -> Result<(), ApiError> {
-    let odd = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
+    let odd = certctl_model::text::is_hidden_in_lines;
     match text.chars().count() > 4096 || text.contains(odd) {
         true => Err(ApiError::invalid(
             field,
