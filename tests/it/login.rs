@@ -130,9 +130,10 @@ async fn a_person_logs_in_with_the_identity_provider_acts_and_logs_out(db: PgPoo
     assert_eq!(names, ["__Host-certctl-session"], "the cookie of the login is gone");
 
     let who = browser.get(CURRENT).await.expect(200);
+    let name = format!("jwt:{}#u-17", idp.url());
     assert_eq!(
         (&who["name"], &who["display_name"], &who["role"], &who["via"]),
-        (&json!("u-17"), &json!("Ada"), &json!("operator"), &json!("session"))
+        (&json!(name), &json!("Ada"), &json!("operator"), &json!("session"))
     );
     browser.csrf = who["csrf_token"].as_str().unwrap().to_owned();
     assert_eq!(browser.get(TEAMS).await.status, 200);
@@ -158,7 +159,7 @@ async fn a_person_logs_in_with_the_identity_provider_acts_and_logs_out(db: PgPoo
     let trail = w
         .text("SELECT string_agg(actor || ' ' || action, ', ' ORDER BY action) FROM audit_events WHERE resource_type = 'session'")
         .await;
-    assert_eq!(trail, "u-17 session_begun, u-17 session_ended");
+    assert_eq!(trail, format!("{name} session_begun, {name} session_ended"));
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]

@@ -332,7 +332,7 @@ async fn sessions_and_tokens_have_the_scope_of_the_key_or_role_they_come_with(db
     let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
     let left = w.ask("leave", http.get(format!("{url}/auth/login"))).await;
     let with = left.header("set-cookie").split_once(';').unwrap().0.to_owned();
-    let back = idp.log_in(left.header("location"), json!({ "sub": "ada", "groups": ["ops"] }));
+    let back = idp.log_in(left.header("location"), json!({ "sub": "ada", "groups": ["ops"], "iat": BEGIN, "exp": BEGIN + 600 }));
     let back = w.ask("back", http.get(format!("{url}/auth/callback?{back}")).header("cookie", with)).await;
     assert_eq!(back.status, 302, "{back:?}");
     let cookies: Vec<&str> = back.headers.get_all("set-cookie").iter().map(|v| v.to_str().unwrap()).collect();

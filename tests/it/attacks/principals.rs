@@ -188,7 +188,7 @@ async fn a_request_that_waits_ends_when_its_key_is_revoked(db: PgPool) {
     let host = w.host("web-1").await;
     let (id, secret) = key(&w, json!({ "name": "of web-1", "role": "agent", "agent_id": host.id() })).await;
     let (_, operator) = key(&w, json!({ "name": "ops", "role": "operator" })).await;
-    let work = format!("{}/api/v1/agents/{}/work?wait=60", w.url, host.id());
+    let work = format!("{}/api/v1/agents/{}/work?wait=60s", w.url, host.id());
     let ops = w.text("SELECT id FROM api_keys WHERE name = 'ops'").await;
     let (revoke, rotate) = (format!("/api/v1/api-keys/{id}"), format!("/api/v1/api-keys/{ops}/rotate"));
     for (secret, method, path) in [(&secret, Method::DELETE, revoke), (&operator, Method::POST, rotate)] {
