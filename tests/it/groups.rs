@@ -366,7 +366,9 @@ async fn what_an_agent_states_takes_it_out_of_no_rule(db: PgPool) {
     w.settle().await;
     let heartbeat = format!("/api/v1/agents/{}/heartbeat", host.id());
     let state = async |facts: Value| {
-        let answer = w.raw(Method::POST, &heartbeat, Some(&host.key()), facts.to_string()).await;
+        let answer = w
+            .raw(Method::POST, &heartbeat, Some(&host.key()), facts.to_string())
+            .await;
         answer.expect(200);
     };
     let agent = format!("/api/v1/agents/{}", host.id());
@@ -379,7 +381,12 @@ async fn what_an_agent_states_takes_it_out_of_no_rule(db: PgPool) {
             json!({ "ip_address": "10.9.9.9" }),
             json!({ "ip_address": "127.0.0.9" }),
         ),
-        (json!({ "match_os": "linux" }), json!({ "os": "plan9" }), json!({ "os": "plan9" }), json!({ "os": "Linux" })),
+        (
+            json!({ "match_os": "linux" }),
+            json!({ "os": "plan9" }),
+            json!({ "os": "plan9" }),
+            json!({ "os": "Linux" }),
+        ),
         (
             json!({ "match_architecture": "amd64" }),
             json!({ "architecture": "mips" }),
@@ -411,8 +418,16 @@ async fn what_an_agent_states_takes_it_out_of_no_rule(db: PgPool) {
         let fact = inside.as_object().unwrap().keys().next().unwrap().clone();
         state(json!({ (fact.clone()): "9.9.9" })).await;
         let shown = w.get(&agent).await.expect(200);
-        assert_eq!(shown[&fact], inside[&fact], "an agent does not replace what an operator set");
-        let own: Vec<&str> = shown["self_reported"].as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
+        assert_eq!(
+            shown[&fact], inside[&fact],
+            "an agent does not replace what an operator set"
+        );
+        let own: Vec<&str> = shown["self_reported"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one.as_str().unwrap())
+            .collect();
         assert!(!own.contains(&fact.as_str()) && own.contains(&"hostname"), "{own:?}");
         w.delete("/api/v1/policies/pol-1").await.expect(204);
         w.delete("/api/v1/agent-groups/ag-1").await.expect(204);
@@ -421,17 +436,26 @@ async fn what_an_agent_states_takes_it_out_of_no_rule(db: PgPool) {
     let problem = operator(json!({ "ip_address": "somewhere" })).await.problem();
     assert_eq!((problem.status, problem.errors[0].field.as_str()), (422, "ip_address"));
     let back = operator(json!({ "os": "" })).await.expect(200);
-    assert!(back["self_reported"].as_array().unwrap().contains(&json!("os")), "{back}");
+    assert!(
+        back["self_reported"].as_array().unwrap().contains(&json!("os")),
+        "{back}"
+    );
     state(json!({ "os": "plan9", "ip_address": "nowhere" })).await;
     let shown = w.get(&agent).await.expect(200);
-    assert_eq!((&shown["os"], &shown["ip_address"]), (&json!("plan9"), &json!("127.0.0.9")));
+    assert_eq!(
+        (&shown["os"], &shown["ip_address"]),
+        (&json!("plan9"), &json!("127.0.0.9"))
+    );
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
 async fn only_the_agent_itself_sends_its_heartbeat(db: PgPool) {
     let w = World::new(db).await;
     let (host, other) = (w.host("web-1").await, w.host("web-2").await);
-    let made = w.post("/api/v1/api-keys", json!({ "name": "eve", "role": "admin" })).await.expect(201);
+    let made = w
+        .post("/api/v1/api-keys", json!({ "name": "eve", "role": "admin" }))
+        .await
+        .expect(201);
     let path = format!("/api/v1/agents/{}/heartbeat", host.id());
     for (key, status) in [
         (made["api_key"].as_str().unwrap(), 403),

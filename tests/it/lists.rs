@@ -294,7 +294,11 @@ async fn what_only_archived_certificates_use_can_be_deleted(db: PgPool) {
     let w = World::new(db).await;
     let things = [
         ("/api/v1/teams", "t-1", json!({})),
-        ("/api/v1/owners", "o-1", json!({ "email": "o@example.net", "team_id": "t-unassigned" })),
+        (
+            "/api/v1/owners",
+            "o-1",
+            json!({ "email": "o@example.net", "team_id": "t-unassigned" }),
+        ),
         ("/api/v1/profiles", "prof-1", json!({})),
         ("/api/v1/renewal-policies", "rp-1", json!({})),
     ];
@@ -304,13 +308,18 @@ async fn what_only_archived_certificates_use_can_be_deleted(db: PgPool) {
         new["name"] = json!(id);
         w.post(path, new).await.expect(201);
     }
-    let more = json!({ "owner_id": "o-1", "team_id": "t-1", "certificate_profile_id": "prof-1", "renewal_policy_id": "rp-1" });
+    let more =
+        json!({ "owner_id": "o-1", "team_id": "t-1", "certificate_profile_id": "prof-1", "renewal_policy_id": "rp-1" });
     for id in ["mc-1", "mc-2"] {
         w.certificate(id, &[], more.clone()).await;
     }
     w.delete("/api/v1/certificates/mc-1").await.expect(204);
     for (path, id, _) in &things {
-        assert_eq!(w.delete(&format!("{path}/{id}")).await.problem().status, 409, "{id}: mc-2 lives");
+        assert_eq!(
+            w.delete(&format!("{path}/{id}")).await.problem().status,
+            409,
+            "{id}: mc-2 lives"
+        );
     }
     let kept = w.get("/api/v1/certificates/mc-1").await.expect(200);
     assert_eq!(kept["owner_id"], "o-1", "a deletion that is refused changes nothing");
@@ -320,7 +329,12 @@ async fn what_only_archived_certificates_use_can_be_deleted(db: PgPool) {
     }
     let kept = w.get("/api/v1/certificates/mc-1").await.expect(200);
     assert_eq!(
-        json!([kept["owner_id"], kept["team_id"], kept["certificate_profile_id"], kept["renewal_policy_id"]]),
+        json!([
+            kept["owner_id"],
+            kept["team_id"],
+            kept["certificate_profile_id"],
+            kept["renewal_policy_id"]
+        ]),
         json!(["o-unassigned", "t-unassigned", null, "rp-default"])
     );
     let told = "SELECT string_agg(action || ' ' || (details->>'archived_certificates'), ', ' ORDER BY sequence)

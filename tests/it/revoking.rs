@@ -389,28 +389,48 @@ async fn a_blocked_key_is_marked_and_counted_wherever_it_is_used(db: PgPool) {
         "{usage}"
     );
     let hosts = usage["hosts"].as_array().unwrap();
-    let places: Vec<Value> = hosts.iter().map(|host| json!([host["evidence"], host["location"]])).collect();
+    let places: Vec<Value> = hosts
+        .iter()
+        .map(|host| json!([host["evidence"], host["location"]]))
+        .collect();
     assert_eq!(
         json!(places),
         json!([["found", "/etc/tls/found.pem"], ["found", "/etc/tls/imported.pem"]])
     );
-    assert!(hosts.iter().all(|one| one["agent_id"] == host.id() && one["hostname"] != ""));
+    assert!(
+        hosts
+            .iter()
+            .all(|one| one["agent_id"] == host.id() && one["hostname"] != "")
+    );
     let certificate = w.get(&format!("/api/v1/certificates/{import}")).await.expect(200);
     assert_eq!(certificate["key_blocked_at"], json!(w.clock.now()));
     assert_eq!(w.versions(&import).await[0]["key_blocked_at"], json!(w.clock.now()));
-    let page = w.get("/api/v1/discovered-certificates?sort=commonName").await.expect(200);
-    let marked: Vec<Value> = page["data"].as_array().unwrap().iter()
+    let page = w
+        .get("/api/v1/discovered-certificates?sort=commonName")
+        .await
+        .expect(200);
+    let marked: Vec<Value> = page["data"]
+        .as_array()
+        .unwrap()
+        .iter()
         .map(|one| json!([one["common_name"], one["key_blocked_at"]]))
         .collect();
     let now = w.clock.now();
     assert_eq!(
         json!(marked),
-        json!([["found.example.net", now], ["imported.example.net", now], ["other.example.net", null]])
+        json!([
+            ["found.example.net", now],
+            ["imported.example.net", now],
+            ["other.example.net", null]
+        ])
     );
     w.settle().await;
     let later = w.get(&format!("/api/v1/blocked-keys/{spki}")).await.expect(200);
     let later = &later["usage"];
-    assert_eq!(json!([later["revocable_here"], later["revocable_elsewhere"]]), json!([0, 2]));
+    assert_eq!(
+        json!([later["revocable_here"], later["revocable_elsewhere"]]),
+        json!([0, 2])
+    );
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
@@ -508,7 +528,9 @@ async fn a_report_of_a_known_key_that_is_repeated_begins_nothing_anew(db: PgPool
     let certificate = issued_for(&w, &host, "mc-a", &key).await;
     let proof = proof(&w, &key, json!({ "certificate_pem": certificate })).await;
     let report = async || {
-        let answer = w.raw(Method::POST, "/api/v1/key-compromise", None, proof.to_string()).await;
+        let answer = w
+            .raw(Method::POST, "/api/v1/key-compromise", None, proof.to_string())
+            .await;
         answer.expect(202)["bulk_id"].as_str().unwrap().to_owned()
     };
     let told = async || {
@@ -528,7 +550,8 @@ async fn a_report_of_a_known_key_that_is_repeated_begins_nothing_anew(db: PgPool
     }
     assert_eq!(told().await, "1 2");
     // What comes to have the key later is another matter.
-    w.sql("UPDATE certificates SET revoked_at = NULL, revocation_reason = NULL WHERE id = 'mc-a'").await;
+    w.sql("UPDATE certificates SET revoked_at = NULL, revocation_reason = NULL WHERE id = 'mc-a'")
+        .await;
     assert_ne!(report().await, first);
     assert_eq!(told().await, "2 4");
 }

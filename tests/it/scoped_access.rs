@@ -32,7 +32,9 @@ async fn world(db: PgPool) -> World {
     let host = w.host("web-1").await;
     for side in ["in", "out"] {
         w.target(&format!("tgt-{side}"), &host).await;
-        w.post("/api/v1/teams", json!({ "id": format!("t-{side}"), "name": side })).await.expect(201);
+        w.post("/api/v1/teams", json!({ "id": format!("t-{side}"), "name": side }))
+            .await
+            .expect(201);
         let profile = json!({ "id": format!("prof-{side}"), "name": side });
         w.post("/api/v1/profiles", profile).await.expect(201);
         let issuer = json!({ "id": format!("iss-{side}"), "name": side, "type": "local" });
@@ -72,12 +74,15 @@ fn scopes() -> [(&'static str, Value); 6] {
 /// The path of an operation with this value for every placeholder.
 fn path(operation: &Operation, value: &str) -> String {
     let path = operation.path();
-    let parts = path.split('/').map(|part| if part.starts_with('{') { value } else { part });
+    let parts = path
+        .split('/')
+        .map(|part| if part.starts_with('{') { value } else { part });
     parts.collect::<Vec<_>>().join("/")
 }
 
 async fn ask(w: &World, operation: &Operation, value: &str, key: &str) -> Answer {
-    w.raw(operation.method.clone(), &path(operation, value), Some(key), "{}").await
+    w.raw(operation.method.clone(), &path(operation, value), Some(key), "{}")
+        .await
 }
 
 /// Everything that is known of a certificate, but for when something was looked at.
@@ -98,11 +103,20 @@ async fn all_of(w: &World, certificate: &str) -> String {
 async fn every_role_reaches_with_every_scope_exactly_what_the_table_says(db: PgPool) {
     let w = world(db).await;
     let job_of = async |certificate: &str| {
-        w.text(&format!("SELECT min(id) FROM jobs WHERE certificate_id = '{certificate}'")).await
+        w.text(&format!(
+            "SELECT min(id) FROM jobs WHERE certificate_id = '{certificate}'"
+        ))
+        .await
     };
     let out_job = job_of("mc-out").await;
     let before = all_of(&w, "mc-out").await;
-    let roles = [Role::Operator, Role::Viewer, Role::Auditor, Role::Approver, Role::Requester];
+    let roles = [
+        Role::Operator,
+        Role::Viewer,
+        Role::Auditor,
+        Role::Approver,
+        Role::Requester,
+    ];
     let (mut asked, mut limited) = (0, BTreeSet::new());
     for role in roles {
         for (dimension, scope) in scopes() {
@@ -120,7 +134,11 @@ async fn every_role_reaches_with_every_scope_exactly_what_the_table_says(db: PgP
                 }
                 _ => "mc-in".to_owned(),
             };
-            let foreign = if role == Role::Requester { vec!["mc-out", "mc-in"] } else { vec!["mc-out"] };
+            let foreign = if role == Role::Requester {
+                vec!["mc-out", "mc-in"]
+            } else {
+                vec!["mc-out"]
+            };
             let own_job = job_of(&own).await;
             for operation in catalogue() {
                 let name = format!("{who} at {}", operation.id());
@@ -221,7 +239,9 @@ async fn a_change_that_leads_out_of_the_scope_is_not_committed(db: PgPool) {
         "common_name": "new.in.example.net", "team_id": "t-in", "environment": "in", "issuer_id": "iss-in",
         "certificate_profile_id": "prof-in"
     });
-    let certificates = w.text("SELECT string_agg(c::text, ' ' ORDER BY id) FROM certificates c").await;
+    let certificates = w
+        .text("SELECT string_agg(c::text, ' ' ORDER BY id) FROM certificates c")
+        .await;
     for (field, value) in [
         ("common_name", json!("new.out.example.net")),
         ("common_name", json!("evilin.example.net")),
@@ -244,35 +264,52 @@ async fn a_change_that_leads_out_of_the_scope_is_not_committed(db: PgPool) {
             assert_eq!(answer.status, 403, "{field}: {answer:?}");
         }
         let changes = json!({ field: value }).to_string();
-        let answer = w.raw(Method::PUT, &format!("{CERTIFICATES}/mc-in"), Some(&operator), changes).await;
+        let answer = w
+            .raw(Method::PUT, &format!("{CERTIFICATES}/mc-in"), Some(&operator), changes)
+            .await;
         assert_eq!(answer.status, 403, "{field}: {answer:?}");
     }
     // A requester has no target at all, not even one that nothing is on.
     let mut new = base.clone();
     new["target_ids"] = json!(["tgt-free"]);
-    let answer = w.raw(Method::POST, CERTIFICATES, Some(&requester), new.to_string()).await;
+    let answer = w
+        .raw(Method::POST, CERTIFICATES, Some(&requester), new.to_string())
+        .await;
     assert_eq!(answer.status, 403, "{answer:?}");
-    let after = w.text("SELECT string_agg(c::text, ' ' ORDER BY id) FROM certificates c").await;
+    let after = w
+        .text("SELECT string_agg(c::text, ' ' ORDER BY id) FROM certificates c")
+        .await;
     assert_eq!(after, certificates, "nothing was changed");
 
     // Many at once: by id those of the scope alone may be named; by filter they alone are chosen.
     let bulk = async |body: Value| {
         let path = "/api/v1/certificates/bulk/renew";
-        let paths: Vec<String> = catalogue().iter().filter(|o| o.name == "BulkRenew").map(Operation::path).collect();
+        let paths: Vec<String> = catalogue()
+            .iter()
+            .filter(|o| o.name == "BulkRenew")
+            .map(Operation::path)
+            .collect();
         let path = paths.first().map_or(path, String::as_str);
         w.raw(Method::POST, path, Some(&operator), body.to_string()).await
     };
     let answer = bulk(json!({ "ids": ["mc-in", "mc-out"] })).await;
     assert_eq!(answer.status, 404, "{answer:?}");
-    let chosen = bulk(json!({ "filter": { "created_after": "2020-01-01T00:00:00Z" } })).await.expect(202);
+    let chosen = bulk(json!({ "filter": { "created_after": "2020-01-01T00:00:00Z" } }))
+        .await
+        .expect(202);
     assert_eq!(chosen["total"], 1);
     w.settle().await;
-    assert_eq!((w.versions("mc-in").await.len(), w.versions("mc-out").await.len()), (2, 1));
+    assert_eq!(
+        (w.versions("mc-in").await.len(), w.versions("mc-out").await.len()),
+        (2, 1)
+    );
     // Within the scope everything goes on as without one.
     let mut new = base;
     new["id"] = json!("mc-new");
     new["target_ids"] = json!(["tgt-free"]);
-    w.raw(Method::POST, CERTIFICATES, Some(&operator), new.to_string()).await.expect(201);
+    w.raw(Method::POST, CERTIFICATES, Some(&operator), new.to_string())
+        .await
+        .expect(201);
     w.settle().await;
     assert_eq!(w.versions("mc-new").await.len(), 1);
 }
@@ -283,7 +320,16 @@ async fn sessions_and_tokens_have_the_scope_of_the_key_or_role_they_come_with(db
     let idp = w.idp().await;
     let secret = "the-secret-that-tokens-are-signed-with";
     let roles = "ci=requester;domains=in.example.net,ops=operator;teams=t-in,more=operator;environments=out";
-    let settings = ["--auth-type", "jwt", "--auth-secret", secret, "--jwt-role-claim", "groups", "--jwt-roles", roles];
+    let settings = [
+        "--auth-type",
+        "jwt",
+        "--auth-secret",
+        secret,
+        "--jwt-role-claim",
+        "groups",
+        "--jwt-roles",
+        roles,
+    ];
     let (url, _) = w.api(&settings).await;
     let visible = async |url: &str, headers: &[(&str, String)]| {
         let mut request = w.http.get(format!("{url}{CERTIFICATES}"));
@@ -292,12 +338,21 @@ async fn sessions_and_tokens_have_the_scope_of_the_key_or_role_they_come_with(db
         }
         let page = w.ask("list", request).await.expect(200);
         assert_eq!(page["total"], page["data"].as_array().unwrap().len());
-        let ids = page["data"].as_array().unwrap().iter().map(|c| c["id"].as_str().unwrap().to_owned());
+        let ids = page["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|c| c["id"].as_str().unwrap().to_owned());
         ids.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(" ")
     };
     let bearer = |token: &str| vec![("authorization", format!("Bearer {token}"))];
     let session = async |url: &str, token: &str| {
-        let begun = w.ask("begin", w.http.post(format!("{url}/api/v1/sessions")).bearer_auth(token)).await;
+        let begun = w
+            .ask(
+                "begin",
+                w.http.post(format!("{url}/api/v1/sessions")).bearer_auth(token),
+            )
+            .await;
         let cookie = begun.header("set-cookie").split_once(';').unwrap().0.to_owned();
         begun.expect(201);
         vec![("cookie", cookie)]
@@ -308,9 +363,16 @@ async fn sessions_and_tokens_have_the_scope_of_the_key_or_role_they_come_with(db
     assert_eq!(visible(&w.url, &of_key).await, "mc-in");
     // The key decides, also for sessions that it began before.
     let id = w.text("SELECT id FROM api_keys").await;
-    w.put(&format!("/api/v1/api-keys/{id}"), json!({ "scope": { "teams": ["t-out"] } })).await.expect(200);
+    w.put(
+        &format!("/api/v1/api-keys/{id}"),
+        json!({ "scope": { "teams": ["t-out"] } }),
+    )
+    .await
+    .expect(200);
     assert_eq!(visible(&w.url, &of_key).await, "mc-out");
-    w.put(&format!("/api/v1/api-keys/{id}"), json!({ "scope": {} })).await.expect(200);
+    w.put(&format!("/api/v1/api-keys/{id}"), json!({ "scope": {} }))
+        .await
+        .expect(200);
     assert_eq!(visible(&w.url, &of_key).await, "mc-in mc-out");
 
     for (groups, ids) in [
@@ -329,13 +391,29 @@ async fn sessions_and_tokens_have_the_scope_of_the_key_or_role_they_come_with(db
     let mut login = idp.args("http://127.0.0.1/auth/callback").to_vec();
     login.extend(["--jwt-role-claim", "groups", "--jwt-roles", roles]);
     let (url, _) = w.api(&login).await;
-    let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let http = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .unwrap();
     let left = w.ask("leave", http.get(format!("{url}/auth/login"))).await;
     let with = left.header("set-cookie").split_once(';').unwrap().0.to_owned();
-    let back = idp.log_in(left.header("location"), json!({ "sub": "ada", "groups": ["ops"], "iat": BEGIN, "exp": BEGIN + 600 }));
-    let back = w.ask("back", http.get(format!("{url}/auth/callback?{back}")).header("cookie", with)).await;
+    let back = idp.log_in(
+        left.header("location"),
+        json!({ "sub": "ada", "groups": ["ops"], "iat": BEGIN, "exp": BEGIN + 600 }),
+    );
+    let back = w
+        .ask(
+            "back",
+            http.get(format!("{url}/auth/callback?{back}")).header("cookie", with),
+        )
+        .await;
     assert_eq!(back.status, 302, "{back:?}");
-    let cookies: Vec<&str> = back.headers.get_all("set-cookie").iter().map(|v| v.to_str().unwrap()).collect();
+    let cookies: Vec<&str> = back
+        .headers
+        .get_all("set-cookie")
+        .iter()
+        .map(|v| v.to_str().unwrap())
+        .collect();
     let cookie = cookies.iter().find(|cookie| cookie.contains("session=")).unwrap();
     let cookie = cookie.split_once(';').unwrap().0.to_owned();
     assert_eq!(visible(&url, &[("cookie", cookie)]).await, "mc-in");
@@ -355,18 +433,31 @@ async fn a_ci_job_obtains_exactly_its_own_certificates_with_a_requesters_key(db:
     let made = by(&ci, Method::POST, CERTIFICATES, new).await.expect(201);
     assert_eq!((&made["team_id"], &made["environment"]), (&json!("t-in"), &json!("in")));
     // Where it is put is for an operator to say.
-    w.put(&format!("{CERTIFICATES}/mc-ci"), json!({ "target_ids": ["tgt-free"] })).await.expect(200);
+    w.put(&format!("{CERTIFICATES}/mc-ci"), json!({ "target_ids": ["tgt-free"] }))
+        .await
+        .expect(200);
     w.settle().await;
-    let exported = by(&ci, Method::GET, &format!("{CERTIFICATES}/mc-ci/export?format=pem"), json!({})).await;
+    let exported = by(
+        &ci,
+        Method::GET,
+        &format!("{CERTIFICATES}/mc-ci/export?format=pem"),
+        json!({}),
+    )
+    .await;
     assert_eq!(exported.status, 200, "{exported:?}");
     assert!(String::from_utf8_lossy(&exported.octets).contains("BEGIN CERTIFICATE"));
-    by(&ci, Method::POST, &format!("{CERTIFICATES}/mc-ci/renew"), json!({})).await.expect(202);
+    by(&ci, Method::POST, &format!("{CERTIFICATES}/mc-ci/renew"), json!({}))
+        .await
+        .expect(202);
     w.settle().await;
     let versions = by(&ci, Method::GET, &format!("{CERTIFICATES}/mc-ci/versions"), json!({})).await;
     assert_eq!(versions.expect(200)["total"], 2);
 
     let listed = by(&ci, Method::GET, CERTIFICATES, json!({})).await.expect(200);
-    assert_eq!((&listed["total"], &listed["data"][0]["id"]), (&json!(1), &json!("mc-ci")));
+    assert_eq!(
+        (&listed["total"], &listed["data"][0]["id"]),
+        (&json!(1), &json!("mc-ci"))
+    );
     let none = by(&other, Method::GET, CERTIFICATES, json!({})).await.expect(200);
     assert_eq!(none["total"], 0, "another key of the same scope created none");
     for path in ["mc-in", "mc-out"].map(|id| format!("{CERTIFICATES}/{id}")) {
@@ -392,10 +483,20 @@ async fn a_ci_job_obtains_exactly_its_own_certificates_with_a_requesters_key(db:
     }
     // The key may get another secret and another name, and reaches what it created.
     let id = w.text("SELECT id FROM api_keys WHERE name = 'ci'").await;
-    w.put(&format!("/api/v1/api-keys/{id}"), json!({ "name": "build" })).await.expect(200);
-    let rotated = w.post(&format!("/api/v1/api-keys/{id}/rotate"), json!({ "overlap_seconds": 0 })).await.expect(200);
+    w.put(&format!("/api/v1/api-keys/{id}"), json!({ "name": "build" }))
+        .await
+        .expect(200);
+    let rotated = w
+        .post(
+            &format!("/api/v1/api-keys/{id}/rotate"),
+            json!({ "overlap_seconds": 0 }),
+        )
+        .await
+        .expect(200);
     let rotated = rotated["api_key"].as_str().unwrap();
-    by(rotated, Method::GET, &format!("{CERTIFICATES}/mc-ci"), json!({})).await.expect(200);
+    by(rotated, Method::GET, &format!("{CERTIFICATES}/mc-ci"), json!({}))
+        .await
+        .expect(200);
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
@@ -417,7 +518,14 @@ async fn scopes_that_would_limit_nothing_are_refused(db: PgPool) {
         assert_eq!(answer.status, status, "{answer:?}");
     }
     let id = w.text("SELECT id FROM api_keys WHERE name = 'k'").await;
-    let answer = w.put(&format!("/api/v1/api-keys/{id}"), json!({ "role": "admin" })).await;
+    let answer = w
+        .put(&format!("/api/v1/api-keys/{id}"), json!({ "role": "admin" }))
+        .await;
     assert_eq!(answer.status, 422, "it would keep its scope: {answer:?}");
-    w.put(&format!("/api/v1/api-keys/{id}"), json!({ "role": "admin", "scope": {} })).await.expect(200);
+    w.put(
+        &format!("/api/v1/api-keys/{id}"),
+        json!({ "role": "admin", "scope": {} }),
+    )
+    .await
+    .expect(200);
 }

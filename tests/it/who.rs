@@ -42,7 +42,10 @@ fn roles_hold_the_permissions_that_are_published() {
         words.collect::<Vec<_>>().join(" ")
     };
     for (role, permissions) in [
-        (Role::Admin, "view request operate revoke approve configure audit administer"),
+        (
+            Role::Admin,
+            "view request operate revoke approve configure audit administer",
+        ),
         (Role::Operator, "view request operate revoke approve"),
         (Role::Viewer, "view"),
         (Role::Auditor, "view audit"),
@@ -146,7 +149,10 @@ async fn an_agent_sees_and_touches_nothing_of_another(db: PgPool) {
     };
     let before = contents().await;
     let mut tried = 0;
-    for operation in catalogue().into_iter().filter(|o| matches!(o.access, Access::Agent | Access::AgentItself)) {
+    for operation in catalogue()
+        .into_iter()
+        .filter(|o| matches!(o.access, Access::Agent | Access::AgentItself))
+    {
         for thing in [&waiting, &done, "mc-done", "mc-open", "tgt-2"] {
             for job in [&waiting, &done] {
                 for status in ["Running", "Completed", "Failed"] {

@@ -661,7 +661,10 @@ fn check_texts<E: Endpoint>(octets: &[u8]) -> Result<(), ApiError> {
         return Ok(());
     };
     match hidden_in(&body, "") {
-        Some(field) => Err(ApiError::invalid(&field, "holds a control or format character, which is invisible")),
+        Some(field) => Err(ApiError::invalid(
+            &field,
+            "holds a control or format character, which is invisible",
+        )),
         None => Ok(()),
     }
 }
@@ -674,7 +677,11 @@ fn hidden_in(value: &Value, field: &str) -> Option<String> {
         Value::Array(items) => items.iter().find_map(|item| hidden_in(item, field)),
         // Of an object within the body, the field that it is the value of is named.
         Value::Object(map) => map.iter().find_map(|(key, value)| {
-            let inner = if field.is_empty() || key.ends_with("pem") { key } else { field };
+            let inner = if field.is_empty() || key.ends_with("pem") {
+                key
+            } else {
+                field
+            };
             match key.contains(text::is_hidden) {
                 true => Some(field.to_owned()),
                 false => hidden_in(value, inner),

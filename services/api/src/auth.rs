@@ -43,7 +43,12 @@ const OF_KEYS: &str = "key:";
 /// Whether a name is one of another principal, or is taken for one. No named key may have it.
 pub fn is_reserved(name: &str) -> bool {
     let begins_like = |prefix: &str| {
-        let head: String = name.trim().chars().filter(|c| !text::is_hidden(*c)).take(prefix.len()).collect();
+        let head: String = name
+            .trim()
+            .chars()
+            .filter(|c| !text::is_hidden(*c))
+            .take(prefix.len())
+            .collect();
         text::look_alike(&head, prefix)
     };
     RESERVED.iter().any(|taken| text::look_alike(name, taken)) || begins_like(OF_TOKENS) || begins_like(OF_KEYS)

@@ -456,12 +456,16 @@ fn scope(text: &str) -> Result<Scope, String> {
     where
         T::Error: std::fmt::Display,
     {
-        let words = words.split('|').map(|word| T::try_from(word.trim().to_owned()).map_err(|e| e.to_string()));
+        let words = words
+            .split('|')
+            .map(|word| T::try_from(word.trim().to_owned()).map_err(|e| e.to_string()));
         words.collect::<Result<Vec<T>, String>>().map(Some)
     }
     let mut scope = Scope::default();
     for part in text.split(';') {
-        let (name, words) = part.split_once('=').ok_or("write a scope as teams=t-1|t-2;domains=ci.example.com")?;
+        let (name, words) = part
+            .split_once('=')
+            .ok_or("write a scope as teams=t-1|t-2;domains=ci.example.com")?;
         if words.trim().is_empty() {
             return Err(format!("{} of a scope names nothing", name.trim()));
         }
@@ -583,7 +587,11 @@ impl Config {
         let access = &self.access;
         Ok(Auth {
             entry: access.entry(self.server_host)?,
-            hosts: access.allowed_hosts.iter().map(|name| name.trim().to_ascii_lowercase()).collect(),
+            hosts: access
+                .allowed_hosts
+                .iter()
+                .map(|name| name.trim().to_ascii_lowercase())
+                .collect(),
             bootstrap: secret(&access.bootstrap_token, &access.bootstrap_token_file)?
                 .map(|token| long_enough("CERTCTL_BOOTSTRAP_TOKEN", token))
                 .transpose()?,
@@ -708,7 +716,10 @@ mod tests {
         for (args, refusal) in [
             ("--auth-secret fewer-than-16-c", "16 characters"),
             ("--auth-secret sixteen-or-more-c", ""),
-            ("--auth-secret sixteen-or-more-c --bootstrap-token short", "CERTCTL_BOOTSTRAP_TOKEN"),
+            (
+                "--auth-secret sixteen-or-more-c --bootstrap-token short",
+                "CERTCTL_BOOTSTRAP_TOKEN",
+            ),
             ("", "CERTCTL_AUTH_SECRET"),
             ("--auth-type none", ""),
             ("--auth-type none --server-host ::1", ""),

@@ -650,8 +650,15 @@ mod tests {
             let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
             format!("{}.{}.", part(header), part(claims))
         };
-        assert!(is_unambiguous(&token("{\"alg\":\"ES256\"}", "{\"sub\":\"a\",\"x\":[{\"sub\":1}]}")));
-        for claims in ["{\"sub\":\"a\",\"sub\":\"b\"}", "{\"r\":{\"a\":1,\"a\":2}}", "[{\"a\":1,\"a\":1}]"] {
+        assert!(is_unambiguous(&token(
+            "{\"alg\":\"ES256\"}",
+            "{\"sub\":\"a\",\"x\":[{\"sub\":1}]}"
+        )));
+        for claims in [
+            "{\"sub\":\"a\",\"sub\":\"b\"}",
+            "{\"r\":{\"a\":1,\"a\":2}}",
+            "[{\"a\":1,\"a\":1}]",
+        ] {
             assert!(!is_unambiguous(&token("{}", claims)), "{claims}");
         }
         for (typ, bearer, login) in [
@@ -665,7 +672,11 @@ mod tests {
             (Some("secevent+jwt"), false, false),
             (Some(""), false, false),
         ] {
-            assert_eq!((is_of_kind(typ, false), is_of_kind(typ, true)), (bearer, login), "{typ:?}");
+            assert_eq!(
+                (is_of_kind(typ, false), is_of_kind(typ, true)),
+                (bearer, login),
+                "{typ:?}"
+            );
         }
     }
 

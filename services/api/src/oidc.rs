@@ -278,7 +278,9 @@ async fn callback(app: &App, headers: &HeaderMap, query: Option<String>) -> Resu
     match &claims.party {
         Some(party) if party != login.client.as_str() => return Err(refused("the ID token is for another client")),
         None if claims.audiences > 1 => {
-            return Err(refused("the ID token is for several clients and does not say (azp) for which it was issued"));
+            return Err(refused(
+                "the ID token is for several clients and does not say (azp) for which it was issued",
+            ));
         }
         _ => {}
     }

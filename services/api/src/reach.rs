@@ -14,11 +14,7 @@ use certctl_contract::endpoint::Scoping;
 use certctl_model::scope::Reach;
 use certctl_store::scope;
 
-use crate::{
-    app::App,
-    auth::Principal,
-    error::ApiError,
-};
+use crate::{app::App, auth::Principal, error::ApiError};
 
 /// What the caller reaches, and whether a list has asked for it.
 #[derive(Clone)]
@@ -80,7 +76,9 @@ impl Reached {
     /// 500: an error of ours.
     pub fn must_have_been_asked(&self, scoping: Scoping) -> Result<(), ApiError> {
         match scoping == Scoping::Rows && self.certificates.is_limited() && !self.asked.load(Ordering::Relaxed) {
-            true => Err(ApiError::internal("rows were read regardless of what the caller reaches")),
+            true => Err(ApiError::internal(
+                "rows were read regardless of what the caller reaches",
+            )),
             false => Ok(()),
         }
     }

@@ -212,7 +212,10 @@ impl Entry {
 
 /// A text without control characters, cut to so many characters.
 pub fn cut(text: &str, most: usize) -> String {
-    text.chars().filter(|c| !certctl_model::text::is_hidden(*c)).take(most).collect()
+    text.chars()
+        .filter(|c| !certctl_model::text::is_hidden(*c))
+        .take(most)
+        .collect()
 }
 
 #[cfg(test)]

@@ -229,7 +229,9 @@ struct Stored {
 /// When the database cannot be asked.
 pub async fn find(app: &App, cookie: &str) -> Result<Option<Found>, ApiError> {
     let hash = app.gate.sessions.hash(cookie);
-    let Some(found) = stored(app, &hash).await? else { return Ok(None) };
+    let Some(found) = stored(app, &hash).await? else {
+        return Ok(None);
+    };
     let now = app.clock.now();
     if now.since(found.last_seen_at) >= SEEN_WITHIN {
         sqlx::query("UPDATE sessions SET last_seen_at = $2 WHERE hash = $1 AND last_seen_at < $2")

@@ -382,7 +382,8 @@ impl TryFrom<String> for Word {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        match text.trim() == text && (1..=128).contains(&text.chars().count()) && !text.contains(crate::text::is_hidden) {
+        match text.trim() == text && (1..=128).contains(&text.chars().count()) && !text.contains(crate::text::is_hidden)
+        {
             true => Ok(Self(text)),
             false => Err("an entry has 1 to 128 characters, without control characters or spaces around it"),
         }

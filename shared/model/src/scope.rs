@@ -97,7 +97,10 @@ impl std::fmt::Display for Scope {
             let texts = list.as_ref()?.iter().map(ToString::to_string);
             Some(texts.collect::<Vec<_>>().join(", "))
         }
-        let domains = self.domains.as_ref().map(|list| list.iter().map(Domain::as_str).collect::<Vec<_>>());
+        let domains = self
+            .domains
+            .as_ref()
+            .map(|list| list.iter().map(Domain::as_str).collect::<Vec<_>>());
         let parts = [
             ("teams", texts(&self.teams)),
             ("environments", texts(&self.environments)),
@@ -105,7 +108,9 @@ impl std::fmt::Display for Scope {
             ("profiles", texts(&self.profiles)),
             ("domains", domains.map(|list| list.join(", "))),
         ];
-        let parts = parts.into_iter().filter_map(|(name, list)| Some(format!("{name} {}", list?)));
+        let parts = parts
+            .into_iter()
+            .filter_map(|(name, list)| Some(format!("{name} {}", list?)));
         f.write_str(&parts.collect::<Vec<_>>().join("; "))
     }
 }
@@ -163,8 +168,16 @@ impl Reach {
 /// Shows the limits, for messages.
 impl std::fmt::Display for Reach {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let own = self.created_by.iter().map(|_| "certificates that it created".to_owned());
-        let scopes = self.scopes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+        let own = self
+            .created_by
+            .iter()
+            .map(|_| "certificates that it created".to_owned());
+        let scopes = self
+            .scopes
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(" or ");
         let scopes = Some(scopes).filter(|text| !text.is_empty());
         f.write_str(&own.chain(scopes).collect::<Vec<_>>().join(" within "))
     }

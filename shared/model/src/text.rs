@@ -49,7 +49,20 @@ mod tests {
 
     #[test]
     fn invisible_characters_are_hidden_and_letters_of_any_alphabet_are_not() {
-        for c in ['\0', '\u{7f}', '\u{85}', '\u{ad}', '\u{200b}', '\u{200d}', '\u{202e}', '\u{2066}', '\u{2028}', '\u{feff}', '\u{e0041}', '\u{3164}'] {
+        for c in [
+            '\0',
+            '\u{7f}',
+            '\u{85}',
+            '\u{ad}',
+            '\u{200b}',
+            '\u{200d}',
+            '\u{202e}',
+            '\u{2066}',
+            '\u{2028}',
+            '\u{feff}',
+            '\u{e0041}',
+            '\u{3164}',
+        ] {
             assert!(is_hidden(c), "{c:?}");
         }
         for c in ['a', ' ', 'ü', 'д', '名', 'ع', '\u{a0}', '😀'] {

@@ -17,16 +17,24 @@ pub fn push(sql: &mut QueryBuilder<Postgres>, certificates: &str, reach: &Reach)
         for scope in &reach.scopes {
             sql.push(" OR (true");
             if let Some(teams) = &scope.teams {
-                sql.push(format!(" AND {c}.team_id = ANY (")).push_bind(teams.clone()).push(")");
+                sql.push(format!(" AND {c}.team_id = ANY ("))
+                    .push_bind(teams.clone())
+                    .push(")");
             }
             if let Some(environments) = &scope.environments {
-                sql.push(format!(" AND {c}.environment = ANY (")).push_bind(environments.clone()).push(")");
+                sql.push(format!(" AND {c}.environment = ANY ("))
+                    .push_bind(environments.clone())
+                    .push(")");
             }
             if let Some(issuers) = &scope.issuers {
-                sql.push(format!(" AND {c}.issuer_id = ANY (")).push_bind(issuers.clone()).push(")");
+                sql.push(format!(" AND {c}.issuer_id = ANY ("))
+                    .push_bind(issuers.clone())
+                    .push(")");
             }
             if let Some(profiles) = &scope.profiles {
-                sql.push(format!(" AND {c}.profile_id = ANY (")).push_bind(profiles.clone()).push(")");
+                sql.push(format!(" AND {c}.profile_id = ANY ("))
+                    .push_bind(profiles.clone())
+                    .push(")");
             }
             if let Some(domains) = &scope.domains {
                 let domains: Vec<String> = domains.iter().map(Domain::as_str).map(str::to_owned).collect();

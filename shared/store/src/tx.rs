@@ -189,7 +189,9 @@ impl Tx {
     /// Records who created the certificates that these events say are new.
     async fn record_creator(&mut self, events: &[Event]) -> Result<()> {
         const NEW: [&str; 2] = ["certificate_created", "certificate_imported"];
-        let Some(principal) = &self.principal else { return Ok(()) };
+        let Some(principal) = &self.principal else {
+            return Ok(());
+        };
         let new = events.iter().filter(|event| NEW.contains(&event.action));
         let new: Vec<&str> = new.map(|event| &*event.resource_id).collect();
         if !new.is_empty() {

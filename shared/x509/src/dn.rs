@@ -53,7 +53,10 @@ fn string(value: &Any<'_>) -> Option<String> {
         // In practice ISO 8859-1.
         Tag::T61String => Some(value.data.iter().copied().map(char::from).collect()),
         Tag::BmpString if value.data.len().is_multiple_of(2) => {
-            let units = value.data.chunks_exact(2).map(|two| u16::from_be_bytes([two[0], two[1]]));
+            let units = value
+                .data
+                .chunks_exact(2)
+                .map(|two| u16::from_be_bytes([two[0], two[1]]));
             char::decode_utf16(units).collect::<Result<_, _>>().ok()
         }
         Tag::UniversalString if value.data.len().is_multiple_of(4) => {
@@ -105,7 +108,11 @@ fn encoded(value: &Any<'_>) -> String {
 
 /// The length octets of DER.
 fn length(content: usize) -> Vec<u8> {
-    let octets: Vec<u8> = content.to_be_bytes().into_iter().skip_while(|octet| *octet == 0).collect();
+    let octets: Vec<u8> = content
+        .to_be_bytes()
+        .into_iter()
+        .skip_while(|octet| *octet == 0)
+        .collect();
     match u8::try_from(content) {
         Ok(short @ 0..=127) => vec![short],
         _ => [&[0x80 | u8::try_from(octets.len()).unwrap_or(8)], octets.as_slice()].concat(),
@@ -140,24 +147,40 @@ mod tests {
             (text(&[]), ""),
             // The examples of §4, which are written last relative name first.
             (
-                text(&[&[(dc, 22, b"net")], &[(dc, 22, b"example")], &[(cn, 12, b"Steve Kille")]]),
+                text(&[
+                    &[(dc, 22, b"net")],
+                    &[(dc, 22, b"example")],
+                    &[(cn, 12, b"Steve Kille")],
+                ]),
                 "CN=Steve Kille,DC=example,DC=net",
             ),
             (
                 text(&[&[(dc, 22, b"net")], &[(ou, 12, b"Sales"), (cn, 12, b"J.  Smith")]]),
                 "OU=Sales+CN=J.  Smith,DC=net",
             ),
-            (text(&[&[(cn, 12, b"James \"Jim\" Smith, III")]]), r#"CN=James \"Jim\" Smith\, III"#),
+            (
+                text(&[&[(cn, 12, b"James \"Jim\" Smith, III")]]),
+                r#"CN=James \"Jim\" Smith\, III"#,
+            ),
             (text(&[&[(cn, 12, b"Before\rAfter")]]), r"CN=Before\0DAfter"),
             (text(&[&[(cn, 12, "Lučić".as_bytes())]]), "CN=Lučić"),
-            (text(&[&[(&[43, 6, 1, 4, 1, 0x8b, 0x3a, 0], 4, b"Hi")]]), "1.3.6.1.4.1.1466.0=#04024869"),
+            (
+                text(&[&[(&[43, 6, 1, 4, 1, 0x8b, 0x3a, 0], 4, b"Hi")]]),
+                "1.3.6.1.4.1.1466.0=#04024869",
+            ),
             // What would pass for another name.
-            (text(&[&[(o, 12, b"a,CN=admin")], &[(cn, 12, b" #x+y<z>; ")]]), r"CN=\ #x\+y\<z\>\;\ ,O=a\,CN=admin"),
+            (
+                text(&[&[(o, 12, b"a,CN=admin")], &[(cn, 12, b" #x+y<z>; ")]]),
+                r"CN=\ #x\+y\<z\>\;\ ,O=a\,CN=admin",
+            ),
             (text(&[&[(cn, 12, b"#1")]]), r"CN=\#1"),
             (text(&[&[(cn, 12, b"a\\b\0")]]), r"CN=a\\b\00"),
             (text(&[&[(cn, 12, "a\u{202e}b".as_bytes())]]), r"CN=a\E2\80\AEb"),
             // Other types of strings.
-            (text(&[&[(c, 19, b"DE")], &[(cn, 30, &[0, 0x41, 0, 0xe4])]]), "CN=A\u{e4},C=DE"),
+            (
+                text(&[&[(c, 19, b"DE")], &[(cn, 30, &[0, 0x41, 0, 0xe4])]]),
+                "CN=A\u{e4},C=DE",
+            ),
             (text(&[&[(cn, 28, &[0, 0, 0, 0x41])]]), "CN=A"),
             (text(&[&[(cn, 20, &[0xe4])]]), "CN=\u{e4}"),
             // No characters of the type, and no short name.

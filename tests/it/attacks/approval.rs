@@ -45,7 +45,11 @@ impl Office {
     }
 
     async fn as_(&self, who: &str, method: Method, path: &str, body: Value) -> (u16, Value) {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
         let answer = self.w.raw(method, path, Some(who), body).await;
         (answer.status, answer.json())
     }
@@ -111,11 +115,20 @@ async fn an_operator_cannot_submit_the_request_that_it_approves(db: PgPool) {
     o.w.settle().await;
     let csr = json!({ "certificate_id": "mc-1", "csr_pem": requests::good("mc-1.example.net") });
     let path = format!("/api/v1/agents/{}/csr", o.host.id());
-    for (who, why) in [(&*o.bob, "the agent itself"), (&*o.eve, "the agent itself"), (KEY, "a key of its own")] {
+    for (who, why) in [
+        (&*o.bob, "the agent itself"),
+        (&*o.eve, "the agent itself"),
+        (KEY, "a key of its own"),
+    ] {
         let (status, said) = o.as_(who, Method::POST, &path, csr.clone()).await;
-        assert!(status == 403 && said["detail"].as_str().unwrap().contains(why), "{status} {said}");
+        assert!(
+            status == 403 && said["detail"].as_str().unwrap().contains(why),
+            "{status} {said}"
+        );
     }
-    let awaiting = o.w.text("SELECT count(*)::text FROM jobs WHERE status = 'AwaitingCSR'").await;
+    let awaiting =
+        o.w.text("SELECT count(*)::text FROM jobs WHERE status = 'AwaitingCSR'")
+            .await;
     assert_eq!(awaiting, "1");
     // An administrator who makes a key for the agent can act as the agent, and then does not approve.
     let new = json!({ "name": "spare", "role": "agent", "agent_id": o.host.id() });
@@ -134,7 +147,10 @@ async fn a_switch_to_weaker_rules_needs_configure_and_the_approval_in_force(db: 
     o.requested().await;
     let job = o.waiting().await;
     let (status, said) = o.put(&o.ann, json!({ "renewal_policy_id": "rp-loose" })).await;
-    assert!(status == 403 && said["detail"].as_str().unwrap().contains("configure"), "{said}");
+    assert!(
+        status == 403 && said["detail"].as_str().unwrap().contains("configure"),
+        "{said}"
+    );
     let (status, said) = o.put(&o.eve, json!({ "renewal_policy_id": "rp-loose" })).await;
     assert_eq!(status, 200, "{said}");
     // What was requested under the strict policy needs its approval still, and so does what is requested now.
@@ -159,7 +175,11 @@ async fn a_policy_made_weaker_changes_nothing_for_open_jobs(db: PgPool) {
     let o = Office::open(db, "manual", 2).await;
     o.requested().await;
     let job = o.waiting().await;
-    for weaker in [json!({ "approvers": 1 }), json!({ "approval": "none" }), json!({ "self_approval": true })] {
+    for weaker in [
+        json!({ "approvers": 1 }),
+        json!({ "approval": "none" }),
+        json!({ "self_approval": true }),
+    ] {
         o.w.put("/api/v1/renewal-policies/rp-strict", weaker).await.expect(200);
     }
     let shown = o.w.get(&format!("/api/v1/jobs/{job}/approval")).await.expect(200);
@@ -195,7 +215,10 @@ async fn who_changes_a_certificate_cannot_approve_its_next_issuance(db: PgPool) 
         assert_eq!(status, 200, "{said}");
         o.refuses(&o.bob, &job, action).await;
         let shown = o.w.get(&format!("/api/v1/jobs/{job}/approval")).await.expect(200);
-        let participants = [json!({ "name": "ann", "action": "asked for it" }), json!({ "name": "bob", "action": action })];
+        let participants = [
+            json!({ "name": "ann", "action": "asked for it" }),
+            json!({ "name": "bob", "action": action }),
+        ];
         assert_eq!(shown["participants"], json!(participants));
         o.approves(&o.carl, &job).await;
         versions += 1;
@@ -219,10 +242,16 @@ async fn an_import_and_a_cancelled_job_lead_to_no_renewal_without_approval(db: P
     assert_eq!(status, 200, "{said}");
     let job = o.waiting().await;
     assert_ne!(job, "");
-    o.w.post(&format!("/api/v1/jobs/{job}/cancel"), Value::Null).await.expect(200);
+    o.w.post(&format!("/api/v1/jobs/{job}/cancel"), Value::Null)
+        .await
+        .expect(200);
     o.w.clock.advance(DAY * 29);
     let job = o.waiting().await;
-    let planned = o.w.text(&format!("SELECT coalesce(requested_by, 'nobody') FROM jobs WHERE id = '{job}'")).await;
+    let planned =
+        o.w.text(&format!(
+            "SELECT coalesce(requested_by, 'nobody') FROM jobs WHERE id = '{job}'"
+        ))
+        .await;
     assert_eq!(planned, "nobody", "the renewal is planned, and waits all the same");
     o.refuses(&o.ann, &job, "imported the certificate").await;
     o.approves(&o.bob, &job).await;
@@ -242,7 +271,9 @@ async fn a_retry_by_another_keeps_the_requester_and_adds_a_participant(db: PgPoo
     let job = o.w.text("SELECT id FROM jobs").await;
     let fail = "UPDATE jobs SET status = 'Failed', reason = 'x', finished_at = run_at";
     o.w.sql(fail).await;
-    let (status, said) = o.as_(&o.bob, Method::POST, &format!("/api/v1/jobs/{job}/retry"), Value::Null).await;
+    let (status, said) = o
+        .as_(&o.bob, Method::POST, &format!("/api/v1/jobs/{job}/retry"), Value::Null)
+        .await;
     assert_eq!(status, 200, "{said}");
     assert_eq!(o.waiting().await, job);
     o.refuses(&o.ann, &job, "ann asked for job").await;
@@ -265,7 +296,8 @@ async fn the_signer_counts_no_approval_of_a_participant(db: PgPool) {
     .await;
     let shown = o.w.get(&format!("/api/v1/jobs/{job}/approval")).await.expect(200);
     assert_eq!(shown["approvals"][0]["valid"], false);
-    o.w.sql(&format!("UPDATE jobs SET status = 'Running' WHERE id = '{job}'")).await;
+    o.w.sql(&format!("UPDATE jobs SET status = 'Running' WHERE id = '{job}'"))
+        .await;
     o.w.settle().await;
     let failed = o.w.get(&format!("/api/v1/jobs/{job}")).await.expect(200);
     assert_eq!(failed["status"], "Failed");
@@ -277,7 +309,8 @@ async fn what_was_required_at_the_request_is_written_by_the_database_alone(db: P
     let o = Office::open(db, "manual", 2).await;
     o.requested().await;
     let job = o.waiting().await;
-    o.w.sql("UPDATE jobs SET requested_approvals = 0, planned_approvals = 0, participations_from = 99").await;
+    o.w.sql("UPDATE jobs SET requested_approvals = 0, planned_approvals = 0, participations_from = 99")
+        .await;
     let kept = "SELECT concat_ws(' ', planned_approvals, requested_approvals, participations_from) FROM jobs";
     assert_eq!(o.w.text(kept).await, "0 2 0");
     o.refuses(&o.ann, &job, "ann asked for job").await;
@@ -287,12 +320,22 @@ async fn what_was_required_at_the_request_is_written_by_the_database_alone(db: P
 async fn with_self_approval_one_administrator_suffices(db: PgPool) {
     let o = Office::open(db, "manual", 1).await;
     let (status, _) = o
-        .as_(&o.ann, Method::PUT, "/api/v1/renewal-policies/rp-strict", json!({ "self_approval": true }))
+        .as_(
+            &o.ann,
+            Method::PUT,
+            "/api/v1/renewal-policies/rp-strict",
+            json!({ "self_approval": true }),
+        )
         .await;
     assert_eq!(status, 403);
-    let policy = o.w.put("/api/v1/renewal-policies/rp-strict", json!({ "self_approval": true })).await;
+    let policy =
+        o.w.put("/api/v1/renewal-policies/rp-strict", json!({ "self_approval": true }))
+            .await;
     assert_eq!(policy.expect(200)["self_approval"], true);
-    let made = o.w.post("/api/v1/renewal-policies", json!({ "name": "other" })).await.expect(201);
+    let made =
+        o.w.post("/api/v1/renewal-policies", json!({ "name": "other" }))
+            .await
+            .expect(201);
     assert_eq!(made["self_approval"], false, "off unless asked for");
     o.requested().await;
     let job = o.waiting().await;
@@ -319,10 +362,18 @@ async fn an_update_is_in_the_trail_with_old_and_new_values(db: PgPool) {
     let agent = format!("/api/v1/agents/{}", o.host.id());
     for (path, id, base) in [
         ("/api/v1/teams", "t-1", json!({ "name": "old" })),
-        ("/api/v1/owners", "o-1", json!({ "name": "old", "email": "o@example.net", "team_id": "t-1" })),
+        (
+            "/api/v1/owners",
+            "o-1",
+            json!({ "name": "old", "email": "o@example.net", "team_id": "t-1" }),
+        ),
         ("/api/v1/profiles", "prof-1", json!({ "name": "old" })),
         ("/api/v1/agent-groups", "ag-1", json!({ "name": "old" })),
-        ("/api/v1/policies", "pol-1", json!({ "name": "old", "type": "AllowedDomains", "config": { "allow": ["example.net"] } })),
+        (
+            "/api/v1/policies",
+            "pol-1",
+            json!({ "name": "old", "type": "AllowedDomains", "config": { "allow": ["example.net"] } }),
+        ),
         ("/api/v1/issuers", "iss-1", json!({ "name": "old", "type": "local" })),
     ] {
         let mut new = base;
@@ -332,7 +383,10 @@ async fn an_update_is_in_the_trail_with_old_and_new_values(db: PgPool) {
     let freeze = json!({ "id": "fr-1", "name": "old", "starts_at": o.w.clock.now(), "ends_at": o.w.clock.now() + DAY });
     let freeze = o.w.post("/api/v1/freezes", freeze).await.expect(201);
     let freeze = format!("/api/v1/freezes/{}", freeze["id"].as_str().unwrap());
-    let made = o.w.post("/api/v1/api-keys", json!({ "name": "old", "role": "viewer" })).await.expect(201);
+    let made =
+        o.w.post("/api/v1/api-keys", json!({ "name": "old", "role": "viewer" }))
+            .await
+            .expect(201);
     let own_key = format!("/api/v1/api-keys/{}", made["id"].as_str().unwrap());
     for (path, action) in [
         ("/api/v1/teams/t-1", "update_team"),
@@ -353,11 +407,24 @@ async fn an_update_is_in_the_trail_with_old_and_new_values(db: PgPool) {
         let rows = page["data"].as_array().unwrap();
         let old = rows.iter().find(|row| row["id"] == id).unwrap()["name"].clone();
         o.w.put(path, json!({ "name": "new name" })).await.expect(200);
-        let changes = o.w.text(&format!("SELECT details->>'changes' FROM audit_events WHERE action = '{action}'")).await;
+        let changes =
+            o.w.text(&format!(
+                "SELECT details->>'changes' FROM audit_events WHERE action = '{action}'"
+            ))
+            .await;
         let changes: Value = serde_json::from_str(&changes).unwrap_or_default();
-        assert_eq!(changes, json!({ "name": { "old": old, "new": "new name" } }), "{action}");
+        assert_eq!(
+            changes,
+            json!({ "name": { "old": old, "new": "new name" } }),
+            "{action}"
+        );
     }
-    o.w.put("/api/v1/renewal-policies/rp-strict", json!({ "approval": "none", "approvers": 1 })).await.expect(200);
+    o.w.put(
+        "/api/v1/renewal-policies/rp-strict",
+        json!({ "approval": "none", "approvers": 1 }),
+    )
+    .await
+    .expect(200);
     let changes = o.w.text("SELECT details->>'changes' FROM audit_events WHERE resource_id = 'rp-strict' AND action = 'update_renewal_policy'").await;
     assert_eq!(
         serde_json::from_str::<Value>(&changes).unwrap(),

@@ -26,7 +26,14 @@ async fn key(w: &World, new: Value) -> (String, String) {
 /// An API that takes tokens of this provider.
 async fn jwt_api(w: &World, idp: &Idp) -> String {
     let keys = format!("{}/keys", idp.url());
-    let settings = ["--auth-type", "jwt", "--jwt-issuer", idp.url(), "--jwt-audience", AUDIENCE];
+    let settings = [
+        "--auth-type",
+        "jwt",
+        "--jwt-issuer",
+        idp.url(),
+        "--jwt-audience",
+        AUDIENCE,
+    ];
     let settings = [settings.as_slice(), &["--jwt-jwks-url", &keys]].concat();
     w.api(&settings).await.0
 }
@@ -73,7 +80,10 @@ async fn a_key_and_a_token_of_one_name_are_two_principals_and_a_session_none_of_
     // One idempotency key: what one of them did is not told to the other, and neither stands in its way.
     let by_key = post(&w, &url, path, &named, Some("one"), certificate("mc-key")).await;
     let by_token = post(&w, &url, path, &token, Some("one"), certificate("mc-token")).await;
-    assert_eq!((&by_key.expect(201)["id"], &by_token.expect(201)["id"]), (&json!("mc-key"), &json!("mc-token")));
+    assert_eq!(
+        (&by_key.expect(201)["id"], &by_token.expect(201)["id"]),
+        (&json!("mc-key"), &json!("mc-token"))
+    );
     // A session is of the principal that began it.
     for (credential, id) in [(&named, "mc-key"), (&token, "mc-token")] {
         let again = in_session(&w, &url, credential, path, Some("one"), certificate(id)).await;
@@ -101,9 +111,13 @@ async fn nobody_approves_in_a_session_what_was_requested_with_the_key(db: PgPool
     let url = jwt_api(&w, &idp).await;
     let (id, named) = key(&w, json!({ "name": "ada", "role": "operator" })).await;
     let new = json!({ "id": "mc-1", "common_name": "mc-1.example.net", "target_ids": ["tgt-1"], "renewal_policy_id": "rp-1" });
-    post(&w, &url, "/api/v1/certificates", &named, None, new).await.expect(201);
+    post(&w, &url, "/api/v1/certificates", &named, None, new)
+        .await
+        .expect(201);
     w.settle().await;
-    let job = w.text("SELECT min(id) FROM jobs WHERE status = 'AwaitingApproval'").await;
+    let job = w
+        .text("SELECT min(id) FROM jobs WHERE status = 'AwaitingApproval'")
+        .await;
     let path = format!("/api/v1/jobs/{job}/approve");
     for answer in [
         post(&w, &url, &path, &named, None, json!({})).await,
@@ -118,7 +132,9 @@ async fn nobody_approves_in_a_session_what_was_requested_with_the_key(db: PgPool
     let token = idp.key.token("k", Value::Null, &claims(&idp, json!({})));
     post(&w, &url, &path, &token, None, json!({})).await.expect(200);
     w.settle().await;
-    w.put(&format!("/api/v1/api-keys/{id}"), json!({ "name": "bob" })).await.expect(200);
+    w.put(&format!("/api/v1/api-keys/{id}"), json!({ "name": "bob" }))
+        .await
+        .expect(200);
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
@@ -137,14 +153,22 @@ async fn no_key_has_the_name_of_another_principal_in_any_disguise(db: PgPool) {
         "оperations",
         "operatіons",
     ] {
-        let answer = w.post("/api/v1/api-keys", json!({ "name": name, "role": "viewer" })).await;
+        let answer = w
+            .post("/api/v1/api-keys", json!({ "name": name, "role": "viewer" }))
+            .await;
         assert_eq!(answer.status, 422, "{name:?} {answer:?}");
     }
     // A key that had such a name before goes by its id.
     w.sql("UPDATE api_keys SET name = 'system'").await;
-    let made = w.post(&format!("/api/v1/api-keys/{id}/rotate"), json!({})).await.expect(200);
+    let made = w
+        .post(&format!("/api/v1/api-keys/{id}/rotate"), json!({}))
+        .await
+        .expect(200);
     let secret = made["api_key"].as_str().unwrap();
-    let party = w.raw(Method::GET, "/api/v1/sessions/current", Some(secret), "").await.expect(200);
+    let party = w
+        .raw(Method::GET, "/api/v1/sessions/current", Some(secret), "")
+        .await
+        .expect(200);
     assert_eq!(party["name"], format!("key:{id}"));
 }
 
@@ -160,8 +184,18 @@ async fn no_text_of_a_request_holds_an_invisible_character(db: PgPool) {
             continue;
         }
         let parts = operation.path();
-        let path: Vec<&str> = parts.split('/').map(|part| if part.starts_with('{') { "x-1" } else { part }).collect();
-        for odd in ["a\u{0}b", "a\u{200b}b", "a\u{202e}b", "\u{feff}a", "a\u{1b}[2Jb", "a\u{ad}b"] {
+        let path: Vec<&str> = parts
+            .split('/')
+            .map(|part| if part.starts_with('{') { "x-1" } else { part })
+            .collect();
+        for odd in [
+            "a\u{0}b",
+            "a\u{200b}b",
+            "a\u{202e}b",
+            "\u{feff}a",
+            "a\u{1b}[2Jb",
+            "a\u{ad}b",
+        ] {
             for body in [
                 json!({ "name": odd, "reason": odd }),
                 json!({ "tags": { "team": odd } }),
@@ -170,7 +204,10 @@ async fn no_text_of_a_request_holds_an_invisible_character(db: PgPool) {
             ] {
                 let answer = w.send(operation.method.clone(), &path.join("/"), body).await;
                 let problem = answer.problem();
-                assert!(answer.status == 422 && problem.detail.contains("invisible"), "{answer:?}");
+                assert!(
+                    answer.status == 422 && problem.detail.contains("invisible"),
+                    "{answer:?}"
+                );
                 asked += 1;
             }
         }
@@ -186,11 +223,18 @@ async fn no_text_of_a_request_holds_an_invisible_character(db: PgPool) {
 async fn a_request_that_waits_ends_when_its_key_is_revoked(db: PgPool) {
     let w = World::new(db).await;
     let host = w.host("web-1").await;
-    let (id, secret) = key(&w, json!({ "name": "of web-1", "role": "agent", "agent_id": host.id() })).await;
+    let (id, secret) = key(
+        &w,
+        json!({ "name": "of web-1", "role": "agent", "agent_id": host.id() }),
+    )
+    .await;
     let (_, operator) = key(&w, json!({ "name": "ops", "role": "operator" })).await;
     let work = format!("{}/api/v1/agents/{}/work?wait=60s", w.url, host.id());
     let ops = w.text("SELECT id FROM api_keys WHERE name = 'ops'").await;
-    let (revoke, rotate) = (format!("/api/v1/api-keys/{id}"), format!("/api/v1/api-keys/{ops}/rotate"));
+    let (revoke, rotate) = (
+        format!("/api/v1/api-keys/{id}"),
+        format!("/api/v1/api-keys/{ops}/rotate"),
+    );
     for (secret, method, path) in [(&secret, Method::DELETE, revoke), (&operator, Method::POST, rotate)] {
         let began = std::time::Instant::now();
         let waiting = w.ask("work", w.http.get(&work).bearer_auth(secret));
@@ -213,7 +257,12 @@ async fn no_agent_registers_with_the_key_of_another_party(db: PgPool) {
     let host = w.host("web-1").await;
     let (_, named) = key(&w, json!({ "name": "ci", "role": "viewer" })).await;
     let new = |id: &str, key: &str| json!({ "id": id, "name": id, "hostname": id, "api_key": key });
-    for taken in [host.key(), named, KEY.to_owned(), certctl_tests::world::BOOTSTRAP.to_owned()] {
+    for taken in [
+        host.key(),
+        named,
+        KEY.to_owned(),
+        certctl_tests::world::BOOTSTRAP.to_owned(),
+    ] {
         let answer = w.post("/api/v1/agents", new("a-2", &taken)).await;
         assert_eq!(answer.status, 422, "{answer:?}");
         assert_eq!(answer.problem().errors[0].field, "api_key");
@@ -247,24 +296,52 @@ async fn tokens_that_readers_could_understand_differently_are_refused(db: PgPool
         ("JWT", with(json!({ "typ": "JWT" }), json!({})), 200),
         ("access token", with(json!({ "typ": "at+jwt" }), json!({})), 200),
         ("logout token", with(json!({ "typ": "logout+jwt" }), json!({})), 401),
-        ("proof of possession", with(json!({ "typ": "dpop+jwt" }), json!({})), 401),
-        ("issuers", with(none.clone(), json!({ "iss": [idp.url(), "https://other.test"] })), 401),
-        ("issuer in a list", with(none.clone(), json!({ "iss": [idp.url()] })), 401),
-        ("audience of an object", with(none.clone(), json!({ "aud": { AUDIENCE: true } })), 401),
-        ("audiences with a number", with(none.clone(), json!({ "aud": [AUDIENCE, 7] })), 401),
+        (
+            "proof of possession",
+            with(json!({ "typ": "dpop+jwt" }), json!({})),
+            401,
+        ),
+        (
+            "issuers",
+            with(none.clone(), json!({ "iss": [idp.url(), "https://other.test"] })),
+            401,
+        ),
+        (
+            "issuer in a list",
+            with(none.clone(), json!({ "iss": [idp.url()] })),
+            401,
+        ),
+        (
+            "audience of an object",
+            with(none.clone(), json!({ "aud": { AUDIENCE: true } })),
+            401,
+        ),
+        (
+            "audiences with a number",
+            with(none.clone(), json!({ "aud": [AUDIENCE, 7] })),
+            401,
+        ),
         ("party in a list", with(none.clone(), json!({ "azp": ["other"] })), 401),
         ("party", with(none.clone(), json!({ "azp": "other" })), 200),
-        ("a hidden character in its subject", with(none.clone(), json!({ "sub": "a\u{200b}da" })), 401),
+        (
+            "a hidden character in its subject",
+            with(none.clone(), json!({ "sub": "a\u{200b}da" })),
+            401,
+        ),
         ("a name of ours", with(none.clone(), json!({ "sub": "SYSTEM" })), 401),
     ] {
-        let answer = w.ask(what, w.http.get(format!("{url}{TEAMS}")).bearer_auth(token)).await;
+        let answer = w
+            .ask(what, w.http.get(format!("{url}{TEAMS}")).bearer_auth(token))
+            .await;
         assert_eq!(answer.status, status, "{what}: {answer:?}");
     }
     // The same claim twice: a library that takes the first reads another role than one that takes the last.
     let said = claims(&idp, json!({})).to_string();
     let twice = said.replacen('{', "{\"role\":\"admin\",", 1);
     let token = idp.key.token_of("k", Value::Null, &twice);
-    let answer = w.ask("twice", w.http.get(format!("{url}{TEAMS}")).bearer_auth(token)).await;
+    let answer = w
+        .ask("twice", w.http.get(format!("{url}{TEAMS}")).bearer_auth(token))
+        .await;
     assert_eq!(answer.status, 401, "{answer:?}");
     assert!(answer.problem().detail.contains("twice"), "{answer:?}");
 }
@@ -272,7 +349,12 @@ async fn tokens_that_readers_could_understand_differently_are_refused(db: PgPool
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
 async fn a_page_that_points_its_own_name_here_learns_nothing(db: PgPool) {
     let w = World::new(db).await;
-    let settings = ["--auth-type", "none", "--allowed-hosts", "certctl.corp.example, Other.example"];
+    let settings = [
+        "--auth-type",
+        "none",
+        "--allowed-hosts",
+        "certctl.corp.example, Other.example",
+    ];
     let (url, _) = w.api(&settings).await;
     let port = url.rsplit(':').next().unwrap();
     for (host, status) in [
@@ -289,10 +371,15 @@ async fn a_page_that_points_its_own_name_here_learns_nothing(db: PgPool) {
         ("certctl.corp.example.attacker.example".to_owned(), 403),
         ("user@127.0.0.1.attacker.example".to_owned(), 403),
     ] {
-        let answer = w.ask(&host, w.http.get(format!("{url}{TEAMS}")).header("host", &host)).await;
+        let answer = w
+            .ask(&host, w.http.get(format!("{url}{TEAMS}")).header("host", &host))
+            .await;
         assert_eq!(answer.status, status, "{host}: {answer:?}");
     }
     // With authentication a foreign page has nothing to show.
-    let asked = w.http.get(format!("{}{TEAMS}", w.url)).header("host", "rebound.attacker.example");
+    let asked = w
+        .http
+        .get(format!("{}{TEAMS}", w.url))
+        .header("host", "rebound.attacker.example");
     w.ask("rebound", asked.bearer_auth(KEY)).await.expect(200);
 }

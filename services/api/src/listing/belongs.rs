@@ -47,8 +47,10 @@ impl Belongs {
             Belongs::Issuer(id) => among(sql, id, listed(reach, |scope| &scope.issuers)),
             Belongs::Profile(id) => among(sql, id, listed(reach, |scope| &scope.profiles)),
             Belongs::Resource(kind, id) => {
-                let of_job = format!("(CASE {kind} WHEN 'certificate' THEN {id} WHEN 'job' THEN \
-                                      (SELECT about.certificate_id FROM jobs about WHERE about.id = {id}) END)");
+                let of_job = format!(
+                    "(CASE {kind} WHEN 'certificate' THEN {id} WHEN 'job' THEN \
+                                      (SELECT about.certificate_id FROM jobs about WHERE about.id = {id}) END)"
+                );
                 sql.within(&of_job, |sql| scope::push_ids(sql, reach));
             }
         }

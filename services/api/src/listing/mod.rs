@@ -10,6 +10,7 @@ mod totals;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use belongs::Belongs;
 use certctl_contract::{
     list::{List, Page, Sort, SortKey},
     problem::Kind,
@@ -20,7 +21,6 @@ use certctl_store::{
     Error as StoreError, Tx,
     tallies::{self, Subject},
 };
-pub use belongs::Belongs;
 use conditions::Shape;
 pub use conditions::{Column, Where};
 use page::Asked;
@@ -153,7 +153,10 @@ pub async fn list_where<T: Listed>(
             T::restrict(&query.filter, sql);
             narrow(sql);
         };
-        return Ok(rows_within_reach::<T>(cx, &query, restrict).await?.as_ref().try_map(T::read)?);
+        return Ok(rows_within_reach::<T>(cx, &query, restrict)
+            .await?
+            .as_ref()
+            .try_map(T::read)?);
     }
     let asked = Asked::<T, _>::new(cx.now(), &query, |sql: &mut Where<'_>| {
         T::restrict(&query.filter, sql);

@@ -265,8 +265,14 @@ async fn must_be_distinct(tx: &mut Tx, name: &str, of: Option<&ApiKeyId>) -> Res
         .fetch_all(&mut **tx)
         .await?;
     // The very same name is refused by the constraint, as before.
-    match others.iter().find(|other| *other != name && text::look_alike(other, name)) {
-        Some(other) => Err(ApiError::invalid("name", format!("looks like that of the key \"{other}\"; choose another"))),
+    match others
+        .iter()
+        .find(|other| *other != name && text::look_alike(other, name))
+    {
+        Some(other) => Err(ApiError::invalid(
+            "name",
+            format!("looks like that of the key \"{other}\"; choose another"),
+        )),
         None => Ok(()),
     }
 }

@@ -347,7 +347,9 @@ async fn may_map(tx: &mut Tx, id: &CertificateId, targets: &[TargetId]) -> Resul
     .await?;
     match scope::beyond(tx, &reach, &others).await? {
         None => Ok(()),
-        Some(_) => refused(format!("one has a certificate outside of the scope of this key ({reach})")),
+        Some(_) => refused(format!(
+            "one has a certificate outside of the scope of this key ({reach})"
+        )),
     }
 }
 

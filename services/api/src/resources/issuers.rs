@@ -88,7 +88,9 @@ fn local_settings(config: &Map<String, Value>) -> Result<Value, ApiError> {
         let (fits, wanted) = match key.as_str() {
             "ca_common_name" => (
                 value.as_str().is_some_and(|name| {
-                    !name.trim().is_empty() && name.chars().count() <= 64 && !name.contains(certctl_model::text::is_hidden)
+                    !name.trim().is_empty()
+                        && name.chars().count() <= 64
+                        && !name.contains(certctl_model::text::is_hidden)
                 }),
                 "is a text of 1 to 64 characters",
             ),
