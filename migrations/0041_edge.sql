@@ -2,9 +2,9 @@
 -- only the owner of the database can replace it.
 CREATE TABLE ocsp_cache_key (
     -- One row.
-    only boolean PRIMARY KEY DEFAULT true CONSTRAINT ocsp_cache_key_only_check CHECK (only),
+    singleton boolean PRIMARY KEY DEFAULT true CONSTRAINT ocsp_cache_key_singleton_check CHECK (singleton),
     -- HMAC-SHA-256.
-    key  bytea NOT NULL CONSTRAINT ocsp_cache_key_length_check CHECK (octet_length(key) = 32)
+    key       bytea NOT NULL CONSTRAINT ocsp_cache_key_length_check CHECK (octet_length(key) = 32)
 );
 REVOKE ALL ON ocsp_cache_key FROM PUBLIC;
 GRANT SELECT ON ocsp_cache_key TO certctl_api;

@@ -3,7 +3,10 @@
 use std::{fs, path::PathBuf};
 
 use certctl_contract::endpoint::Operation;
-use certctl_x509::keys::{self, KeyPair};
+use certctl_x509::{
+    facts::CertificateFacts,
+    keys::{self, KeyPair},
+};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_json::{Map, Value};
 
@@ -82,6 +85,6 @@ fn of_certificate(octets: &[u8]) -> Result<String, String> {
         }
         _ => octets.to_vec(),
     };
-    let (_, certificate) = x509_parser::parse_x509_certificate(&decoded).map_err(|e| e.to_string())?;
-    Ok(keys::fingerprint(certificate.public_key().raw).to_string())
+    let certificate = CertificateFacts::inventory_der(&decoded).map_err(|e| e.to_string())?;
+    Ok(certificate.spki_sha256)
 }

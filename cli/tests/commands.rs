@@ -494,15 +494,15 @@ async fn a_key_is_named_by_a_file_that_has_it() {
         std::fs::write(&path, octets).unwrap();
         path.display().to_string()
     };
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate.der()).unwrap();
-    let public = pem::encode(&pem::Pem::new("PUBLIC KEY", parsed.public_key().raw));
+    let parsed = certctl_x509::facts::CertificateFacts::parse_der(certificate.der()).unwrap();
+    let public = pem::encode(&pem::Pem::new("PUBLIC KEY", parsed.spki_der.clone()));
     let files = [
         ("key", write("key.pem", key.serialize_pem().as_bytes())),
         ("key", write("public.pem", public.as_bytes())),
         ("cert", write("cert.pem", certificate.pem().as_bytes())),
         ("cert", write("cert.der", certificate.der())),
     ];
-    let hash = certctl_x509::keys::fingerprint(parsed.public_key().raw).to_string();
+    let hash = parsed.spki_sha256;
     let asked = Asked::default();
     against(inventory(asked.clone()), async |server| {
         for (flag, file) in &files {

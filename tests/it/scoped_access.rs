@@ -146,7 +146,7 @@ async fn every_role_reaches_with_every_scope_exactly_what_the_table_says(db: PgP
                     Access::Needs(permission) => role.may(permission),
                     Access::Anyone => true,
                     Access::Open => continue,
-                    Access::Agent | Access::Bootstrap => false,
+                    Access::Agent | Access::AgentItself | Access::Bootstrap => false,
                 };
                 asked += 1;
                 if !may || operation.scoping == Scoping::Refused {

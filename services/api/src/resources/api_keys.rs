@@ -17,7 +17,6 @@ use certctl_model::{
     time::Time,
 };
 use certctl_store::{Tx, wake::Channel};
-use serde_json::json;
 use sqlx::{FromRow, postgres::PgRow, types::Json};
 
 use crate::{
