@@ -132,7 +132,10 @@ async fn lists_are_tables_and_things_are_json_unless_the_format_is_given() {
     against(inventory(Asked::default()), async |server| {
         let table = text(&cli(&server, "list-certs").await.stdout);
         let lines: Vec<Vec<&str>> = table.lines().map(|l| l.split_whitespace().collect()).collect();
-        assert_eq!(lines[0], ["ID", "COMMON", "NAME", "STATUS", "EXPIRES", "ISSUER"]);
+        assert_eq!(
+            lines[0],
+            ["ID", "COMMON", "NAME", "STATUS", "DEPLOYMENT", "EXPIRES", "ISSUER"]
+        );
         assert_eq!(
             lines[1],
             ["mc-1", "demo.test", "Active", "2026-11-23", "12:07:06Z", "iss-local"]

@@ -374,6 +374,9 @@ fn values_of(filter: &str) -> Option<String> {
         "team_id" => by("c.team_id"),
         "issuer_id" => by("c.issuer_id"),
         "profile_id" => by("c.profile_id"),
+        "deployment_status" => {
+            Some("SELECT status, count(*) FROM deployment_states GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 3".to_owned())
+        }
         "spki_sha256" => Some(
             "SELECT v.spki_sha256, count(DISTINCT v.certificate_id) FROM certificate_versions v
                GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 3"

@@ -198,7 +198,7 @@ async fn nobody_gets_in_without_a_key_that_opens(db: PgPool) {
             check(&answer, 401, "unauthenticated", "ey");
             assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"certctl\"", "{id}");
         }
-        for scheme in ["bearer ", "Basic ", "Bearer  ", ""] {
+        for scheme in ["Basic ", "Bearer\t", ""] {
             let request = w.http.request(operation.method.clone(), format!("{}{path}", w.url));
             let answer = request
                 .header("authorization", format!("{scheme}{KEY}"))
@@ -920,7 +920,6 @@ async fn queries_paths_and_methods_that_are_not_known_are_named(db: PgPool) {
     );
     for (path, field) in [
         ("certificates?status=Actve", "status"),
-        ("certificates?page=0", "page"),
         ("certificates?per_page=x", "per_page"),
         ("certificates?page=1&page=2", "page"),
         ("certificates?sort=colour", "sort"),

@@ -108,7 +108,7 @@ async fn names_outside_the_constraints_of_an_authority_are_refused_and_others_ve
         let problem = w.post("/api/v1/certificates", new("mc-0", name, &more)).await.problem();
         assert_eq!(
             (problem.status, problem.errors[0].field.as_str()),
-            (400, "sans"),
+            (422, "sans"),
             "{name}"
         );
         let why = &problem.errors[0].detail;
@@ -230,7 +230,7 @@ async fn malformed_names_are_refused_by_the_api_and_by_the_signer(db: PgPool) {
             .problem();
         assert_eq!(
             (problem.status, problem.errors[0].field.as_str()),
-            (400, "sans"),
+            (422, "sans"),
             "{san}: {problem:?}"
         );
     }

@@ -274,6 +274,34 @@ const SITUATIONS: &[(&str, &[&str], &str, &str, &str)] = &[
         "policy rule metadata (Critical)",
     ),
     (
+        "names that cannot be certified",
+        &["UPDATE certificates SET sans = ARRAY['f*.example'], names_certifiable = false WHERE id = '{id}'"],
+        "certificates",
+        "UncertifiableNames",
+        "names that were imported cannot be certified here: f*.example",
+    ),
+    (
+        "a deployment that failed",
+        &["INSERT INTO jobs (id, type, certificate_id, agent_id, target_id, version_id, status, reason, attempts, run_at,
+                             created_at, finished_at)
+           VALUES ('{id}', 'Deployment', '{id}', 'a-1', 't-1', 'cv-{id}', 'Failed', 'nginx is broken', 3, {now}, {now}, {now})"],
+        "certificates",
+        "NotDeployed",
+        "its deployment failed",
+    ),
+    (
+        "another certificate is served",
+        &[
+            "UPDATE targets SET config = '{\"endpoints\": [\"a.example:443\"]}' WHERE id = 't-1'",
+            "UPDATE certificate_targets SET deployed_version_id = 'cv-{id}', deployed_at = {now} WHERE certificate_id = '{id}'",
+            "INSERT INTO endpoints (id, certificate_id, target_id, endpoint, address, outcome, detail, since, checked_at)
+             VALUES ('ep-{id}', '{id}', 't-1', 'a.example:443', '192.0.2.1:443', 'Differs', 'another one', {now}, {now})",
+        ],
+        "certificates",
+        "Drifted",
+        "what was deployed is not served",
+    ),
+    (
         "a warning forbids nothing",
         &["INSERT INTO policy_violations VALUES ('pv-{id}', 'rule-1', '{id}', 'mind', 'Warning', {now})"],
         "certificates",

@@ -1,6 +1,6 @@
 //! A real nginx and its first certificates: on a host that had none, with two kinds of key, with a placeholder.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use certctl_model::key::KeyAlgorithm;
 use certctl_tests::nginx::{Nginx, free_address};
@@ -216,11 +216,12 @@ async fn a_server_with_an_rsa_and_an_ecdsa_certificate_gets_both(db: PgPool) {
                 .expect(202);
             w.settle().await;
         }
-        w.post(&format!("/api/v1/certificates/{certificate}/validate"), Value::Null)
-            .await
-            .expect(202);
     }
-    w.settle().await;
+    // A deployment has its endpoints looked at.
+    for _ in 0..4 {
+        w.settle().await;
+        w.clock.advance(Duration::from_secs(10));
+    }
     let seen = w.get("/api/v1/endpoints").await.expect(200);
     let seen = seen["data"].as_array().unwrap();
     assert_eq!(seen.len(), 3);

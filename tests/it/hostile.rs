@@ -378,7 +378,7 @@ async fn odd_ocsp_requests_get_the_answer_that_is_defined_for_them(db: PgPool) {
         ("noise", vec![0x30; 500], malformed),
         ("no CertID", ocsp_request(&[], &[]), malformed),
         ("16 CertIDs", ocsp_request(&vec![one(); 16], &[]), unknown(16)),
-        ("17 CertIDs", ocsp_request(&vec![one(); 17], &[]), malformed),
+        ("17 CertIDs", ocsp_request(&vec![one(); 17], &[]), unauthorized),
         ("800 CertIDs", ocsp_request(&vec![one(); 800], &[]), malformed),
         ("10,000 CertIDs", ocsp_request(&vec![one(); 10_000], &[]), malformed),
         (

@@ -81,7 +81,7 @@ impl<'w> Party<'w> {
 async fn world(db: PgPool) -> World {
     let world = World::new(db).await;
     let host = world.host("web").await;
-    world.target("t-web", &host).await;
+    world.shared_target("t-web", &host).await;
     world
 }
 

@@ -198,6 +198,7 @@ fn journal(directory: &Path) -> Vec<Value> {
     let mut files: Vec<_> = fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
         .collect();
     files.sort();
     let lines = files.into_iter().flat_map(|file| {

@@ -201,6 +201,7 @@ async fn a_new_database_has_what_everything_falls_back_on_and_no_demonstration(d
             "challenge_keys true",
             "high_water true",
             "issuers iss-local",
+            "ocsp_cache_key ?",
             "owners o-unassigned",
             "renewal_policies rp-default",
             "teams t-unassigned"

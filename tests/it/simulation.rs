@@ -218,15 +218,17 @@ impl Engine {
         }
         jobs::apply_all(&mut tx, accepted).await.unwrap();
         jobs::apply_all(&mut tx, given_up).await.unwrap();
-        let (mut deployed, mut not_deployed) = (vec![], vec![]);
         for job in jobs::apply_all(&mut tx, started).await.unwrap() {
-            match random.u32(0..100) < 2 {
-                true => not_deployed.push(job.fail(&by, "nginx is broken".to_owned())),
-                false => deployed.push(job.complete(&by)),
+            let (facts, is) = jobs::lock_any(&mut tx, &job.facts.id).await.unwrap();
+            if random.u32(0..100) < 2 {
+                certificates::note_not_deployed(&mut tx, &by, &facts, is, "nginx is broken")
+                    .await
+                    .unwrap();
+            } else {
+                certificates::note_deployed(&mut tx, &facts).await.unwrap();
+                jobs::apply(&mut tx, job.complete(&by)).await.unwrap();
             }
         }
-        jobs::apply_all(&mut tx, deployed).await.unwrap();
-        jobs::apply_all(&mut tx, not_deployed).await.unwrap();
         tx.commit().await.unwrap();
         rows.len() as u64
     }

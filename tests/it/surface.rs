@@ -105,6 +105,7 @@ const KNOWN: &str = "
 
 /// What there is besides: method, path and status.
 const ADDED: &str = "
+    POST /api/v1/notifications/{id}/resend 200
     GET /api/v1/health 200
     POST /api/v1/sessions 201
     GET /api/v1/sessions/current 200

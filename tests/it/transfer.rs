@@ -86,7 +86,7 @@ async fn each_certificate_of_a_bundle_is_managed_known_already_kept_as_chain_or_
     let events = w
         .text("SELECT count(*)::text FROM audit_events WHERE action = 'certificate_imported'")
         .await;
-    assert_eq!(events, "2");
+    assert_eq!(events, "3");
 
     // Again: nothing new, and nothing changes.
     let before = w.contents().await;

@@ -222,6 +222,9 @@ async fn what_was_never_deployed_and_what_is_being_deployed_is_not_called_drift(
     assert_eq!(w.get(&path).await.expect(200)["status"], "Completed");
 
     // A second certificate for the same target, whose agent is away.
+    w.put("/api/v1/certificates/mc-0", json!({ "target_ids": [] }))
+        .await
+        .expect(200);
     w.certificate("mc-1", &["tgt-1"], json!({})).await;
     let asked = w
         .post("/api/v1/certificates/mc-1/validate", json!({}))

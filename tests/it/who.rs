@@ -132,7 +132,8 @@ async fn an_agent_sees_and_touches_nothing_of_another(db: PgPool) {
     w.certificate("mc-done", &["tgt-2"], Value::Null).await;
     w.settle().await;
     theirs.set_away(true);
-    w.certificate("mc-open", &["tgt-2"], Value::Null).await;
+    w.target("tgt-3", &theirs).await;
+    w.certificate("mc-open", &["tgt-3"], Value::Null).await;
     w.settle().await;
     let waiting = w.text("SELECT id FROM jobs WHERE status = 'AwaitingCSR'").await;
     let done = w.text("SELECT min(id) FROM jobs WHERE type = 'Deployment'").await;

@@ -98,7 +98,7 @@ fn text_schema(_: &mut SchemaGenerator) -> Schema {
 }
 
 fn size_schema(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "integer", "minimum": 1, "maximum": u32::MAX, "default": 50 })
+    json_schema!({ "type": "integer", "minimum": 0, "maximum": u32::MAX, "default": 50 })
 }
 
 fn sort_schema<S: SortKey>(_: &mut SchemaGenerator) -> Schema {
@@ -115,7 +115,7 @@ impl<F: Query, S: SortKey> Query for List<F, S> {
             Param {
                 name: "page",
                 doc: "Page number, from 1; 0 counts as 1.",
-                schema: |_| json_schema!({ "type": "integer", "minimum": 1, "maximum": u32::MAX, "default": 1 }),
+                schema: |_| json_schema!({ "type": "integer", "minimum": 0, "maximum": u32::MAX, "default": 1 }),
             },
             Param {
                 name: "per_page",

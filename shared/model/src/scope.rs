@@ -55,18 +55,23 @@ impl JsonSchema for Domain {
 pub struct Scope {
     /// Teams that the certificate may belong to.
     #[serde(default, deserialize_with = "some", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 100))]
     pub teams: Option<Vec<TeamId>>,
     /// Environments that it may be in.
     #[serde(default, deserialize_with = "some", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 100))]
     pub environments: Option<Vec<String>>,
     /// Issuers that it may be issued by.
     #[serde(default, deserialize_with = "some", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 100))]
     pub issuers: Option<Vec<IssuerId>>,
     /// Profiles that it may have.
     #[serde(default, deserialize_with = "some", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 100))]
     pub profiles: Option<Vec<ProfileId>>,
     /// Domains that all its names are in. With it, a certificate has DNS names only.
     #[serde(default, deserialize_with = "some", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 100))]
     pub domains: Option<Vec<Domain>>,
 }
 

@@ -136,7 +136,7 @@ async fn what_a_command_wrote_is_shown_to_those_who_may_operate_alone(db: PgPool
             .post("/api/v1/api-keys", json!({ "name": role, "role": role }))
             .await
             .expect(201);
-        let key = made["key"].as_str().unwrap();
+        let key = made["api_key"].as_str().unwrap();
         let mut paths = vec![
             "/api/v1/jobs?per_page=500".to_owned(),
             "/api/v1/audit?per_page=500".to_owned(),

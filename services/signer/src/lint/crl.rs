@@ -304,8 +304,8 @@ impl<'a> List<'a> {
                     critical(true, "deltaCRLIndicator")?;
                     let base = self.wanted.base.ok_or("it says that it is a delta (5.2.4)")?;
                     must(
-                        base < self.wanted.number,
-                        "a delta is older than what it builds upon (5.2.4)",
+                        base <= self.wanted.number,
+                        "a delta has a lower number than what it builds upon (5.2.4)",
                     )?;
                     must(
                         value == number(base),
