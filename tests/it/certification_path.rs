@@ -132,7 +132,7 @@ async fn names_outside_the_constraints_of_an_authority_are_refused_and_others_ve
     let moved = w
         .put("/api/v1/certificates/mc-1", json!({ "common_name": "b.other.example" }))
         .await;
-    assert_eq!(moved.problem().status, 400);
+    assert_eq!(moved.problem().status, 422);
 
     // Names that came past the API are refused by the signer, and the explanation tells before it is tried.
     w.sql("UPDATE certificates SET common_name = 'x.other.example', sans = '{}' WHERE id = 'mc-1'")

@@ -66,6 +66,8 @@ enum Story {
 async fn whoever_is_killed_at_whichever_step_the_story_ends_well_and_happens_once() {
     let hook = Webhook::start().await;
     let mut stage = Stage::set(|builder, dir| {
+        // Before the services begin: afterwards they reach what was there.
+        fs::create_dir_all(dir.join("failpoints")).unwrap();
         let builder = builder.failpoints(&dir.join("failpoints"));
         builder
             .env("notifier", "CERTCTL_WEBHOOK_URL", &hook.url)
@@ -76,7 +78,6 @@ async fn whoever_is_killed_at_whichever_step_the_story_ends_well_and_happens_onc
     })
     .await;
     let failpoints = stage.path("failpoints");
-    fs::create_dir_all(&failpoints).unwrap();
     let files = stage.files_target("t-files").await;
     story::register_target(stage.api(), stage.demo()).await.unwrap();
     let table = Table {

@@ -218,9 +218,9 @@ async fn a_server_with_an_rsa_and_an_ecdsa_certificate_gets_both(db: PgPool) {
         }
     }
     // A deployment has its endpoints looked at.
-    for _ in 0..4 {
+    for _ in 0..10 {
         w.settle().await;
-        w.clock.advance(Duration::from_secs(10));
+        w.clock.advance(Duration::from_secs(60));
     }
     let seen = w.get("/api/v1/endpoints").await.expect(200);
     let seen = seen["data"].as_array().unwrap();

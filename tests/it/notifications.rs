@@ -30,7 +30,7 @@ async fn news_of_a_renewal_arrives_by_mail_and_by_a_signed_webhook_and_refusals_
     .await;
     // The first deployment's news is told at the third attempt, and that of the revocation never.
     hook.answer("DeploymentSuccess", &[500, 503]);
-    hook.answer("Revocation", &[400]);
+    hook.answer("Revocation", &[410]);
     owned_certificate(&stage).await;
     told(&stage, "DeploymentSuccess", "Webhook", "sent").await;
     let attempts: Vec<_> = of(&hook, "DeploymentSuccess")
@@ -77,7 +77,7 @@ async fn news_of_a_renewal_arrives_by_mail_and_by_a_signed_webhook_and_refusals_
         .await
         .ok();
     let dead = told(&stage, "Revocation", "Webhook", "failed").await;
-    assert!(dead.contains("400"), "{dead}");
+    assert!(dead.contains("410"), "{dead}");
     told(&stage, "Revocation", "Email", "sent").await;
     assert_eq!(of(&hook, "Revocation").len(), 1);
     assert_eq!(mails_about(&mailbox, "was revoked").len(), 1);

@@ -119,7 +119,7 @@ impl TryFrom<String> for Serial {
     type Error = BadSerial;
 
     fn try_from(text: String) -> Result<Self, BadSerial> {
-        text.parse()
+        text.parse().or_else(|_| Self::stored(&text))
     }
 }
 

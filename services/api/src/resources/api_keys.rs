@@ -276,13 +276,13 @@ async fn must_be_distinct(tx: &mut Tx, name: &str, of: Option<&ApiKeyId>) -> Res
     }
 }
 
-/// Refuses another name for a key while a job waits that was requested or approved under the name it has: the job would
+/// Refuses another name for a key while a job waits that it took part in or approved under the name it has: the job would
 /// no longer show that it was the same party.
 async fn must_stand_behind_nothing(tx: &mut Tx, name: &str) -> Result<(), ApiError> {
     let job: Option<JobId> = sqlx::query_scalar(
-        "SELECT j.id FROM jobs j
+        "SELECT j.id FROM jobs j JOIN certificates c ON c.id = j.certificate_id
           WHERE j.status IN ('Pending', 'AwaitingCSR', 'AwaitingApproval', 'Running')
-            AND (j.requested_by = $1
+            AND (EXISTS (SELECT 1 FROM job_participants(j, c) p WHERE p.participant = $1)
                  OR EXISTS (SELECT 1 FROM approvals a WHERE a.job_id = j.id AND a.approver = $1))
           LIMIT 1",
     )
@@ -292,7 +292,7 @@ async fn must_stand_behind_nothing(tx: &mut Tx, name: &str) -> Result<(), ApiErr
     match job {
         Some(job) => Err(ApiError::new(
             Kind::WrongState,
-            format!("job {job} was requested or approved by {name}; name the key anew when the job is finished"),
+            format!("{name} took part in job {job} or approved it; name the key anew when the job is finished"),
         )),
         None => Ok(()),
     }
