@@ -52,14 +52,17 @@ pub(crate) fn read(operation: &Operation, matches: &ArgMatches, input: &mut Map<
     if !has_flags(operation) {
         return Ok(());
     }
-    let hashes: [(&str, fn(&[u8]) -> Result<String, String>); 2] = [("key", of_key), ("cert", of_certificate)];
-    for (flag, hash) in hashes {
+    for flag in ["key", "cert"] {
         let Some(path) = matches.get_one::<PathBuf>(flag) else {
             continue;
         };
         let unreadable = |why: String| Failure::Usage(format!("--{flag} {}: {why}", path.display()));
         let octets = fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-        input.insert(INPUT.to_owned(), hash(&octets).map_err(unreadable)?.into());
+        let hash = match flag {
+            "key" => of_key(&octets),
+            _ => of_certificate(&octets),
+        };
+        input.insert(INPUT.to_owned(), hash.map_err(unreadable)?.into());
     }
     Ok(())
 }

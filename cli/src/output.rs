@@ -392,7 +392,7 @@ mod tests {
         for size in 1..text.len() {
             let mut passing = Passing::default();
             let shown: String = text.as_bytes().chunks(size).map(|piece| passing.shown(piece)).collect();
-            let shown = shown.replace('\u{fffd}', "").replace('\r', "");
+            let shown = shown.replace(['\u{fffd}', '\r'], "");
             assert_eq!(shown, "a\tü\nb2J]0;x\n", "pieces of {size}");
         }
     }

@@ -138,7 +138,15 @@ async fn lists_are_tables_and_things_are_json_unless_the_format_is_given() {
         );
         assert_eq!(
             lines[1],
-            ["mc-1", "demo.test", "Active", "-", "2026-11-23", "12:07:06Z", "iss-local"]
+            [
+                "mc-1",
+                "demo.test",
+                "Active",
+                "-",
+                "2026-11-23",
+                "12:07:06Z",
+                "iss-local"
+            ]
         );
         assert_eq!(table.lines().nth(2), Some("1 of 7"));
 

@@ -156,7 +156,7 @@ async fn a_database_that_lacks_a_migration_is_not_ready(db: PgPool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_becomes_read_only_is_unavailable_until_it_is_not() {
     let stage = Stage::set(|builder, _| builder.without_demo()).await;
-    let http = reqwest::Client::new();
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let post = async |name: &str| {
         let request = http.post(format!("{}/api/v1/teams", stage.api().url()));
         request
@@ -207,7 +207,7 @@ async fn a_database_that_becomes_read_only_is_unavailable_until_it_is_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_database_is_found_at_the_start_and_by_readiness() {
     let mut stage = Stage::set(|builder, _| builder.without_demo()).await;
-    let http = reqwest::Client::new();
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let ready = async |address: SocketAddr| -> anyhow::Result<Value> {
         Ok(http.get(format!("http://{address}/ready")).send().await?.json().await?)
     };

@@ -131,9 +131,12 @@ mod tests {
         [&[tag, length], content].concat()
     }
 
-    fn text(rdns: &[&[(&[u8], u8, &[u8])]]) -> String {
-        let attribute = |(oid, tag, value): &(&[u8], u8, &[u8])| tlv(0x30, &[tlv(6, oid), tlv(*tag, value)].concat());
-        let rdn = |rdn: &&[(&[u8], u8, &[u8])]| tlv(0x31, &rdn.iter().map(attribute).collect::<Vec<_>>().concat());
+    /// The type, the tag of the value, and the value.
+    type Attribute<'a> = (&'a [u8], u8, &'a [u8]);
+
+    fn text(rdns: &[&[Attribute]]) -> String {
+        let attribute = |(oid, tag, value): &Attribute| tlv(0x30, &[tlv(6, oid), tlv(*tag, value)].concat());
+        let rdn = |rdn: &&[Attribute]| tlv(0x31, &rdn.iter().map(attribute).collect::<Vec<_>>().concat());
         let der = tlv(0x30, &rdns.iter().map(rdn).collect::<Vec<_>>().concat());
         to_text(&X509Name::from_der(&der).unwrap().1)
     }

@@ -121,13 +121,13 @@ pub(crate) fn recorded_san(name: &ParsedName<'_>) -> San {
 pub(crate) fn directory_string(attribute: &AttributeTypeAndValue<'_>) -> Option<String> {
     let octets = attribute.as_slice();
     match attribute.attr_value().tag() {
-        Tag::BmpString if octets.len() % 2 == 0 => {
+        Tag::BmpString if octets.len().is_multiple_of(2) => {
             let units = octets
                 .chunks_exact(2)
                 .map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
             char::decode_utf16(units).collect::<Result<_, _>>().ok()
         }
-        Tag::UniversalString if octets.len() % 4 == 0 => octets
+        Tag::UniversalString if octets.len().is_multiple_of(4) => octets
             .chunks_exact(4)
             .map(|four| char::from_u32(u32::from_be_bytes([four[0], four[1], four[2], four[3]])))
             .collect(),
