@@ -138,7 +138,7 @@ impl Passing {
     /// Writes the next octets.
     ///
     /// # Errors
-    /// As [`write`].
+    /// As [`write()`].
     pub(crate) fn write(&mut self, octets: &[u8]) -> io::Result<()> {
         match io::stdout().is_terminal() {
             true => write(self.shown(octets).as_bytes()),
