@@ -11,7 +11,7 @@ use clap::{
 use clap_complete::Shell;
 
 use crate::{
-    compromise, inputs, key_hash, recovery,
+    compromise, inputs, issue, key_hash, recovery,
     table::{self, NOUNS, Row},
 };
 
@@ -61,6 +61,7 @@ pub(crate) struct Globals {
 pub(crate) enum Action {
     Operation(Box<Row>, ArgMatches),
     Status,
+    Issue(ArgMatches),
     Import(ArgMatches),
     Restore(ArgMatches),
     Prove(ArgMatches),
@@ -121,6 +122,7 @@ fn spelled(included: fn(bool) -> bool) -> Command {
     }
     command.subcommands([
         Command::new("status").about("Ask whether the server is alive, and summarise the inventory"),
+        issue::command(),
         import(),
         recovery::command(),
         compromise::command(),
@@ -346,6 +348,7 @@ fn action(matches: &ArgMatches) -> Action {
     match name {
         "status" => Action::Status,
         "version" => Action::Version,
+        "issue" => Action::Issue(inner.clone()),
         "import" => Action::Import(inner.clone()),
         "restore-revocations" => Action::Restore(inner.clone()),
         "prove-key-compromise" => Action::Prove(inner.clone()),

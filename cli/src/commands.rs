@@ -17,7 +17,7 @@ use crate::{
     args::{self, Action, Format, Globals},
     compromise,
     failure::Failure,
-    import, inputs, key_hash, lists,
+    import, inputs, issue, key_hash, lists,
     output::{self, Style},
     pages, recovery, renew, table,
     table::Row,
@@ -97,6 +97,7 @@ pub(crate) async fn run(globals: Globals, action: Action) -> Result<(), Failure>
     match action {
         Action::Operation(row, matches) => operation(&session, &row, &matches).await,
         Action::Status => status(&session).await,
+        Action::Issue(matches) => issue::run(&session, &matches).await,
         Action::Import(matches) => import::run(&session, &matches).await,
         Action::Restore(matches) => recovery::run(&session, &matches).await,
         Action::Prove(matches) => compromise::run(&session, &matches).await,

@@ -10,6 +10,7 @@
 //! | [`lists`] | one page, or all of them |
 //! | [`watch`] | looking again until it has ended |
 //! | [`renew`] | renewing, and waiting until it is done |
+//! | [`issue`] | a certificate for a key that stays here |
 //! | [`import`] | taking over the certificates of PEM files |
 //! | [`recovery`] | bringing back revocations from the files of a journal |
 //! | [`compromise`] | showing that a private key is known |
@@ -25,6 +26,7 @@ mod compromise;
 mod failure;
 mod import;
 mod inputs;
+mod issue;
 mod key_hash;
 mod lists;
 mod output;

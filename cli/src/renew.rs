@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use certctl_client::{Client, ClientError};
 use certctl_contract::{
-    certificates::{TriggerRenewal, Triggered},
+    certificates::{RenewRequest, TriggerRenewal, Triggered},
     endpoint::NoBody,
     jobs::{GetJob, Job, JobFilter, JobSort, ListJobs},
     list::{List, Sort},
@@ -21,10 +21,13 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) async fn run(session: &Session, input: Map<String, Value>, seconds: u64) -> Result<(), Failure> {
     let deadline = Instant::now() + Duration::from_secs(seconds);
     let name = input["id"].as_str().unwrap_or_default();
+    let request = RenewRequest {
+        csr_pem: input.get("csr_pem").and_then(Value::as_str).map(str::to_owned),
+    };
     let id = name.parse().map_err(|e| Failure::Usage(format!("{name}: {e}")))?;
     let triggered = session
         .client
-        .call::<TriggerRenewal>(Id { id }, NoParams, NoBody)
+        .call::<TriggerRenewal>(Id { id }, NoParams, request)
         .await?;
     let jobs = wait(&session.client, name, &triggered, deadline).await?.ok_or_else(|| {
         Failure::Failed(format!(
@@ -39,7 +42,7 @@ pub(crate) async fn run(session: &Session, input: Map<String, Value>, seconds: u
 }
 
 /// Waits until the jobs of the renewal, and the deployments that follow them, are finished; none when time is up.
-async fn wait(
+pub(crate) async fn wait(
     client: &Client,
     name: &str,
     triggered: &Triggered,

@@ -41,6 +41,7 @@ mod main_job;
 mod notifications;
 mod notifications_api;
 mod ocsp;
+mod own_keys;
 mod policies;
 mod policy_matrix;
 mod renewal;

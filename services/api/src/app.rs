@@ -38,7 +38,7 @@ use crate::{
     auth::{self, Gate, Principal},
     body::Upload,
     calls::{Call, Trail},
-    config::Config,
+    config::{Config, KeygenMode},
     edge::{Answers, Asking, Shelf, crl, ocsp},
     error::ApiError,
     headers::Headers,
@@ -83,6 +83,8 @@ pub struct App {
     pub started: Time,
     /// Whether constant bodies are given, for measurements.
     pub bench_route: bool,
+    /// Whether keys are made here for certificates without targets.
+    pub server_makes_keys: bool,
     /// Redis.
     pub link: Option<Arc<Link>>,
     /// OCSP answers that are given again.
@@ -130,6 +132,7 @@ impl App {
             },
             started,
             bench_route: config.bench_route,
+            server_makes_keys: config.keygen_mode == KeygenMode::Server,
             answers: Answers::new(
                 config.edge.ocsp_octets(),
                 link.clone()
@@ -281,7 +284,7 @@ impl Routes {
                 let once = Once::new(cx.principal.key(), &key, operation, &octets)?;
                 let work = async move |cx| {
                     let reply = handler(cx, rq).await?;
-                    let kept = idempotency::is_kept::<E>().then(|| reply.encode());
+                    let kept = idempotency::is_kept::<E>(&app).then(|| reply.encode());
                     Ok((respond::<E>(reply, &fields, None)?, kept))
                 };
                 idempotency::once(cx, once, work).await

@@ -72,6 +72,12 @@ pub struct Config {
     #[arg(long, env = "CERTCTL_REVOCATION_JOURNAL_DIR")]
     pub revocation_journal_dir: Option<PathBuf>,
 
+    /// Who makes the keys of certificates: agents and those who send a certification request, or, for those without targets
+    /// and without a request, also the server, which shows the key once in its answer to the renewal. For demonstrations:
+    /// whoever reads that answer has the key.
+    #[arg(long, env = "CERTCTL_KEYGEN_MODE", value_enum, default_value_t = KeygenMode::Agent)]
+    pub keygen_mode: KeygenMode,
+
     /// Give constant bodies at `/api/v1/bench/constant`, to hold the cost of other answers against.
     #[arg(long, env = "CERTCTL_BENCH_ROUTE", default_value = "false", hide = true,
           value_parser = certctl_runtime::config::boolean, action = clap::ArgAction::Set)]
@@ -426,6 +432,15 @@ pub struct AccessSettings {
     #[arg(long, env = "CERTCTL_SESSION_LIFETIME", default_value = "24h",
           value_parser = certctl_runtime::config::duration)]
     session_lifetime: Duration,
+}
+
+/// Who makes the keys of certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KeygenMode {
+    /// Agents, and those who send a certification request.
+    Agent,
+    /// Also the server.
+    Server,
 }
 
 /// How clients authenticate.

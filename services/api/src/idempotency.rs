@@ -21,6 +21,7 @@ use axum::{
 use certctl_contract::{
     agents::RegisterAgent,
     api_keys::{CreateApiKey, RotateApiKey},
+    certificates::TriggerRenewal,
     endpoint::Endpoint,
     problem::Kind,
     query::Invalid,
@@ -51,14 +52,14 @@ const ANSWER_LIMIT: usize = 1 << 20;
 const PATIENCE: (u32, Duration) = (40, Duration::from_millis(50));
 
 /// Whether the answer may be kept: those that hold a secret are not.
-pub fn is_kept<E: Endpoint>() -> bool {
+pub fn is_kept<E: Endpoint>(app: &App) -> bool {
     const SECRET: [&str; 4] = [
         RegisterAgent::NAME,
         CreateApiKey::NAME,
         RotateApiKey::NAME,
         BeginSession::NAME,
     ];
-    !SECRET.contains(&E::NAME)
+    !SECRET.contains(&E::NAME) && !(app.server_makes_keys && E::NAME == TriggerRenewal::NAME)
 }
 
 /// A request that is to be done once.

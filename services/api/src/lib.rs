@@ -90,6 +90,12 @@ pub fn build(config: &Config, clock: Clock, stop: &Tasks) -> anyhow::Result<Arc<
         .unix_socket(&config.signer_socket)
         .timeout(SIGNER_TIMEOUT)
         .build()?;
+    if config.keygen_mode == KeygenMode::Server {
+        tracing::warn!(
+            "CERTCTL_KEYGEN_MODE is server: keys of certificates without targets are made here and shown in the answer to \
+             the renewal; for production let agents make them, or send certification requests"
+        );
+    }
     let link = config.limiting.redis()?.map(|url| Link::new(&url)).transpose()?;
     let limits = Limits::new(&config.limiting, clock.clone(), link.clone());
     if let Some(link) = link.clone() {

@@ -25,10 +25,11 @@ const DAY: Duration = Duration::from_secs(86_400);
 struct Warning {
     id: CertificateId,
     common_name: String,
-    /// The newest version.
-    current_version_id: VersionId,
-    /// The one that ends then: the oldest that is still served, or the newest.
-    version_id: VersionId,
+    /// The newest version; none of a certificate that is tracked only.
+    current_version_id: Option<VersionId>,
+    /// What expires then: the oldest version that is still served, or the newest; of a certificate that is tracked only, the
+    /// certificate and its date.
+    expiring: String,
     not_after: Time,
     threshold_days: i32,
     /// What is known of its deployment.
@@ -66,8 +67,7 @@ async fn past_thresholds(scheduler: &Scheduler) -> Result<Vec<Warning>, sqlx::Er
     // That the renewal was due follows from a threshold past it, but is said again where an index can find the few that
     // are late. The key is the one that the outbox makes of the kind, what makes the news the same, and the channel.
     sqlx::query_as(
-        "SELECT c.id, c.common_name, c.current_version_id, coalesce(served.id, c.current_version_id) AS version_id,
-                c.not_after, t.threshold_days,
+        "SELECT c.id, c.common_name, c.current_version_id, e.expiring, c.not_after, t.threshold_days,
                 CASE WHEN s.status <> 'Deployed' THEN format('Deployment status %s: %s.', s.status, s.reason) END
                     AS deployment
            FROM certificates c
@@ -78,17 +78,18 @@ async fn past_thresholds(scheduler: &Scheduler) -> Result<Vec<Warning>, sqlx::Er
                                 JOIN certificate_versions v ON v.id = m.deployed_version_id
                                WHERE m.certificate_id = c.id AND v.not_after = c.not_after
                                ORDER BY v.version LIMIT 1) served ON true
+          CROSS JOIN LATERAL (SELECT coalesce(served.id, c.current_version_id,
+                                              c.id || '@' || extract(epoch FROM c.not_after)::bigint) AS expiring) e
            JOIN LATERAL (SELECT min(d) AS threshold_days FROM unnest(p.alert_thresholds_days) d
                           WHERE c.not_after - make_interval(days => d) <= $1
-                            AND c.not_after - make_interval(days => d) > coalesce(c.renew_at, c.not_before)) t
+                            AND c.not_after - make_interval(days => d) > coalesce(c.renew_at, c.not_before, '-infinity')) t
                 ON t.threshold_days IS NOT NULL
           WHERE c.revoked_at IS NULL AND c.archived_at IS NULL AND c.not_after IS NOT NULL
             AND (c.renew_at < $1 OR c.renew_at IS NULL)
             AND coalesce(c.not_after, 'infinity') <= $1 + make_interval(days =>
                     (SELECT max(d) FROM renewal_policies, unnest(alert_thresholds_days) d))
             AND NOT EXISTS (SELECT 1 FROM notifications n
-                             WHERE n.dedup_key = concat_ws(':', $2, coalesce(served.id, c.current_version_id),
-                                                           t.threshold_days, 'Email'))
+                             WHERE n.dedup_key = concat_ws(':', $2, e.expiring, t.threshold_days, 'Email'))
           ORDER BY c.not_after, c.id
           LIMIT $3",
     )
@@ -111,7 +112,7 @@ async fn announce(scheduler: &Scheduler, warnings: &[Warning]) -> Result<u64, Er
     let locked: HashMap<&CertificateId, &Locked> = locked.iter().map(|one| (&one.id, one)).collect();
     let stands = |warning: &&Warning| {
         locked.get(&warning.id).is_some_and(|one| {
-            one.must_be_live().is_ok() && one.current_version_id.as_ref() == Some(&warning.current_version_id)
+            one.must_be_live().is_ok() && one.current_version_id == warning.current_version_id
         })
     };
     let warnings: Vec<&Warning> = warnings.iter().filter(stands).collect();
@@ -140,7 +141,7 @@ fn news(warning: &Warning, now: Time) -> News {
     let Warning {
         id,
         common_name,
-        version_id,
+        expiring,
         not_after,
         threshold_days,
         deployment,
@@ -155,7 +156,7 @@ fn news(warning: &Warning, now: Time) -> News {
     News {
         kind: NoticeKind::ExpirationWarning,
         certificate: id.clone(),
-        dedup: format!("{version_id}:{threshold_days}"),
+        dedup: format!("{expiring}:{threshold_days}"),
         subject,
         message: format!(
             "Certificate {id} ({common_name}) {end} at {not_after}.{deployment} [threshold:{threshold_days}]"

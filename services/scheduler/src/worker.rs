@@ -18,7 +18,8 @@ use certctl_model::{
 };
 use certctl_runtime::failpoint;
 use certctl_store::{
-    Error, certificates,
+    Error, approvals,
+    certificates::{self, Locked},
     jobs::{self, Claimed},
     outbox, policies,
 };
@@ -269,7 +270,7 @@ pub(crate) async fn together<T>(
     claims.filter_map(give_up).collect()
 }
 
-/// The agents' requests are needed next; or nothing is, if a certificate ended meanwhile or a policy rule forbids it.
+/// The agents' requests are needed next, unless a request came with the job; or nothing is, if a certificate ended meanwhile or a policy rule forbids it.
 fn request_csrs<'a>(scheduler: &'a Scheduler, claims: &'a [Claimed]) -> BoxFuture<'a, Result<Vec<JobId>, Error>> {
     Box::pin(async move {
         let by = Actor::system();
@@ -291,8 +292,14 @@ fn request_csrs<'a>(scheduler: &'a Scheduler, claims: &'a [Claimed]) -> BoxFutur
             .iter()
             .map(|one| (&one.id, one.common_name.as_str()))
             .collect();
+        let locked: HashMap<&CertificateId, &Locked> = certificates.iter().map(|one| (&one.id, one)).collect();
+        let given: HashSet<&JobId> = claims
+            .iter()
+            .filter(|claim| claim.request_given)
+            .map(|claim| &claim.facts.id)
+            .collect();
         let (mut to_request, mut to_cancel, mut to_fail) = (Vec::new(), Vec::new(), Vec::new());
-        let mut started = Vec::new();
+        let (mut to_sign, mut to_approve, mut started) = (Vec::new(), Vec::new(), Vec::new());
         for job in jobs::hold::<Pending>(&mut tx, claims).await? {
             let certificate = &job.facts.certificate;
             match (ended.get(certificate), blocked.get(certificate)) {
@@ -304,12 +311,30 @@ fn request_csrs<'a>(scheduler: &'a Scheduler, claims: &'a [Claimed]) -> BoxFutur
                 }
                 (None, None) => {
                     started.extend(certificates::renewal_started(&job.facts, &names));
-                    to_request.push(job.await_csr(&by));
+                    if !given.contains(&job.facts.id) {
+                        to_request.push(job.await_csr(&by));
+                        continue;
+                    }
+                    match approvals::standing(&mut tx, &job.facts.id, None).await?.needed {
+                        0 => to_sign.push(job.request_accepted(&by)),
+                        needed => {
+                            started.push(approvals::requested(locked[certificate], &job.facts.id, needed));
+                            to_approve.push(job.request_needs_approval(&by));
+                        }
+                    }
                 }
             }
         }
         outbox::announce_all(&mut tx, &started).await?;
         let requested = jobs::apply_all(&mut tx, to_request)
+            .await?
+            .into_iter()
+            .map(|job| job.facts.id);
+        let accepted = jobs::apply_all(&mut tx, to_sign)
+            .await?
+            .into_iter()
+            .map(|job| job.facts.id);
+        let to_approve = jobs::apply_all(&mut tx, to_approve)
             .await?
             .into_iter()
             .map(|job| job.facts.id);
@@ -321,7 +346,12 @@ fn request_csrs<'a>(scheduler: &'a Scheduler, claims: &'a [Claimed]) -> BoxFutur
             .await?
             .into_iter()
             .map(|job| job.facts.id);
-        let ids: Vec<JobId> = requested.chain(cancelled).chain(failed).collect();
+        let ids: Vec<JobId> = requested
+            .chain(accepted)
+            .chain(to_approve)
+            .chain(cancelled)
+            .chain(failed)
+            .collect();
         if !ids.is_empty() {
             tx.commit().await?;
         }
@@ -415,6 +445,7 @@ mod tests {
                 status: JobStatus::Running,
                 token,
                 csr_der: None,
+                request_given: false,
                 subject: Subject {
                     common_name: String::new(),
                     sans: vec![],

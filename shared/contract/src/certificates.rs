@@ -30,7 +30,9 @@ crate::resource! {
     /// Request a certificate.
     ///
     /// The agent of each target makes a key and sends a certification request; what is issued is deployed to the
-    /// targets. Without targets it waits until some are given.
+    /// targets. With `csr_pem` the request is there already, and what is issued for it is exported. With neither it waits
+    /// until one is given, or is tracked only: `expires_at` says until when the certificate is valid that is in use
+    /// elsewhere.
     POST "" CreateCertificate(body: NewCertificate,) [Needs(Request), Change] -> 201 Certificate;
     /// Fetch one certificate.
     GET "/{id}" GetCertificate(path: Id<CertificateId>,) [Needs(View), Certificate] -> 200 Certificate;
@@ -43,9 +45,12 @@ crate::resource! {
         [Needs(View), Certificate] -> 200 Page<CertificateVersion>;
     /// List the targets a certificate is deployed to.
     GET "/{id}/deployments" ListCertificateDeployments(path: Id<CertificateId>,) [Needs(View), Certificate] -> 200 Deployments;
-    /// Renew a certificate now: a new key, a new version, deployed to its targets.
-    POST "/{id}/renew" TriggerRenewal(path: Id<CertificateId>,) [Needs(Request), Certificate] -> 202 Triggered;
+    /// Renew a certificate now: a new key, a new version, deployed to its targets. One without targets is renewed for
+    /// the certification request in `csr_pem`.
+    POST "/{id}/renew" TriggerRenewal(path: Id<CertificateId>, body: RenewRequest,) [Needs(Request), Certificate] -> 202 Triggered;
     /// Deploy the newest version again, or an older one, to one target or to all.
+    ///
+    /// A target that is not one of the certificate's becomes one. Where its agent holds no valid version, one is issued.
     ///
     /// An older version goes to targets whose agent holds its key; it stays there until another is deployed or the
     /// certificate is renewed. Refused when it has expired or is revoked.
@@ -217,7 +222,7 @@ pub struct Certificate {
 }
 
 /// A certificate to be.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct NewCertificate {
     /// An id of your choice; one is made when absent.
     #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
@@ -225,11 +230,22 @@ pub struct NewCertificate {
     /// Its name; the common name, made unique, when absent.
     #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The common name: a DNS name or an IP address.
-    pub common_name: String,
-    /// Other names: DNS names, IP addresses, e-mail addresses, URIs.
+    /// The common name: a DNS name or an IP address. Required without `csr_pem`; else, when absent, that of the request,
+    /// or the first DNS name or IP address among its other names.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub common_name: Option<String>,
+    /// Other names: DNS names, IP addresses, e-mail addresses, URIs. When absent, those of the request in `csr_pem`.
     #[serde(default)]
     pub sans: Option<Vec<String>>,
+    /// A certification request (PKCS #10) in PEM, of a key that no agent holds; not together with `target_ids`. The
+    /// names it asks for are among the certificate's. Its certificate is not renewed by itself: renew it with another
+    /// request.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub csr_pem: Option<String>,
+    /// When the certificate expires that is in use elsewhere, of one that is tracked only: it is warned about and not
+    /// renewed, and its status follows from this. Without effect together with `target_ids` or `csr_pem`.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Time>,
     /// Where it is used: free text.
     #[serde(default)]
     pub environment: Option<String>,
@@ -289,6 +305,9 @@ pub struct CertificateChanges {
     /// What may be issued for it; empty for no profile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_profile_id: Option<Clearable<ProfileId>>,
+    /// When the certificate expires that is in use elsewhere. Without effect once a version was issued or imported.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Time>,
     /// Free labels, all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tags: Option<BTreeMap<String, String>>,
@@ -363,6 +382,10 @@ pub struct Triggered {
     /// All jobs: one for each agent or target.
     #[serde(default)]
     pub job_ids: Vec<JobId>,
+    /// The private key that the server made for the certificate, PKCS #8 in PEM: shown here and nowhere else, and not kept.
+    /// Only where the server is configured to make keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private_key_pem: Option<String>,
 }
 
 /// The revocation of a certificate, and how far it has come.
@@ -420,10 +443,18 @@ pub struct Sighting {
     pub crl_number: Option<i64>,
 }
 
+/// How to renew.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct RenewRequest {
+    /// A certification request (PKCS #10) in PEM, of a certificate without enabled targets.
+    #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
+    pub csr_pem: Option<String>,
+}
+
 /// Where to deploy.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct DeployRequest {
-    /// One target; all of the certificate's when absent.
+    /// One target, which becomes one of the certificate's; all of the certificate's when absent.
     #[serde(default, deserialize_with = "blank", skip_serializing_if = "Option::is_none")]
     pub target_id: Option<TargetId>,
     /// Which version; the newest when absent.

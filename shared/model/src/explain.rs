@@ -20,7 +20,7 @@ crate::words! {
         Archived = "Archived",
         /// The certificate is revoked.
         Revoked = "Revoked",
-        /// Nobody could make a key.
+        /// Nobody could make a key, or it is tracked only.
         NoTarget = "NoTarget",
         /// It has names that cannot be certified here.
         UncertifiableNames = "UncertifiableNames",
@@ -204,6 +204,10 @@ pub struct CertificateStanding {
     pub refused: Option<String>,
     /// Its agents.
     pub agents: Vec<AgentStanding>,
+    /// Its open jobs whose certification requests came with them.
+    pub given: Vec<JobId>,
+    /// Until when the certificate is valid that is in use elsewhere, when it is tracked only.
+    pub tracked_until: Option<Time>,
     /// Its issuer.
     pub issuer: IssuerId,
     /// Its deployments; none without enabled targets.
@@ -277,14 +281,20 @@ impl CertificateStanding {
                 _ => explained.unless("request a new certificate for its names"),
             };
         }
-        if self.agents.is_empty() {
-            return so(
-                Cause::NoTarget,
-                "it has no enabled target, so there is no agent that could make a key".to_owned(),
-            )
-            .unless("give it target_ids, or enable its targets");
+        let asked = self.agents.iter().filter_map(|agent| agent.open_job.as_ref());
+        let jobs: Vec<&JobId> = asked.chain(&self.given).collect();
+        if self.agents.is_empty() && jobs.is_empty() {
+            let why = match (self.tracked_until, self.validity) {
+                (Some(end), _) => format!("it is tracked only: issued elsewhere, it expires at {end} and is not renewed here"),
+                (None, Some((_, end))) => format!(
+                    "it has no enabled target, so there is no agent that could make its next key; it expires at {end}"
+                ),
+                (None, None) => "it has no enabled target, so there is no agent that could make a key".to_owned(),
+            };
+            return so(Cause::NoTarget, why)
+                .unless("give it target_ids, or enable its targets")
+                .unless(format!("send a certification request: certctl-cli issue --renew {id} --csr FILE"));
         }
-        let jobs: Vec<&JobId> = self.agents.iter().filter_map(|agent| agent.open_job.as_ref()).collect();
         if !jobs.is_empty() {
             let jobs = jobs.iter().map(|job| job.as_str()).collect::<Vec<_>>().join(", ");
             return self.dates(so(Cause::InProgress, format!("a new version is under way: {jobs}")));

@@ -2,7 +2,7 @@
 //!
 //! | from \ to | Pending | AwaitingCSR | AwaitingApproval | Running | Completed | Failed | Cancelled |
 //! |---|---|---|---|---|---|---|---|
-//! | Pending | | needs an agent's request | | reported by its agent | | gave up | by user |
+//! | Pending | | needs an agent's request | came with its request, approval required | came with its request; reported by its agent | | gave up | by user |
 //! | AwaitingCSR | | | approval required | request accepted | | timed out, agent gave up | by user |
 //! | AwaitingApproval | | | | approved | | timed out | rejected, by user |
 //! | Running | attempt failed, tried again | | | | done | gave up | |
@@ -204,6 +204,16 @@ impl Job<Pending> {
         self.go(by, "job_csr_requested", None)
     }
 
+    /// It came with its request, which can be signed.
+    pub fn request_accepted(self, by: &Actor) -> Transition<Running> {
+        self.go(by, "job_csr_accepted", None)
+    }
+
+    /// It came with its request; a person looks at that before it is signed.
+    pub fn request_needs_approval(self, by: &Actor) -> Transition<AwaitingApproval> {
+        self.go(by, "job_approval_requested", None)
+    }
+
     /// Its agent has begun to deploy.
     pub fn start(self, by: &Actor) -> Transition<Running> {
         self.go(by, "job_started", None)
@@ -306,6 +316,8 @@ mod tests {
         match from {
             S::Pending => vec![
                 edge!(Pending, j => j.await_csr(&by)),
+                edge!(Pending, j => j.request_accepted(&by)),
+                edge!(Pending, j => j.request_needs_approval(&by)),
                 edge!(Pending, j => j.start(&by)),
                 edge!(Pending, j => j.cancel(&by, why())),
                 edge!(Pending, j => j.fail(&by, why())),
@@ -355,7 +367,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_walk_leaves_a_completed_or_cancelled_job(choices in prop::collection::vec(0usize..4, 0..40)) {
+        fn no_walk_leaves_a_completed_or_cancelled_job(choices in prop::collection::vec(0usize..6, 0..40)) {
             let mut at = JobStatus::Pending;
             for choice in choices {
                 let next = edges(at);

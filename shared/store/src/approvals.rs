@@ -8,10 +8,13 @@
 //! retried the job or has seen a key of its agent. [`participate`] records the changes; the functions of the database
 //! derive the rest.
 
-use certctl_model::id::{CertificateId, JobId};
+use certctl_model::{
+    id::{CertificateId, JobId},
+    notice::NoticeKind,
+};
 use sqlx::PgConnection;
 
-use crate::{Tx, error::*};
+use crate::{Tx, certificates::Locked, error::*, outbox::News};
 
 /// How a job stands with those who have to agree.
 #[derive(Clone, Debug, sqlx::FromRow)]
@@ -51,6 +54,21 @@ pub async fn standing(db: &mut PgConnection, job: &JobId, approver: Option<&str>
         kind: "job",
         id: job.to_string(),
     })
+}
+
+/// The notification that the request of a job waits for approval.
+pub fn requested(certificate: &Locked, job: &JobId, needed: i32) -> News {
+    let (id, name) = (&certificate.id, &certificate.common_name);
+    News {
+        kind: NoticeKind::ApprovalRequested,
+        certificate: id.clone(),
+        dedup: job.to_string(),
+        subject: format!("{name} waits for approval"),
+        message: format!(
+            "The request of job {job} for certificate {id} ({name}) is signed when {needed} of those who may have approved \
+             it. Look at it with: jobs approval {job}"
+        ),
+    }
 }
 
 /// Notes that the actor agrees to what has this digest. Who agreed to something else before agrees to this now.

@@ -171,7 +171,7 @@ async fn step_one(db: &PgPool, now: Time) -> Result<bool> {
 async fn act(tx: &mut Tx, item: &Item) -> Result<()> {
     let id = &item.certificate_id;
     match item.action {
-        BulkAction::Renew => certificates::renew(tx, id).await.map(|_| ()),
+        BulkAction::Renew => certificates::renew(tx, id, None).await.map(|_| ()),
         BulkAction::Revoke => unreachable!("revocations are taken by the hundred"),
         BulkAction::Reassign => certificates::reassign(tx, id, item.owner_id.as_ref(), item.team_id.as_ref()).await,
     }

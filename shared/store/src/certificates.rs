@@ -111,7 +111,8 @@ impl Locked {
         NewJob {
             kind,
             certificate: self.id.clone(),
-            agent,
+            agent: Some(agent),
+            request: None,
             target: None,
             version: None,
             max_attempts: self.max_retries,
@@ -122,7 +123,8 @@ impl Locked {
         NewJob {
             kind: JobKind::Deployment,
             certificate: self.id.clone(),
-            agent,
+            agent: Some(agent),
+            request: None,
             target: Some(target),
             version: Some(version),
             max_attempts: self.max_retries,
@@ -156,17 +158,59 @@ pub async fn request_issuance(tx: &mut Tx, certificate: &Locked, kind: JobKind) 
     request_from(tx, certificate, kind, agents).await
 }
 
-/// Renews a certificate now, or issues its first version: jobs for each agent with an enabled target. Returns them.
+/// Creates the job that leads to a version for this certification request, in DER; none when one is open already.
 ///
 /// # Errors
-/// [`Error::Missing`]; [`Error::Conflict`] when it is revoked, archived or being renewed, nobody could make a key, or
-/// a policy rule forbids it.
-pub async fn renew(tx: &mut Tx, id: &CertificateId) -> Result<Vec<JobId>> {
+/// [`Error::Conflict`] when agents make the keys of the certificate.
+pub async fn request_issuance_for(tx: &mut Tx, certificate: &Locked, request: Vec<u8>) -> Result<Vec<JobId>> {
+    if has_targets(tx, &certificate.id).await? {
+        return Err(Error::Conflict(format!(
+            "certificate {} has enabled targets, so their agents make its keys; a certification request is accepted for a \
+             certificate without targets",
+            certificate.id
+        )));
+    }
+    let job = NewJob {
+        kind: certificate.next_kind(),
+        certificate: certificate.id.clone(),
+        agent: None,
+        request: Some(request),
+        target: None,
+        version: None,
+        max_attempts: certificate.max_retries,
+    };
+    jobs::insert(tx, &[job]).await
+}
+
+/// Whether a certificate has an enabled target, whose agent makes its keys.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn has_targets(tx: &mut Tx, id: &CertificateId) -> Result<bool> {
+    Ok(sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM certificate_targets m JOIN targets t ON t.id = m.target_id
+                         WHERE m.certificate_id = $1 AND t.enabled)",
+    )
+    .bind(id)
+    .fetch_one(&mut **tx)
+    .await?)
+}
+
+/// Renews a certificate now, or issues its first version: a job for each agent with an enabled target, or one for a
+/// certification `request` in DER. Returns them.
+///
+/// # Errors
+/// [`Error::Missing`]; [`Error::Conflict`] when it is revoked, archived or being renewed, nobody could make a key,
+/// agents make its keys and there is a request, or a policy rule forbids it.
+pub async fn renew(tx: &mut Tx, id: &CertificateId, request: Option<Vec<u8>>) -> Result<Vec<JobId>> {
     let certificate = lock(tx, id).await?;
     certificate.must_be_live()?;
     certificate.ensure_certifiable()?;
     policies::must_not_block(tx, id, Moment::Issuance).await?;
-    let jobs = request_issuance(tx, &certificate, certificate.next_kind()).await?;
+    let jobs = match request {
+        Some(request) => request_issuance_for(tx, &certificate, request).await?,
+        None => request_issuance(tx, &certificate, certificate.next_kind()).await?,
+    };
     if jobs.is_empty() {
         let open: Vec<String> = sqlx::query_scalar(
             "SELECT id FROM jobs WHERE certificate_id = $1 AND type IN ('Issuance', 'Renewal')
@@ -176,7 +220,10 @@ pub async fn renew(tx: &mut Tx, id: &CertificateId) -> Result<Vec<JobId>> {
         .fetch_all(&mut **tx)
         .await?;
         return Err(Error::Conflict(match open.is_empty() {
-            true => format!("certificate {id} has no enabled target whose agent could make a key; give it target_ids"),
+            true => format!(
+                "certificate {id} has no enabled target whose agent could make a key; give it target_ids, or send a \
+                 certification request as csr_pem"
+            ),
             false => format!("certificate {id} is being renewed already by {}", open.join(", ")),
         }));
     }
@@ -267,6 +314,28 @@ pub async fn request_deployment(
     planning::take_dates(tx, slice::from_ref(&certificate.id)).await?;
     let job = |(target, agent, version)| certificate.deployment(agent, target, version);
     jobs::deploy_now(tx, &rows.into_iter().map(job).collect::<Vec<_>>()).await
+}
+
+/// Creates the jobs of those agents of enabled targets, of one target or of all, that hold no valid version. Returns the
+/// new ones.
+///
+/// # Errors
+/// [`Error::Conflict`] when a policy rule forbids it.
+pub async fn request_missing(tx: &mut Tx, certificate: &Locked, only: Option<&TargetId>) -> Result<Vec<JobId>> {
+    policies::must_not_block(tx, &certificate.id, Moment::Issuance).await?;
+    let agents: Vec<AgentId> = sqlx::query_scalar(
+        "SELECT DISTINCT t.agent_id FROM certificate_targets m JOIN targets t ON t.id = m.target_id
+          WHERE m.certificate_id = $1 AND t.enabled AND ($2::text IS NULL OR t.id = $2)
+            AND NOT EXISTS (SELECT 1 FROM certificate_versions v
+                             WHERE v.certificate_id = $1 AND v.agent_id = t.agent_id AND v.not_after > $3)
+          ORDER BY t.agent_id",
+    )
+    .bind(&certificate.id)
+    .bind(only)
+    .bind(tx.now())
+    .fetch_all(&mut **tx)
+    .await?;
+    request_from(tx, certificate, certificate.next_kind(), agents).await
 }
 
 /// What stands against deploying a version again: that it has ended or is revoked, or that nobody holds its key.

@@ -65,8 +65,10 @@ pub struct NewJob {
     pub kind: JobKind,
     /// For which certificate.
     pub certificate: CertificateId,
-    /// The agent that makes the key or deploys.
-    pub agent: AgentId,
+    /// The agent that makes the key or deploys; none when the request is there.
+    pub agent: Option<AgentId>,
+    /// The certification request in DER, when the one who requests the certificate has the key.
+    pub request: Option<Vec<u8>>,
     /// Where a deployment goes.
     pub target: Option<TargetId>,
     /// Which version it puts there.
@@ -93,23 +95,25 @@ pub(crate) async fn insert_each<'a>(tx: &mut Tx, jobs: &'a [NewJob]) -> Result<V
     let ids = column(&jobs, |_| JobId::generate(now));
     let inserted: Vec<JobId> = sqlx::query_scalar(
         "INSERT INTO jobs (id, type, certificate_id, agent_id, target_id, version_id, status, max_attempts, run_at,
-                           created_at, requested_by)
+                           created_at, requested_by, csr_der, request_given)
          SELECT n.id, n.type, n.certificate_id, n.agent_id, n.target_id, n.version_id, 'Pending', n.max_attempts, $8, $8,
-                $9
-           FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[])
-                AS n (id, type, certificate_id, agent_id, target_id, version_id, max_attempts)
+                $9, n.csr_der, n.csr_der IS NOT NULL
+           FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[],
+                       $10::bytea[])
+                AS n (id, type, certificate_id, agent_id, target_id, version_id, max_attempts, csr_der)
          ON CONFLICT DO NOTHING
          RETURNING id",
     )
     .bind(&ids)
     .bind(column(&jobs, |job| job.kind))
     .bind(column(&jobs, |job| &job.certificate))
-    .bind(column(&jobs, |job| &job.agent))
+    .bind(column(&jobs, |job| job.agent.as_ref()))
     .bind(column(&jobs, |job| job.target.as_ref()))
     .bind(column(&jobs, |job| job.version.as_ref()))
     .bind(column(&jobs, |job| job.max_attempts))
     .bind(now)
     .bind(tx.person())
+    .bind(column(&jobs, |job| job.request.as_deref()))
     .fetch_all(&mut **tx)
     .await?;
     let inserted: HashSet<JobId> = inserted.into_iter().collect();
@@ -440,8 +444,10 @@ pub struct Claimed {
     pub status: JobStatus,
     /// Fencing token of the lease.
     pub token: i64,
-    /// The agent's request, once there is one.
+    /// The request, once there is one.
     pub csr_der: Option<Vec<u8>>,
+    /// Whether the request came with the job, so that no agent is asked for one.
+    pub request_given: bool,
     /// What its certificate has to be.
     pub subject: Subject,
 }
@@ -477,6 +483,7 @@ struct ClaimedRow {
     row: Row,
     lease_token: i64,
     csr_der: Option<Vec<u8>>,
+    request_given: bool,
     #[sqlx(flatten)]
     subject: Subject,
 }
@@ -485,8 +492,8 @@ struct ClaimedRow {
 macro_rules! claimed {
     () => {
         "RETURNING j.id, j.type, j.certificate_id, j.agent_id, j.target_id, j.version_id, j.attempts, j.max_attempts,
-                   j.status, j.lease_token, j.csr_der, c.common_name, c.sans, c.issuer_id, i.type AS issuer_type,
-                   i.enabled AS issuer_enabled"
+                   j.status, j.lease_token, j.csr_der, j.request_given, c.common_name, c.sans, c.issuer_id,
+                   i.type AS issuer_type, i.enabled AS issuer_enabled"
     };
 }
 
@@ -498,6 +505,7 @@ impl From<ClaimedRow> for Claimed {
             status,
             token: row.lease_token,
             csr_der: row.csr_der,
+            request_given: row.request_given,
             subject: row.subject,
         }
     }

@@ -194,11 +194,13 @@ pub async fn request_due(tx: &mut Tx, wanted: &[Due]) -> Result<Vec<(Certificate
 pub(crate) async fn take_dates(tx: &mut Tx, ids: &[CertificateId]) -> Result<()> {
     let plans = plans(tx, Planned::Certificates(ids)).await?;
     sqlx::query(
-        "UPDATE certificates c SET not_before = n.not_before, not_after = n.not_after, renew_at = n.renew_at
+        "UPDATE certificates c
+            SET not_before = n.not_before, not_after = coalesce(n.not_after, c.not_after), renew_at = n.renew_at
            FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::timestamptz[])
                 AS n (id, not_before, not_after, renew_at)
           WHERE c.id = n.id
-            AND (c.not_before, c.not_after, c.renew_at) IS DISTINCT FROM (n.not_before, n.not_after, n.renew_at)",
+            AND (c.not_before, c.not_after, c.renew_at)
+                IS DISTINCT FROM (n.not_before, coalesce(n.not_after, c.not_after), n.renew_at)",
     )
     .bind(column(&plans, |plan| &plan.id))
     .bind(column(&plans, |plan| plan.dates(None).map(|(from, _)| from)))
@@ -344,6 +346,7 @@ pub async fn retarget(tx: &mut Tx, certificate: &Locked, again: Option<&TargetId
     let elsewhere: Vec<JobId> = sqlx::query_scalar(
         "SELECT j.id FROM jobs j
           WHERE j.certificate_id = $1 AND j.status IN ('Pending', 'AwaitingCSR', 'AwaitingApproval')
+            AND NOT j.request_given
             AND NOT EXISTS (SELECT 1 FROM certificate_targets m JOIN targets t ON t.id = m.target_id
                              WHERE m.certificate_id = $1 AND t.agent_id = j.agent_id AND t.enabled
                                AND (j.type <> 'Deployment' OR t.id = j.target_id))
@@ -386,7 +389,8 @@ pub async fn retarget(tx: &mut Tx, certificate: &Locked, again: Option<&TargetId
                 deployments.push(NewJob {
                     kind: JobKind::Deployment,
                     certificate: id.clone(),
-                    agent: place.agent,
+                    agent: Some(place.agent),
+                    request: None,
                     target: Some(place.target),
                     version: Some(version),
                     max_attempts: certificate.max_retries,

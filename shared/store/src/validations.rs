@@ -94,7 +94,8 @@ fn job(certificate: &CertificateId, target: &TargetId, agent: &AgentId, tries: i
     NewJob {
         kind: JobKind::Validation,
         certificate: certificate.clone(),
-        agent: agent.clone(),
+        agent: Some(agent.clone()),
+        request: None,
         target: Some(target.clone()),
         version: None,
         max_attempts: tries,
@@ -192,11 +193,8 @@ pub async fn expected(pool: &PgPool, job: &JobFacts) -> Result<Option<Expected>>
                          WHERE d.type = 'Deployment' AND d.certificate_id = $1 AND d.target_id = t.id
                            AND d.status = 'Running') AS under_way
            FROM targets t
-           LEFT JOIN LATERAL (SELECT d.version_id FROM jobs d
-                               WHERE d.type = 'Deployment' AND d.certificate_id = $1 AND d.target_id = t.id
-                                 AND d.status = 'Completed'
-                               ORDER BY d.finished_at DESC LIMIT 1) last ON true
-           LEFT JOIN certificate_versions v ON v.id = last.version_id
+           LEFT JOIN certificate_targets m ON m.certificate_id = $1 AND m.target_id = t.id
+           LEFT JOIN certificate_versions v ON v.id = m.deployed_version_id
           WHERE t.id = $2",
     )
     .bind(&job.certificate)
@@ -239,6 +237,12 @@ pub async fn record(tx: &mut Tx, job: &JobFacts, version: Option<&VersionId>, se
     .fetch_optional(&mut **tx)
     .await?;
     if current != Some(true) {
+        sqlx::query("UPDATE certificate_targets SET validate_at = $3 WHERE certificate_id = $1 AND target_id = $2")
+            .bind(&job.certificate)
+            .bind(target)
+            .bind(tx.now())
+            .execute(&mut **tx)
+            .await?;
         return Ok(());
     }
     let now = tx.now();

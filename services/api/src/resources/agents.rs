@@ -14,7 +14,6 @@ use certctl_model::{
     id::{AgentId, CertificateId, JobId, TargetId, VersionId},
     job::{AwaitingCsr, Job, JobFacts, JobKind, JobStatus, Pending, Running},
     name::{San, all_names},
-    notice::NoticeKind,
     time::Time,
 };
 use certctl_runtime::failpoint::hold;
@@ -22,18 +21,16 @@ use certctl_store::{
     Tx,
     agents::SignOfLife,
     approvals,
-    certificates::{self, Locked},
+    certificates,
     jobs,
-    outbox::{self, News},
+    outbox,
     wake::Channel,
 };
-use certctl_x509::csr::{self, CertificationRequest};
 use serde_json::Value;
 use sqlx::{Row, postgres::PgRow, types::Json};
 
 use super::{
-    blocked_keys,
-    certificates::{check_tags, newest_of_agent},
+    certificates::{admit_request, check_tags, newest_of_agent, read_request},
     profiles,
 };
 use crate::{
@@ -568,24 +565,9 @@ fn taken(rq: &CsrSubmission) -> Outcome {
     }
 }
 
-fn approval_requested(certificate: &Locked, job: &JobId, needed: i32) -> News {
-    let (id, name) = (&certificate.id, &certificate.common_name);
-    News {
-        kind: NoticeKind::ApprovalRequested,
-        certificate: id.clone(),
-        dedup: job.to_string(),
-        subject: format!("{name} waits for approval"),
-        message: format!(
-            "The request of job {job} for certificate {id} ({name}) is signed when {needed} of those who may have approved \
-             it. Look at it with: jobs approval {job}"
-        ),
-    }
-}
-
 async fn submit_csr(cx: Cx, rq: Request<AgentSubmitCsr>) -> Result<Outcome, ApiError> {
     let agent = rq.path.agent_id;
-    let unacceptable = |e: csr::CsrError| ApiError::invalid("csr_pem", e.to_string());
-    let request = CertificationRequest::parse_pem(rq.body.csr_pem.trim()).map_err(unacceptable)?;
+    let request = read_request(&rq.body.csr_pem)?;
     let mut tx = cx.begin().await?;
     let id = awaited(&mut tx, &agent, &rq.body).await?;
     let (facts, status) = jobs::lock_any(&mut tx, &id).await?;
@@ -602,26 +584,9 @@ async fn submit_csr(cx: Cx, rq: Request<AgentSubmitCsr>) -> Result<Outcome, ApiE
         let detail = format!("job {id} is {status}; it does not await a request");
         return Err(ApiError::new(Kind::WrongState, detail));
     }
-    let key = request.key_fingerprint();
-    blocked_keys::must_not_be_blocked(&mut tx, "csr_pem", &key).await?;
     let certificate = certificates::lock(&mut tx, &facts.certificate).await?;
     certificate.must_be_live()?;
-    let (common, sans, profile): (San, Vec<San>, Option<certctl_model::id::ProfileId>) =
-        sqlx::query_as("SELECT common_name, sans, profile_id FROM certificates WHERE id = $1")
-            .bind(&facts.certificate)
-            .fetch_one(&mut *tx)
-            .await?;
-    let names = all_names(&common, &sans);
-    csr::names_within(request.common_name(), request.sans(), &names).map_err(|e| ApiError::invalid("csr_pem", e))?;
-    let rules = match &profile {
-        Some(id) => profiles::rules(&mut tx, id)
-            .await?
-            .ok_or_else(|| ApiError::internal(format!("profile {id} is gone though a certificate refers to it")))?,
-        None => Default::default(),
-    };
-    rules
-        .admits(request.key(), &names)
-        .map_err(|e| ApiError::invalid("csr_pem", e))?;
+    admit_request(&mut tx, &facts.certificate, &request).await?;
     jobs::keep_request(&mut tx, &id, request.der()).await?;
     approvals::submitted(&mut tx, &id).await?;
     let by = tx.actor();
@@ -640,7 +605,7 @@ async fn submit_csr(cx: Cx, rq: Request<AgentSubmitCsr>) -> Result<Outcome, ApiE
             jobs::apply(&mut tx, job.csr_accepted(&by)).await?;
         }
         needed => {
-            outbox::announce(&mut tx, &approval_requested(&certificate, &id, needed)).await?;
+            outbox::announce(&mut tx, &approvals::requested(&certificate, &id, needed)).await?;
             jobs::apply(&mut tx, job.csr_needs_approval(&by)).await?;
         }
     }

@@ -30,10 +30,17 @@ use certctl_store::{
     tallies::Subject,
     validations,
 };
-use certctl_x509::{facts::CertificateFacts, path::Path, pem};
+use certctl_x509::{
+    csr::{self, CertificationRequest},
+    facts::CertificateFacts,
+    keys::KeyPair,
+    path::Path,
+    pem,
+};
 use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, Row, postgres::PgRow, types::Json};
+use zeroize::Zeroizing;
 
-use super::targets::must_not_overlap;
+use super::{blocked_keys, targets::must_not_overlap};
 use crate::{
     app::{Cx, Request, Routes},
     error::ApiError,
@@ -240,6 +247,70 @@ fn other_names(texts: &[String]) -> Result<Vec<San>, ApiError> {
         .collect()
 }
 
+/// Reads a certification request, whose signature must have been made by its key.
+pub(super) fn read_request(pem: &str) -> Result<CertificationRequest, ApiError> {
+    CertificationRequest::parse_pem(pem.trim()).map_err(|e| ApiError::invalid("csr_pem", e.to_string()))
+}
+
+/// Refuses a request that must not be signed for a certificate: its key is blocked, it asks for other names, or the profile
+/// does not admit it.
+pub(super) async fn admit_request(
+    tx: &mut Tx,
+    id: &CertificateId,
+    request: &CertificationRequest,
+) -> Result<(), ApiError> {
+    blocked_keys::must_not_be_blocked(tx, "csr_pem", &request.key_fingerprint()).await?;
+    let (names, rules) = names_and_rules(tx, id).await?;
+    csr::names_within(request.common_name(), request.sans(), &names).map_err(|e| ApiError::invalid("csr_pem", e))?;
+    rules
+        .admits(request.key(), &names)
+        .map_err(|e| ApiError::invalid("csr_pem", e))
+}
+
+/// The names of a certificate, the common name first, and the rules of its profile.
+async fn names_and_rules(tx: &mut Tx, id: &CertificateId) -> Result<(Vec<San>, ProfileRules), ApiError> {
+    let (common, sans, profile): (San, Vec<San>, Option<ProfileId>) =
+        sqlx::query_as("SELECT common_name, sans, profile_id FROM certificates WHERE id = $1")
+            .bind(id)
+            .fetch_one(&mut **tx)
+            .await?;
+    let rules = match &profile {
+        Some(id) => super::profiles::rules(tx, id)
+            .await?
+            .ok_or_else(|| ApiError::internal(format!("profile {id} is gone though a certificate refers to it")))?,
+        None => ProfileRules::default(),
+    };
+    Ok((all_names(&common, &sans), rules))
+}
+
+/// A key that is made here, as the configuration allows, and its request: the key is given to the one who asked and is not
+/// kept.
+async fn make_key(tx: &mut Tx, id: &CertificateId) -> Result<(Vec<u8>, Zeroizing<String>), ApiError> {
+    let (names, rules) = names_and_rules(tx, id).await?;
+    let facts = rules.preferred_key();
+    let made = tokio::task::spawn_blocking(move || {
+        let key = KeyPair::generate(facts).map_err(|e| e.to_string())?;
+        let common = names.first().map(San::to_string).unwrap_or_default();
+        let request = csr::generate(&key, &common, &names).map_err(|e| e.to_string())?;
+        Ok::<_, String>((request, key.to_pkcs8_pem().map_err(|e| e.to_string())?))
+    });
+    let made = made.await.map_err(|error| ApiError::internal(error.to_string()))?;
+    made.map_err(ApiError::internal)
+}
+
+/// The common name and the other names that a request asks for.
+fn names_of(request: &CertificationRequest) -> Result<(San, Vec<San>), ApiError> {
+    let named = match request.common_name() {
+        Some(text) => Some(text.parse().map_err(|e| ApiError::invalid("csr_pem", format!("its common name: {e}")))?),
+        None => None,
+    };
+    let first = || request.sans().iter().find(|name| matches!(name, San::Dns(_) | San::Ip(_)));
+    let common = named.or_else(|| first().cloned()).ok_or_else(|| {
+        ApiError::invalid("csr_pem", "asks for no DNS name and no IP address; give the certificate a common_name")
+    })?;
+    Ok((common, request.sans().to_vec()))
+}
+
 fn texts_of(names: &[San]) -> Vec<String> {
     names.iter().map(San::to_string).collect()
 }
@@ -393,8 +464,28 @@ async fn free_name(tx: &mut Tx, common: &San) -> Result<String, ApiError> {
 
 async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, ApiError> {
     let new = rq.body;
-    let common = common_name(&new.common_name)?;
-    let sans = other_names(&new.sans.unwrap_or_default())?;
+    let targets = new.target_ids.unwrap_or_default();
+    let request = new.csr_pem.as_deref().map(read_request).transpose()?;
+    if request.is_some() && !targets.is_empty() {
+        return Err(ApiError::invalid(
+            "csr_pem",
+            "does not go together with target_ids, whose agents make the keys",
+        ));
+    }
+    let requested = request.as_ref().filter(|_| new.common_name.is_none() || new.sans.is_none());
+    let requested = requested.map(names_of).transpose()?;
+    let common = match (&new.common_name, &requested) {
+        (Some(text), _) => common_name(text)?,
+        (None, Some((common, _))) => common_name(&common.to_string())?,
+        (None, None) => return Err(ApiError::invalid("common_name", "is required, unless there is a csr_pem")),
+    };
+    let sans = match (&new.sans, requested) {
+        (None, Some((_, sans))) => other_names(&texts_of(&sans))?,
+        (sans, _) => other_names(sans.as_deref().unwrap_or_default())?,
+    };
+    // Earlier programs write the year 1 for no time.
+    let tracked_until = new.expires_at.filter(|at| *at > Time::from_unix(0));
+    let tracked_until = tracked_until.filter(|_| targets.is_empty() && request.is_none());
     let fixed = |id: &str| id.to_owned();
     let reach = cx.reach.certificates.clone();
     let id = new.id.unwrap_or_else(|| CertificateId::generate(cx.now()));
@@ -443,8 +534,8 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
     within_authority(&mut tx, &issuer, profile.as_ref(), &common, &sans).await?;
     sqlx::query(
         "INSERT INTO certificates (id, name, common_name, sans, environment, owner_id, team_id, issuer_id,
-                                   renewal_policy_id, profile_id, tags, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12)",
+                                   renewal_policy_id, profile_id, tags, created_at, updated_at, not_after)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13)",
     )
     .bind(&id)
     .bind(&name)
@@ -458,6 +549,7 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
     .bind(&profile)
     .bind(Json(&tags))
     .bind(now)
+    .bind(tracked_until)
     .execute(&mut *tx)
     .await?;
     let event = tx
@@ -466,12 +558,21 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
         .with("issuer_id", &issuer);
     tx.note(event);
     approvals::participate(&mut tx, &[&id], &[Change::Created]).await?;
-    map_targets(&mut tx, &id, &new.target_ids.unwrap_or_default()).await?;
+    map_targets(&mut tx, &id, &targets).await?;
     if let Some(broken) = policies::judge(&mut tx, &[&id], Moment::Creation).await?.remove(&id) {
         return Err(super::policies::refusal(&broken));
     }
     let certificate = store::lock(&mut tx, &id).await?;
-    store::request_issuance(&mut tx, &certificate, JobKind::Issuance).await?;
+    match request {
+        Some(request) => {
+            admit_request(&mut tx, &id, &request).await?;
+            policies::must_not_block(&mut tx, &id, Moment::Issuance).await?;
+            store::request_issuance_for(&mut tx, &certificate, request.der().to_vec()).await?;
+        }
+        None => {
+            store::request_issuance(&mut tx, &certificate, JobKind::Issuance).await?;
+        }
+    }
     let created = listing::get(&mut tx, now, id.as_str()).await?;
     tx.commit().await?;
     certctl_runtime::failpoint::hold("api.certificate_created").await;
@@ -510,11 +611,7 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
     let locked = store::lock(&mut tx, &id).await?;
     let before: Certificate = listing::get(&mut tx, now, id.as_str()).await?;
     let required = approvals::required(&mut tx, &id).await?;
-    let broken_before =
-        sqlx::query_scalar("SELECT rule_id FROM policy_violations WHERE certificate_id = $1 AND closed_at IS NULL")
-            .bind(&id)
-            .fetch_all(&mut *tx)
-            .await?;
+    let broken_before = open_violations(&mut tx, &id).await?;
     if let Some(name) = &change.name {
         check_name("name", name, 255)?;
     }
@@ -568,7 +665,8 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
             SET name = coalesce($2, name), common_name = $3, sans = $4, environment = coalesce($5, environment),
                 owner_id = coalesce($6, owner_id), team_id = coalesce($7, team_id),
                 issuer_id = coalesce($8, issuer_id), renewal_policy_id = coalesce($9, renewal_policy_id),
-                profile_id = $10, tags = $11, updated_at = $12, names_certifiable = $13
+                profile_id = $10, tags = $11, updated_at = $12, names_certifiable = $13,
+                not_after = CASE WHEN current_version_id IS NULL THEN coalesce($14, not_after) ELSE not_after END
           WHERE id = $1",
     )
     .bind(&id)
@@ -584,6 +682,7 @@ async fn update(cx: Cx, rq: Request<UpdateCertificate>) -> Result<Certificate, A
     .bind(Json(&tags))
     .bind(now)
     .bind(names_certifiable)
+    .bind(change.expires_at.filter(|at| *at > Time::from_unix(0)))
     .execute(&mut *tx)
     .await?;
     if change.renewal_policy_id.is_some() {
@@ -641,6 +740,16 @@ fn changes(before: &Certificate, after: &Certificate) -> Vec<Change> {
     ];
     let changed = changed.into_iter().filter(|(changed, _)| *changed);
     changed.map(|(_, change)| change).collect()
+}
+
+/// The rules that a certificate breaks.
+async fn open_violations(tx: &mut Tx, id: &CertificateId) -> Result<Vec<PolicyId>, ApiError> {
+    Ok(
+        sqlx::query_scalar("SELECT rule_id FROM policy_violations WHERE certificate_id = $1 AND closed_at IS NULL")
+            .bind(id)
+            .fetch_all(&mut **tx)
+            .await?,
+    )
 }
 
 /// Refuses a change by which a certificate comes to break a rule. What it broke before stands against nothing else.
@@ -787,16 +896,33 @@ fn triggered(status: &str, job_ids: Vec<JobId>) -> Triggered {
         status: status.to_owned(),
         job_id: job_ids.first().cloned(),
         job_ids,
+        private_key_pem: None,
     }
 }
 
 async fn renew(cx: Cx, rq: Request<TriggerRenewal>) -> Result<Triggered, ApiError> {
     let id = rq.path.id;
+    let request = rq.body.csr_pem.as_deref().map(read_request).transpose()?;
     let mut tx = cx.begin().await?;
-    let jobs = store::renew(&mut tx, &id).await?;
+    store::lock(&mut tx, &id).await?.must_be_live()?;
+    let (request, key) = match request {
+        Some(request) => {
+            admit_request(&mut tx, &id, &request).await?;
+            (Some(request.der().to_vec()), None)
+        }
+        None if cx.app.server_makes_keys && !store::has_targets(&mut tx, &id).await? => {
+            let (request, key) = make_key(&mut tx, &id).await?;
+            (Some(request), Some(key))
+        }
+        None => (None, None),
+    };
+    let jobs = store::renew(&mut tx, &id, request).await?;
     tx.commit().await?;
     certctl_runtime::failpoint::hold("api.renewal_triggered").await;
-    Ok(triggered("renewal_triggered", jobs))
+    Ok(Triggered {
+        private_key_pem: key.map(|key| key.to_string()),
+        ..triggered("renewal_triggered", jobs)
+    })
 }
 
 async fn deploy(cx: Cx, rq: Request<TriggerDeployment>) -> Result<Triggered, ApiError> {
@@ -804,12 +930,18 @@ async fn deploy(cx: Cx, rq: Request<TriggerDeployment>) -> Result<Triggered, Api
     let mut tx = cx.begin().await?;
     let certificate = store::lock(&mut tx, &id).await?;
     certificate.must_be_live()?;
-    must_be_mapped(&mut tx, &id, only.as_ref()).await?;
     let chosen = chosen_version(&mut tx, &id, rq.body.version_id, rq.body.version).await?;
-    let jobs = store::request_deployment(&mut tx, &certificate, only.as_ref(), chosen.as_ref()).await?;
+    if let Some(target) = &only {
+        map_target(&mut tx, &id, target).await?;
+    }
+    let mut jobs = store::request_deployment(&mut tx, &certificate, only.as_ref(), chosen.as_ref()).await?;
+    if jobs.is_empty() && chosen.is_none() {
+        certificate.ensure_certifiable()?;
+        jobs = store::request_missing(&mut tx, &certificate, only.as_ref()).await?;
+    }
     if jobs.is_empty() {
         let detail = format!(
-            "there is nothing to deploy for certificate {id}: no enabled target whose agent holds a version, or it is being deployed already"
+            "there is nothing to deploy for certificate {id}: it has no enabled target, or is being issued or deployed already"
         );
         return Err(ApiError::new(Kind::WrongState, detail));
     }
@@ -841,6 +973,27 @@ async fn validate(cx: Cx, rq: Request<TriggerValidation>) -> Result<Triggered, A
     tx.note(event);
     tx.commit().await?;
     Ok(triggered("validation_triggered", jobs))
+}
+
+/// Makes a target one of the certificate's, unless it is already.
+async fn map_target(tx: &mut Tx, id: &CertificateId, target: &TargetId) -> Result<(), ApiError> {
+    let before: Certificate = listing::get(tx, tx.now(), id.as_str()).await?;
+    if before.target_ids.contains(target) {
+        return Ok(());
+    }
+    let broken = open_violations(tx, id).await?;
+    let all: Vec<TargetId> = before.target_ids.iter().chain([target]).cloned().collect();
+    map_targets(tx, id, &all).await?;
+    // What is tracked only, or was certified for a request, is from now on what the agent gets.
+    planning::plan_renewal(tx, Planned::Certificates(std::slice::from_ref(id))).await?;
+    must_break_nothing_new(tx, id, &broken).await?;
+    let after: Certificate = listing::get(tx, tx.now(), id.as_str()).await?;
+    approvals::participate(tx, &[id], &changes(&before, &after)).await?;
+    let event = tx
+        .event("certificate_updated", "certificate", id)
+        .with("changes", listing::Changes::between(&before, &after));
+    tx.note(event);
+    Ok(())
 }
 
 async fn must_be_mapped(tx: &mut Tx, id: &CertificateId, target: Option<&TargetId>) -> Result<(), ApiError> {

@@ -56,7 +56,11 @@ async fn certificate_standing(
     let row = sqlx::query(
         "SELECT c.id, certificate_status(c, $2) AS status, c.archived_at, c.revoked_at, c.revocation_reason, c.not_before,
                 c.not_after, c.renew_at, c.failure, p.id AS policy, p.auto_renew, p.renew_at_permille,
-                p.renewal_window_days, p.spread_percent, c.issuer_id, c.common_name, c.sans, c.profile_id
+                p.renewal_window_days, p.spread_percent, c.issuer_id, c.common_name, c.sans, c.profile_id,
+                CASE WHEN c.current_version_id IS NULL THEN c.not_after END AS tracked_until,
+                ARRAY(SELECT j.id FROM jobs j
+                       WHERE j.certificate_id = c.id AND j.request_given AND j.type IN ('Issuance', 'Renewal')
+                         AND j.status NOT IN ('Completed', 'Failed', 'Cancelled')) AS given
            FROM certificates c JOIN renewal_policies p ON p.id = c.renewal_policy_id
           WHERE c.id = $1",
     )
@@ -111,6 +115,8 @@ async fn certificate_standing(
         forbidden,
         refused: refused.map(|(_, why)| why),
         agents,
+        given: row.try_get("given")?,
+        tracked_until: row.try_get("tracked_until")?,
         issuer,
         deployment,
     })
