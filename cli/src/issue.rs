@@ -139,7 +139,9 @@ pub(crate) async fn run(session: &Session, matches: &ArgMatches) -> Result<(), F
     let (id, triggered) = match renewed {
         Some(id) => {
             let body = RenewRequest { csr_pem };
-            let triggered = client.call::<TriggerRenewal>(Id { id: id.clone() }, NoParams, body).await?;
+            let triggered = client
+                .call::<TriggerRenewal>(Id { id: id.clone() }, NoParams, body)
+                .await?;
             (id, triggered)
         }
         None => {
@@ -208,7 +210,10 @@ pub(crate) async fn run(session: &Session, matches: &ArgMatches) -> Result<(), F
 
 fn parsed<T: FromStr<Err: std::fmt::Display>>(matches: &ArgMatches, flag: &str) -> Result<Option<T>, Failure> {
     let text = matches.get_one::<String>(flag);
-    let parsed = text.map(|text| text.parse().map_err(|e| Failure::Usage(format!("--{flag} {text}: {e}"))));
+    let parsed = text.map(|text| {
+        text.parse()
+            .map_err(|e| Failure::Usage(format!("--{flag} {text}: {e}")))
+    });
     parsed.transpose()
 }
 

@@ -31,7 +31,10 @@ fn spki(request: &str) -> Vec<u8> {
 async fn a_certificate_is_issued_and_renewed_for_requests_that_come_with_the_call(db: PgPool) {
     let w = World::new(db).await;
     let request = requests::request("www.example.net", &["www.example.net", "example.net"]);
-    let created = w.post(CERTIFICATES, json!({ "id": "mc-1", "csr_pem": request })).await.expect(201);
+    let created = w
+        .post(CERTIFICATES, json!({ "id": "mc-1", "csr_pem": request }))
+        .await
+        .expect(201);
     assert_eq!(created["common_name"], "www.example.net");
     assert_eq!(created["sans"], json!(["www.example.net", "example.net"]));
     assert_eq!(w.status("mc-1").await, "Pending");
@@ -44,21 +47,32 @@ async fn a_certificate_is_issued_and_renewed_for_requests_that_come_with_the_cal
     assert_eq!(w.status("mc-1").await, "Active");
     let explained = w.get(&format!("{CERTIFICATES}/mc-1/explain")).await.expect(200);
     let how = "send a certification request: certctl-cli issue --renew mc-1 --csr FILE";
-    assert!(explained["would_change"].as_array().unwrap().contains(&json!(how)), "{explained:#}");
+    assert!(
+        explained["would_change"].as_array().unwrap().contains(&json!(how)),
+        "{explained:#}"
+    );
 
     // Nobody here has the key: it is not renewed by itself, and not without another request.
     w.clock.advance(60 * DAY);
     w.settle().await;
     assert_eq!(w.versions("mc-1").await.len(), 1);
-    let refused = w.post(&format!("{CERTIFICATES}/mc-1/renew"), json!({ "force": false })).await;
+    let refused = w
+        .post(&format!("{CERTIFICATES}/mc-1/renew"), json!({ "force": false }))
+        .await;
     assert_eq!(refused.status, 409);
     assert!(refused.problem().detail.contains("csr_pem"), "{refused:?}");
     let next = requests::good("example.net");
-    w.post(&format!("{CERTIFICATES}/mc-1/renew"), json!({ "csr_pem": next })).await.expect(202);
+    w.post(&format!("{CERTIFICATES}/mc-1/renew"), json!({ "csr_pem": next }))
+        .await
+        .expect(202);
     assert_eq!(w.status("mc-1").await, "RenewalInProgress");
     w.settle().await;
     let chain = exported(&w, "mc-1").await;
-    assert_eq!((chain[0].spki_der.clone(), chain[0].sans.len()), (spki(&next), 2), "all names of the record");
+    assert_eq!(
+        (chain[0].spki_der.clone(), chain[0].sans.len()),
+        (spki(&next), 2),
+        "all names of the record"
+    );
     assert_eq!(w.versions("mc-1").await[0]["agent_id"], Value::Null);
 }
 
@@ -74,33 +88,68 @@ async fn a_request_that_must_not_be_signed_is_refused_at_once_and_leaves_nothing
     w.settle().await;
     let good = requests::good("a.example.net");
     let blocked = requests::good("a.example.net");
-    let key = CertificationRequest::parse_pem(&blocked).unwrap().key_fingerprint().to_string();
-    w.post("/api/v1/blocked-keys", json!({ "spki_sha256": key, "comment": "leaked" })).await.expect(201);
+    let key = CertificationRequest::parse_pem(&blocked)
+        .unwrap()
+        .key_fingerprint()
+        .to_string();
+    w.post(
+        "/api/v1/blocked-keys",
+        json!({ "spki_sha256": key, "comment": "leaked" }),
+    )
+    .await
+    .expect(201);
     for (new, field) in [
         (json!({ "csr_pem": "-----BEGIN CERTIFICATE REQUEST-----" }), "csr_pem"),
-        (json!({ "csr_pem": requests::with_bad_signature("a.example.net") }), "csr_pem"),
-        (json!({ "csr_pem": requests::request("a host", &["a.example.net"]) }), "csr_pem"),
+        (
+            json!({ "csr_pem": requests::with_bad_signature("a.example.net") }),
+            "csr_pem",
+        ),
+        (
+            json!({ "csr_pem": requests::request("a host", &["a.example.net"]) }),
+            "csr_pem",
+        ),
         (json!({ "csr_pem": blocked }), "csr_pem"),
         (json!({ "csr_pem": good, "common_name": "b.example.net" }), "csr_pem"),
         (json!({ "csr_pem": good, "target_ids": ["tgt-1"] }), "csr_pem"),
-        (json!({ "csr_pem": good, "certificate_profile_id": "cp-rsa" }), "csr_pem"),
-        (json!({ "csr_pem": requests::request("a.example.net", &["x y"]) }), "csr_pem"),
+        (
+            json!({ "csr_pem": good, "certificate_profile_id": "cp-rsa" }),
+            "csr_pem",
+        ),
+        (
+            json!({ "csr_pem": requests::request("a.example.net", &["x y"]) }),
+            "csr_pem",
+        ),
         (json!({ "sans": ["a.example.net"] }), "common_name"),
         (json!({ "csr_pem": "" }), "common_name"),
     ] {
         let answer = w.post(CERTIFICATES, new.clone()).await;
         assert_eq!(answer.status, 422, "{new}: {answer:?}");
-        assert!(answer.problem().errors.iter().any(|e| e.field == field), "{new}: {answer:?}");
+        assert!(
+            answer.problem().errors.iter().any(|e| e.field == field),
+            "{new}: {answer:?}"
+        );
     }
     let listed = w.get(CERTIFICATES).await.expect(200);
     assert_eq!(listed["total"], 1);
     // Where agents make the keys, a person's key has no place.
-    let answer = w.post(&format!("{CERTIFICATES}/mc-agent/renew"), json!({ "csr_pem": requests::good("mc-agent.example.net") })).await;
+    let answer = w
+        .post(
+            &format!("{CERTIFICATES}/mc-agent/renew"),
+            json!({ "csr_pem": requests::good("mc-agent.example.net") }),
+        )
+        .await;
     assert_eq!(answer.status, 409, "{answer:?}");
     // A name the certificate does not have.
-    w.post(CERTIFICATES, json!({ "id": "mc-1", "csr_pem": good })).await.expect(201);
+    w.post(CERTIFICATES, json!({ "id": "mc-1", "csr_pem": good }))
+        .await
+        .expect(201);
     w.settle().await;
-    let answer = w.post(&format!("{CERTIFICATES}/mc-1/renew"), json!({ "csr_pem": requests::good("b.example.net") })).await;
+    let answer = w
+        .post(
+            &format!("{CERTIFICATES}/mc-1/renew"),
+            json!({ "csr_pem": requests::good("b.example.net") }),
+        )
+        .await;
     assert_eq!(answer.status, 422, "{answer:?}");
     assert_eq!(w.versions("mc-1").await.len(), 1);
 }
@@ -118,7 +167,9 @@ async fn who_sends_a_request_does_not_approve_it(db: PgPool) {
     let (ann, bob) = (key("ann").await, key("bob").await);
     let request = requests::good("a.example.net");
     let new = json!({ "id": "mc-1", "csr_pem": request, "renewal_policy_id": "rp-strict" });
-    w.raw(Method::POST, CERTIFICATES, Some(&ann), new.to_string()).await.expect(201);
+    w.raw(Method::POST, CERTIFICATES, Some(&ann), new.to_string())
+        .await
+        .expect(201);
     w.settle().await;
     let jobs = w.get("/api/v1/jobs?certificate_id=mc-1").await.expect(200);
     let job = &jobs["data"][0];
@@ -141,20 +192,33 @@ async fn where_the_server_makes_keys_the_renewal_shows_the_key_once_and_it_is_ke
     w.post(CERTIFICATES, new).await.expect(201);
     let renew = format!("{CERTIFICATES}/mc-1/renew");
     let named = [("idempotency-key", "renew-1")];
-    let triggered = w.with_headers(Method::POST, &renew, Some(KEY), &named, r#"{"force":false}"#).await.expect(202);
+    let triggered = w
+        .with_headers(Method::POST, &renew, Some(KEY), &named, r#"{"force":false}"#)
+        .await
+        .expect(202);
     assert_eq!(triggered["status"], "renewal_triggered");
     let key = triggered["private_key_pem"].as_str().unwrap();
     let key_pair = KeyPair::from_pem(key, None).unwrap();
     w.settle().await;
     assert_eq!(exported(&w, "mc-1").await[0].spki_der, key_pair.spki_der());
     // Not again, and not anywhere.
-    let again = w.with_headers(Method::POST, &renew, Some(KEY), &named, r#"{"force":false}"#).await;
+    let again = w
+        .with_headers(Method::POST, &renew, Some(KEY), &named, r#"{"force":false}"#)
+        .await;
     assert_eq!(again.status, 409, "{again:?}");
     let line = key.lines().nth(1).unwrap();
     for (table, rows) in w.contents().await {
-        assert!(!rows.contains(line) && !rows.contains("PRIVATE KEY"), "{table} has the key");
+        assert!(
+            !rows.contains(line) && !rows.contains("PRIVATE KEY"),
+            "{table} has the key"
+        );
     }
-    for path in ["/api/v1/certificates/mc-1", "/api/v1/certificates/mc-1/versions", "/api/v1/audit", "/api/v1/jobs"] {
+    for path in [
+        "/api/v1/certificates/mc-1",
+        "/api/v1/certificates/mc-1/versions",
+        "/api/v1/audit",
+        "/api/v1/jobs",
+    ] {
         assert!(!w.get(path).await.json().to_string().contains("PRIVATE"), "{path}");
     }
 }
@@ -178,11 +242,16 @@ async fn a_deployment_to_another_target_maps_it_and_issues_what_is_missing(db: P
     }
     let found = w.get(&format!("{CERTIFICATES}/mc-1")).await.expect(200);
     assert_eq!(found["target_ids"], json!(["tgt-1", "tgt-2"]));
-    let events = w.get("/api/v1/audit?action=certificate_updated&resource_id=mc-1").await.expect(200);
+    let events = w
+        .get("/api/v1/audit?action=certificate_updated&resource_id=mc-1")
+        .await
+        .expect(200);
     assert_eq!(events["total"], 2, "{events:#}");
     // A target belongs to one certificate.
     w.certificate("mc-2", &[], json!({})).await;
-    let refused = w.post(&format!("{CERTIFICATES}/mc-2/deploy"), json!({ "target_id": "tgt-1" })).await;
+    let refused = w
+        .post(&format!("{CERTIFICATES}/mc-2/deploy"), json!({ "target_id": "tgt-1" }))
+        .await;
     assert_eq!(refused.status, 409, "{refused:?}");
     assert!(refused.problem().detail.contains("mc-1"), "{refused:?}");
     let unknown = w.post(&deploy, json!({ "target_id": "tgt-none" })).await;
@@ -195,15 +264,22 @@ async fn a_certificate_that_is_tracked_only_is_warned_about_and_not_renewed(db: 
     let until = |days: u32| json!(w.clock.now() + days * DAY);
     let new = json!({ "id": "mc-1", "common_name": "legacy.example.net", "status": "Active", "expires_at": until(40) });
     let created = w.post(CERTIFICATES, new).await.expect(201);
-    assert_eq!((&created["status"], &created["expires_at"]), (&json!("Active"), &until(40)));
+    assert_eq!(
+        (&created["status"], &created["expires_at"]),
+        (&json!("Active"), &until(40))
+    );
     // What earlier programs write for no time.
     let new = json!({ "id": "mc-2", "common_name": "new.example.net", "expires_at": "0001-01-01T00:00:00Z" });
     let created = w.post(CERTIFICATES, new).await.expect(201);
-    assert_eq!((&created["status"], &created["expires_at"]), (&json!("Pending"), &Value::Null));
+    assert_eq!(
+        (&created["status"], &created["expires_at"]),
+        (&json!("Pending"), &Value::Null)
+    );
 
     let warned = async || {
         while notices::warn_of_ends(w.scheduler.clone()).await.unwrap() > 0 {}
-        w.text("SELECT string_agg(DISTINCT message, ' ') FROM notifications WHERE type = 'ExpirationWarning'").await
+        w.text("SELECT string_agg(DISTINCT message, ' ') FROM notifications WHERE type = 'ExpirationWarning'")
+            .await
     };
     w.settle().await;
     w.clock.advance(15 * DAY);
@@ -215,25 +291,37 @@ async fn a_certificate_that_is_tracked_only_is_warned_about_and_not_renewed(db: 
     warned().await;
     assert_eq!(w.text(counted).await, before, "each threshold once");
     let explained = w.get(&format!("{CERTIFICATES}/mc-1/explain")).await.expect(200);
-    assert!(explained["summary"].as_str().unwrap().contains("tracked only"), "{explained:#}");
+    assert!(
+        explained["summary"].as_str().unwrap().contains("tracked only"),
+        "{explained:#}"
+    );
     assert_eq!(w.get("/api/v1/jobs").await.expect(200)["total"], 0);
     let listed = w.get(&format!("{CERTIFICATES}?status=Expiring")).await.expect(200);
     assert_eq!(listed["total"], 1);
 
     // Renewed elsewhere.
     let later = until(90);
-    w.put(&format!("{CERTIFICATES}/mc-1"), json!({ "expires_at": later })).await.expect(200);
+    w.put(&format!("{CERTIFICATES}/mc-1"), json!({ "expires_at": later }))
+        .await
+        .expect(200);
     assert_eq!(w.status("mc-1").await, "Active");
     w.clock.advance(91 * DAY);
     assert_eq!(w.status("mc-1").await, "Expired");
     // Taken over: from then on its dates are those of what is issued.
     let request = requests::good("legacy.example.net");
-    w.post(&format!("{CERTIFICATES}/mc-1/renew"), json!({ "csr_pem": request })).await.expect(202);
+    w.post(&format!("{CERTIFICATES}/mc-1/renew"), json!({ "csr_pem": request }))
+        .await
+        .expect(202);
     w.settle().await;
     assert_eq!(w.status("mc-1").await, "Active");
     let end = w.get(&format!("{CERTIFICATES}/mc-1")).await.expect(200)["expires_at"].clone();
-    w.put(&format!("{CERTIFICATES}/mc-1"), json!({ "expires_at": later })).await.expect(200);
-    assert_eq!(w.get(&format!("{CERTIFICATES}/mc-1")).await.expect(200)["expires_at"], end);
+    w.put(&format!("{CERTIFICATES}/mc-1"), json!({ "expires_at": later }))
+        .await
+        .expect(200);
+    assert_eq!(
+        w.get(&format!("{CERTIFICATES}/mc-1")).await.expect(200)["expires_at"],
+        end
+    );
 }
 
 async fn cli(w: &World, key: &str, directory: &Path, arguments: &[&str]) -> Ran {
@@ -263,7 +351,9 @@ fn pair(directory: &Path) -> Vec<String> {
     assert_eq!(chain[0].spki_der, key.spki_der());
     assert_eq!(read("fullchain.pem"), read("cert.pem") + &read("chain.pem"));
     assert!(!directory.join("privkey.new.pem").exists());
-    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(directory.join("privkey.pem")).unwrap().permissions());
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(directory.join("privkey.pem")).unwrap().permissions(),
+    );
     assert_eq!(mode & 0o777, 0o600);
     chain[0].sans.iter().map(ToString::to_string).collect()
 }
@@ -275,20 +365,33 @@ async fn the_command_line_obtains_a_certificate_in_one_command(db: PgPool) {
     let at = folder.path();
     cli(&w, KEY, at, &["issue", "www.example.net", "10.0.0.1"]).await.ok();
     assert_eq!(pair(&at.join("www.example.net")), ["www.example.net", "10.0.0.1"]);
-    let id = w.text("SELECT id FROM certificates WHERE name = 'www.example.net'").await;
+    let id = w
+        .text("SELECT id FROM certificates WHERE name = 'www.example.net'")
+        .await;
     let before = std::fs::read(at.join("www.example.net/privkey.pem")).unwrap();
-    cli(&w, KEY, at, &["issue", "--renew", &id, "--key-type", "rsa-2048"]).await.ok();
+    cli(&w, KEY, at, &["issue", "--renew", &id, "--key-type", "rsa-2048"])
+        .await
+        .ok();
     assert_eq!(pair(&at.join("www.example.net")), ["www.example.net", "10.0.0.1"]);
-    assert_ne!(std::fs::read(at.join("www.example.net/privkey.pem")).unwrap(), before, "a new key");
+    assert_ne!(
+        std::fs::read(at.join("www.example.net/privkey.pem")).unwrap(),
+        before,
+        "a new key"
+    );
     assert_eq!(w.versions(&id).await.len(), 2);
 
     // With a request: to standard output, to files, or without waiting.
     let request = requests::rsa(2048, "b.example.net");
     std::fs::write(at.join("b.csr"), &request).unwrap();
     let text = cli(&w, KEY, at, &["issue", "--csr", "b.csr", "--wait"]).await.ok();
-    assert_eq!(CertificateFacts::parse_pem_chain(&text).unwrap()[0].spki_der, spki(&request));
+    assert_eq!(
+        CertificateFacts::parse_pem_chain(&text).unwrap()[0].spki_der,
+        spki(&request)
+    );
     cli(&w, KEY, at, &["issue", "--csr", "b.csr", "--out", "b"]).await.ok();
-    let quick = cli(&w, KEY, at, &["issue", "--csr", "b.csr", "--name", "third"]).await.ok();
+    let quick = cli(&w, KEY, at, &["issue", "--csr", "b.csr", "--name", "third"])
+        .await
+        .ok();
     assert!(quick.contains("requested (j-"), "{quick}");
     for wrong in [
         &["issue"][..],
@@ -311,7 +414,9 @@ async fn a_ci_job_obtains_its_certificates_with_a_requesters_key_and_no_agent(db
     let key = key.as_str().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    cli(&w, key, at, &["issue", "build-1.ci.example.net", "--out", "tls"]).await.ok();
+    cli(&w, key, at, &["issue", "build-1.ci.example.net", "--out", "tls"])
+        .await
+        .ok();
     assert_eq!(pair(&at.join("tls")), ["build-1.ci.example.net"]);
     let id = w.text("SELECT id FROM certificates").await;
     cli(&w, key, at, &["issue", "--renew", &id, "--out", "tls"]).await.ok();
@@ -322,7 +427,8 @@ async fn a_ci_job_obtains_its_certificates_with_a_requesters_key_and_no_agent(db
     std::fs::write(at.join("x.csr"), requests::good("www.example.net")).unwrap();
     let outside = cli(&w, key, at, &["issue", "--csr", "x.csr"]).await;
     assert_eq!(outside.code, Some(1), "{outside:?}");
-    w.certificate("mc-other", &[], json!({ "common_name": "other.ci.example.net" })).await;
+    w.certificate("mc-other", &[], json!({ "common_name": "other.ci.example.net" }))
+        .await;
     let others = cli(&w, key, at, &["issue", "--renew", "mc-other"]).await;
     assert_eq!(others.code, Some(1), "{others:?}");
     assert_eq!(w.text("SELECT count(*)::text FROM certificates").await, "2");

@@ -282,9 +282,10 @@ impl Routes {
                     return respond::<E>(handler(cx, rq).await?, &fields, none_match.as_ref());
                 };
                 let once = Once::new(cx.principal.key(), &key, operation, &octets)?;
+                let is_kept = idempotency::is_kept::<E>(&app);
                 let work = async move |cx| {
                     let reply = handler(cx, rq).await?;
-                    let kept = idempotency::is_kept::<E>(&app).then(|| reply.encode());
+                    let kept = is_kept.then(|| reply.encode());
                     Ok((respond::<E>(reply, &fields, None)?, kept))
                 };
                 idempotency::once(cx, once, work).await

@@ -90,7 +90,7 @@ pub fn build(config: &Config, clock: Clock, stop: &Tasks) -> anyhow::Result<Arc<
         .unix_socket(&config.signer_socket)
         .timeout(SIGNER_TIMEOUT)
         .build()?;
-    if config.keygen_mode == KeygenMode::Server {
+    if config.keygen_mode == config::KeygenMode::Server {
         tracing::warn!(
             "CERTCTL_KEYGEN_MODE is server: keys of certificates without targets are made here and shown in the answer to \
              the renewal; for production let agents make them, or send certification requests"

@@ -111,9 +111,9 @@ async fn announce(scheduler: &Scheduler, warnings: &[Warning]) -> Result<u64, Er
     let locked = certificates::lock_all(&mut tx, &ids).await?;
     let locked: HashMap<&CertificateId, &Locked> = locked.iter().map(|one| (&one.id, one)).collect();
     let stands = |warning: &&Warning| {
-        locked.get(&warning.id).is_some_and(|one| {
-            one.must_be_live().is_ok() && one.current_version_id == warning.current_version_id
-        })
+        locked
+            .get(&warning.id)
+            .is_some_and(|one| one.must_be_live().is_ok() && one.current_version_id == warning.current_version_id)
     };
     let warnings: Vec<&Warning> = warnings.iter().filter(stands).collect();
     let now = scheduler.now();

@@ -285,7 +285,9 @@ impl CertificateStanding {
         let jobs: Vec<&JobId> = asked.chain(&self.given).collect();
         if self.agents.is_empty() && jobs.is_empty() {
             let why = match (self.tracked_until, self.validity) {
-                (Some(end), _) => format!("it is tracked only: issued elsewhere, it expires at {end} and is not renewed here"),
+                (Some(end), _) => {
+                    format!("it is tracked only: issued elsewhere, it expires at {end} and is not renewed here")
+                }
                 (None, Some((_, end))) => format!(
                     "it has no enabled target, so there is no agent that could make its next key; it expires at {end}"
                 ),
@@ -293,7 +295,9 @@ impl CertificateStanding {
             };
             return so(Cause::NoTarget, why)
                 .unless("give it target_ids, or enable its targets")
-                .unless(format!("send a certification request: certctl-cli issue --renew {id} --csr FILE"));
+                .unless(format!(
+                    "send a certification request: certctl-cli issue --renew {id} --csr FILE"
+                ));
         }
         if !jobs.is_empty() {
             let jobs = jobs.iter().map(|job| job.as_str()).collect::<Vec<_>>().join(", ");

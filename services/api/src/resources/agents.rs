@@ -17,15 +17,7 @@ use certctl_model::{
     time::Time,
 };
 use certctl_runtime::failpoint::hold;
-use certctl_store::{
-    Tx,
-    agents::SignOfLife,
-    approvals,
-    certificates,
-    jobs,
-    outbox,
-    wake::Channel,
-};
+use certctl_store::{Tx, agents::SignOfLife, approvals, certificates, jobs, outbox, wake::Channel};
 use serde_json::Value;
 use sqlx::{Row, postgres::PgRow, types::Json};
 

@@ -301,12 +301,23 @@ async fn make_key(tx: &mut Tx, id: &CertificateId) -> Result<(Vec<u8>, Zeroizing
 /// The common name and the other names that a request asks for.
 fn names_of(request: &CertificationRequest) -> Result<(San, Vec<San>), ApiError> {
     let named = match request.common_name() {
-        Some(text) => Some(text.parse().map_err(|e| ApiError::invalid("csr_pem", format!("its common name: {e}")))?),
+        Some(text) => Some(
+            text.parse()
+                .map_err(|e| ApiError::invalid("csr_pem", format!("its common name: {e}")))?,
+        ),
         None => None,
     };
-    let first = || request.sans().iter().find(|name| matches!(name, San::Dns(_) | San::Ip(_)));
+    let first = || {
+        request
+            .sans()
+            .iter()
+            .find(|name| matches!(name, San::Dns(_) | San::Ip(_)))
+    };
     let common = named.or_else(|| first().cloned()).ok_or_else(|| {
-        ApiError::invalid("csr_pem", "asks for no DNS name and no IP address; give the certificate a common_name")
+        ApiError::invalid(
+            "csr_pem",
+            "asks for no DNS name and no IP address; give the certificate a common_name",
+        )
     })?;
     Ok((common, request.sans().to_vec()))
 }
@@ -472,12 +483,19 @@ async fn create(cx: Cx, rq: Request<CreateCertificate>) -> Result<Certificate, A
             "does not go together with target_ids, whose agents make the keys",
         ));
     }
-    let requested = request.as_ref().filter(|_| new.common_name.is_none() || new.sans.is_none());
+    let requested = request
+        .as_ref()
+        .filter(|_| new.common_name.is_none() || new.sans.is_none());
     let requested = requested.map(names_of).transpose()?;
     let common = match (&new.common_name, &requested) {
         (Some(text), _) => common_name(text)?,
         (None, Some((common, _))) => common_name(&common.to_string())?,
-        (None, None) => return Err(ApiError::invalid("common_name", "is required, unless there is a csr_pem")),
+        (None, None) => {
+            return Err(ApiError::invalid(
+                "common_name",
+                "is required, unless there is a csr_pem",
+            ));
+        }
     };
     let sans = match (&new.sans, requested) {
         (None, Some((_, sans))) => other_names(&texts_of(&sans))?,
@@ -977,7 +995,8 @@ async fn validate(cx: Cx, rq: Request<TriggerValidation>) -> Result<Triggered, A
 
 /// Makes a target one of the certificate's, unless it is already.
 async fn map_target(tx: &mut Tx, id: &CertificateId, target: &TargetId) -> Result<(), ApiError> {
-    let before: Certificate = listing::get(tx, tx.now(), id.as_str()).await?;
+    let now = tx.now();
+    let before: Certificate = listing::get(tx, now, id.as_str()).await?;
     if before.target_ids.contains(target) {
         return Ok(());
     }
@@ -987,7 +1006,7 @@ async fn map_target(tx: &mut Tx, id: &CertificateId, target: &TargetId) -> Resul
     // What is tracked only, or was certified for a request, is from now on what the agent gets.
     planning::plan_renewal(tx, Planned::Certificates(std::slice::from_ref(id))).await?;
     must_break_nothing_new(tx, id, &broken).await?;
-    let after: Certificate = listing::get(tx, tx.now(), id.as_str()).await?;
+    let after: Certificate = listing::get(tx, now, id.as_str()).await?;
     approvals::participate(tx, &[id], &changes(&before, &after)).await?;
     let event = tx
         .event("certificate_updated", "certificate", id)
