@@ -164,10 +164,11 @@ pub(crate) async fn run(session: &Session, matches: &ArgMatches) -> Result<(), F
     };
     if out.is_none() && !matches.get_flag("wait") {
         let jobs: Vec<&str> = triggered.job_ids.iter().map(|job| job.as_str()).collect();
-        return Ok(match session.lists_as() {
+        match session.lists_as() {
             Format::Json => output::json(&json!({ "certificate_id": id, "job_ids": jobs }))?,
             Format::Table => output::line(&format!("{id}: requested ({})", jobs.join(", ")))?,
-        });
+        }
+        return Ok(());
     }
     let seconds = matches.get_one::<u64>("timeout").copied().unwrap_or_default();
     let deadline = Instant::now() + Duration::from_secs(seconds);
@@ -194,7 +195,7 @@ pub(crate) async fn run(session: &Session, matches: &ArgMatches) -> Result<(), F
         let (from, to) = (out.join(NEW_KEY), out.join(KEY));
         fs::rename(&from, &to).map_err(|e| failed(&from, &e))?;
     }
-    Ok(match session.lists_as() {
+    match session.lists_as() {
         Format::Json => output::json(&json!({
             "certificate_id": id, "serial_number": version.serial_number, "expires_at": version.not_after,
             "directory": out,
@@ -205,7 +206,8 @@ pub(crate) async fn run(session: &Session, matches: &ArgMatches) -> Result<(), F
             version.not_after,
             out.display()
         ))?,
-    })
+    }
+    Ok(())
 }
 
 fn parsed<T: FromStr<Err: std::fmt::Display>>(matches: &ArgMatches, flag: &str) -> Result<Option<T>, Failure> {
