@@ -156,6 +156,25 @@ pub async fn participate(tx: &mut Tx, certificates: &[&CertificateId], changes: 
     Ok(())
 }
 
+/// Carries over to its new name what a party changed since the last approved issuance of each certificate.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn renamed(tx: &mut Tx, from: &str, to: &str) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO participations (certificate_id, participant, action, requests, created_at)
+         SELECT p.certificate_id, $2, p.action, p.requests, p.created_at
+           FROM participations p LEFT JOIN participations_settled s ON s.certificate_id = p.certificate_id
+          WHERE p.participant = $1 AND p.certificate_id IS NOT NULL AND p.id > coalesce(s.until, 0)
+          ORDER BY p.id",
+    )
+    .bind(from)
+    .bind(to)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
 /// Records that the acting person submitted the request of a job. Nothing when no person acts.
 ///
 /// # Errors

@@ -283,6 +283,25 @@ async fn a_retry_by_another_keeps_the_requester_and_adds_a_participant(db: PgPoo
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn a_key_with_another_name_has_still_taken_part(db: PgPool) {
+    let o = Office::open(db, "always", 1).await;
+    let new = json!({ "id": "mc-1", "common_name": "mc-1.example.net", "renewal_policy_id": "rp-strict" });
+    let (status, said) = o.as_(&o.ann, Method::POST, "/api/v1/certificates", new).await;
+    assert_eq!(status, 201, "{said}");
+    let id = o.w.text("SELECT id FROM api_keys WHERE name = 'ann'").await;
+    o.w.put(&format!("/api/v1/api-keys/{id}"), json!({ "name": "anna" }))
+        .await
+        .expect(200);
+    let targets = json!({ "target_ids": ["tgt-1"] });
+    let (status, said) = o.as_(&o.bob, Method::PUT, "/api/v1/certificates/mc-1", targets).await;
+    assert_eq!(status, 200, "{said}");
+    o.w.settle().await;
+    let job = o.waiting().await;
+    o.refuses(&o.ann, &job, "created the certificate").await;
+    o.approves(&o.carl, &job).await;
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
 async fn the_signer_counts_no_approval_of_a_participant(db: PgPool) {
     let o = Office::open(db, "manual", 1).await;
     o.requested().await;

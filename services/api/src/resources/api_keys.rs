@@ -16,7 +16,7 @@ use certctl_model::{
     text,
     time::Time,
 };
-use certctl_store::{Tx, wake::Channel};
+use certctl_store::{Tx, approvals, wake::Channel};
 use sqlx::{FromRow, postgres::PgRow, types::Json};
 
 use crate::{
@@ -138,6 +138,7 @@ async fn update(cx: Cx, rq: Request<UpdateApiKey>) -> Result<ApiKey, ApiError> {
     if let Some(wanted) = change.name.as_deref().filter(|wanted| *wanted != name) {
         must_be_distinct(&mut tx, wanted, Some(&id)).await?;
         must_stand_behind_nothing(&mut tx, &name).await?;
+        approvals::renamed(&mut tx, &name, wanted).await?;
     }
     if change
         .role
