@@ -52,7 +52,10 @@ async fn why_a_certificate_is_or_is_not_renewed(db: PgPool) {
     is(&none, "NoTarget", "no enabled target");
     assert_eq!(
         none["would_change"],
-        json!(["give it target_ids, or enable its targets"])
+        json!([
+            "give it target_ids, or enable its targets",
+            "send a certification request: certctl-cli issue --renew mc-none --csr FILE"
+        ])
     );
 
     let asked = of_certificate(&w, "mc-1").await;

@@ -290,7 +290,8 @@ impl Engine {
                                                     AS ends
                                            FROM audit_events e WHERE e.resource_id = j.id) told
                      WHERE j.certificate_id LIKE '{fleet}'
-                       AND (told.n <> told.different OR told.ends <> CASE WHEN j.finished_at IS NULL THEN 0 ELSE 1 END)
+                       -- A deployment is begun anew after an attempt that failed.
+                       AND (told.n <> told.different AND j.type <> 'Deployment' OR told.ends <> CASE WHEN j.finished_at IS NULL THEN 0 ELSE 1 END)
                     HAVING count(*) > 0))",
                 fleet = format!("mc-{seed}-%")
             ))

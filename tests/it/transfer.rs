@@ -92,7 +92,7 @@ async fn each_certificate_of_a_bundle_is_managed_known_already_kept_as_chain_or_
     let before = w.contents().await;
     let again = import(&w, &bundle).await;
     assert_eq!(again["created"], 0);
-    assert_eq!(again["duplicates"], 3);
+    assert_eq!(again["duplicates"], 4);
     assert_eq!(
         w.contents().await["certificate_versions"],
         before["certificate_versions"]
