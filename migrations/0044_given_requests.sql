@@ -7,6 +7,9 @@ ALTER TABLE jobs
 
 -- A certificate that was issued elsewhere and is not here has an expiry date and no version: its status follows from the
 -- date.
+ALTER TABLE certificates
+    DROP CONSTRAINT certificates_issued_check,
+    ADD CONSTRAINT certificates_issued_check CHECK (current_version_id IS NULL OR not_after IS NOT NULL);
 CREATE OR REPLACE FUNCTION certificate_status(c certificates, at timestamptz) RETURNS text LANGUAGE sql STABLE AS $$
     SELECT CASE
         WHEN c.archived_at IS NOT NULL THEN 'Archived'

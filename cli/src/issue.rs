@@ -184,6 +184,9 @@ pub(crate) async fn run(session: &Session, matches: &ArgMatches) -> Result<(), F
         )));
     }
     let version = version_of(client, &id, &request).await?;
+    if let Some(out) = &out {
+        fs::create_dir_all(out).map_err(|e| failed(out, &e))?;
+    }
     let full = format!("{}{}", version.cert_pem, version.chain_pem);
     let Some(out) = out else {
         return Ok(output::Passing::default().write(full.as_bytes())?);

@@ -94,7 +94,7 @@ async fn a_request_that_must_not_be_signed_is_refused_at_once_and_leaves_nothing
         .to_string();
     w.post(
         "/api/v1/blocked-keys",
-        json!({ "spki_sha256": key, "comment": "leaked" }),
+        json!({ "spki_sha256": key, "reason": "leaked" }),
     )
     .await
     .expect(201);
@@ -109,7 +109,7 @@ async fn a_request_that_must_not_be_signed_is_refused_at_once_and_leaves_nothing
             "csr_pem",
         ),
         (json!({ "csr_pem": blocked }), "csr_pem"),
-        (json!({ "csr_pem": good, "common_name": "b.example.net" }), "csr_pem"),
+        (json!({ "csr_pem": good, "common_name": "b.example.net", "sans": [] }), "csr_pem"),
         (json!({ "csr_pem": good, "target_ids": ["tgt-1"] }), "csr_pem"),
         (
             json!({ "csr_pem": good, "certificate_profile_id": "cp-rsa" }),
@@ -237,7 +237,12 @@ async fn a_deployment_to_another_target_maps_it_and_issues_what_is_missing(db: P
         assert_eq!(done["status"], "deployment_triggered");
         assert!(done["job_id"].is_string(), "{done}");
         w.settle().await;
-        assert_eq!(w.versions("mc-1").await.len(), versions);
+        assert_eq!(
+            w.versions("mc-1").await.len(),
+            versions,
+            "{:#}",
+            w.get("/api/v1/jobs").await.json()
+        );
         assert!(host.served(target).is_some(), "{target} serves it");
     }
     let found = w.get(&format!("{CERTIFICATES}/mc-1")).await.expect(200);

@@ -95,12 +95,11 @@ pub(crate) async fn insert_each<'a>(tx: &mut Tx, jobs: &'a [NewJob]) -> Result<V
     let ids = column(&jobs, |_| JobId::generate(now));
     let inserted: Vec<JobId> = sqlx::query_scalar(
         "INSERT INTO jobs (id, type, certificate_id, agent_id, target_id, version_id, status, max_attempts, run_at,
-                           created_at, requested_by, csr_der, request_given)
+                           created_at, requested_by)
          SELECT n.id, n.type, n.certificate_id, n.agent_id, n.target_id, n.version_id, 'Pending', n.max_attempts, $8, $8,
-                $9, n.csr_der, n.csr_der IS NOT NULL
-           FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[],
-                       $10::bytea[])
-                AS n (id, type, certificate_id, agent_id, target_id, version_id, max_attempts, csr_der)
+                $9
+           FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[])
+                AS n (id, type, certificate_id, agent_id, target_id, version_id, max_attempts)
          ON CONFLICT DO NOTHING
          RETURNING id",
     )
@@ -113,12 +112,21 @@ pub(crate) async fn insert_each<'a>(tx: &mut Tx, jobs: &'a [NewJob]) -> Result<V
     .bind(column(&jobs, |job| job.max_attempts))
     .bind(now)
     .bind(tx.person())
-    .bind(column(&jobs, |job| job.request.as_deref()))
     .fetch_all(&mut **tx)
     .await?;
     let inserted: HashSet<JobId> = inserted.into_iter().collect();
     let new = ids.into_iter().zip(jobs).filter(|(id, _)| inserted.contains(id));
     let new: Vec<(JobId, &NewJob)> = new.collect();
+    for (id, job) in &new {
+        // The scheduler, which creates most jobs, may not write requests.
+        if let Some(request) = &job.request {
+            sqlx::query("UPDATE jobs SET csr_der = $2, request_given = true WHERE id = $1")
+                .bind(id)
+                .bind(request)
+                .execute(&mut **tx)
+                .await?;
+        }
+    }
     supersede(tx, &new).await?;
     for (id, job) in &new {
         let action = match job.kind {

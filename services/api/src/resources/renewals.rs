@@ -67,7 +67,7 @@ async fn forecast(cx: Cx, rq: Request<ForecastRenewals>) -> Result<Forecast, Api
         "SELECT a.issuer_id, a.not_after, count(*)
            FROM authorities a JOIN certificates c ON c.issuer_id = a.issuer_id
             AND coalesce(c.not_after, 'infinity') BETWEEN a.not_after AND timestamptz 'infinity' - interval '1 second'
-          WHERE c.revoked_at IS NULL AND c.archived_at IS NULL
+          WHERE c.revoked_at IS NULL AND c.archived_at IS NULL AND c.current_version_id IS NOT NULL
           GROUP BY a.issuer_id",
     )
     .fetch_all(cx.pool())
