@@ -72,7 +72,7 @@ async fn both_spellings_ask_the_same() {
             (
                 ["renew-cert mc-1", "certs renew mc-1"],
                 "POST /api/v1/certificates/mc-1/renew",
-                Value::Null,
+                json!({}),
             ),
             (
                 [

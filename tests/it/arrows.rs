@@ -51,7 +51,7 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
     // It signs with a key of its user, to show that it is known; files that it writes follow no planted link.
     (
         "cli",
-        &["contract", "client", "x509", "runtime"],
+        &["model", "contract", "client", "x509", "runtime"],
         &["sqlx", "axum", "reqwest"],
     ),
     ("mcp", &["contract", "client"], &["sqlx", "axum", "reqwest"]),

@@ -87,7 +87,7 @@ async fn flat_input_is_split_into_path_query_and_body() {
                 "trigger_renewal",
                 json!({ "id": "mc-1" }),
                 "POST /at/api/v1/certificates/mc-1/renew",
-                "",
+                "{}",
             ),
         ] {
             let reply = client(&format!("{base}/at/"))
