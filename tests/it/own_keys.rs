@@ -109,7 +109,10 @@ async fn a_request_that_must_not_be_signed_is_refused_at_once_and_leaves_nothing
             "csr_pem",
         ),
         (json!({ "csr_pem": blocked }), "csr_pem"),
-        (json!({ "csr_pem": good, "common_name": "b.example.net", "sans": [] }), "csr_pem"),
+        (
+            json!({ "csr_pem": good, "common_name": "b.example.net", "sans": [] }),
+            "csr_pem",
+        ),
         (json!({ "csr_pem": good, "target_ids": ["tgt-1"] }), "csr_pem"),
         (
             json!({ "csr_pem": good, "certificate_profile_id": "cp-rsa" }),
