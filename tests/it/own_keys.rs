@@ -227,6 +227,34 @@ async fn where_the_server_makes_keys_the_renewal_shows_the_key_once_and_it_is_ke
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn the_server_makes_keys_for_certificates_without_targets_only_and_as_their_profile_demands(db: PgPool) {
+    let w = World::with_api(db, &[("--keygen-mode", "server")]).await;
+    let profile = json!({ "id": "cp-rsa", "name": "rsa",
+                          "allowed_key_algorithms": [{ "algorithm": "RSA", "min_size": 3072 }] });
+    w.post("/api/v1/profiles", profile).await.expect(201);
+    let host = w.host("web-1").await;
+    w.target("tgt-1", &host).await;
+    let renew = async |id: &str| {
+        let path = format!("{CERTIFICATES}/{id}/renew");
+        w.post(&path, json!({ "force": true })).await.expect(202)
+    };
+    w.certificate("mc-rsa", &[], json!({ "certificate_profile_id": "cp-rsa" }))
+        .await;
+    let triggered = renew("mc-rsa").await;
+    let key = KeyPair::from_pem(triggered["private_key_pem"].as_str().unwrap(), None).unwrap();
+    assert_eq!(key.facts().to_string(), "RSA 3072");
+    w.settle().await;
+    assert_eq!(exported(&w, "mc-rsa").await[0].spki_der, key.spki_der());
+
+    w.certificate("mc-agent", &["tgt-1"], json!({})).await;
+    w.settle().await;
+    assert_eq!(renew("mc-agent").await.get("private_key_pem"), None);
+    w.settle().await;
+    assert_eq!(w.versions("mc-agent").await.len(), 2);
+    assert!(host.served("tgt-1").is_some());
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
 async fn a_deployment_to_another_target_maps_it_and_issues_what_is_missing(db: PgPool) {
     let w = World::new(db).await;
     let (one, two) = (w.host("web-1").await, w.host("web-2").await);
