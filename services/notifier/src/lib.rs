@@ -100,7 +100,8 @@ impl Notifier {
                 async move { dispatch::begin(&notifier, channel, &places, &owner).await }
             };
             let board = self.clone();
-            Periodic::new(name, config.interval, begin)
+            // A second try is looked for by its time, though no notification announces it.
+            Periodic::new(name, config.interval.min(config.retry_base), begin)
                 .woken_by(self.wakes.subscribe(wake::Channel::Outbox))
                 .woken_by(freed)
                 .heard_by(move |run| board.board.note(noted(run, board.clock.now())))

@@ -44,7 +44,10 @@ impl JsonSchema for Domain {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "minLength": 1, "maxLength": 253, "examples": ["ci.example.com"] })
+        json_schema!({
+            "type": "string", "maxLength": 253, "examples": ["ci.example.com"],
+            "pattern": "^([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\\.)*[A-Za-z]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?$",
+        })
     }
 }
 

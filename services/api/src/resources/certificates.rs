@@ -1000,6 +1000,13 @@ async fn map_target(tx: &mut Tx, id: &CertificateId, target: &TargetId) -> Resul
     if before.target_ids.contains(target) {
         return Ok(());
     }
+    let known: Option<i32> = sqlx::query_scalar("SELECT 1 FROM targets WHERE id = $1")
+        .bind(target)
+        .fetch_optional(&mut **tx)
+        .await?;
+    if known.is_none() {
+        return Err(ApiError::invalid("target_id", format!("there is no target {target}")));
+    }
     let broken = open_violations(tx, id).await?;
     let all: Vec<TargetId> = before.target_ids.iter().chain([target]).cloned().collect();
     map_targets(tx, id, &all).await?;
