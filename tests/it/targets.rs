@@ -387,6 +387,25 @@ async fn a_target_belongs_to_one_certificate_and_a_file_to_one_target(db: PgPool
     w.post("/api/v1/certificates", second).await.expect(201);
     w.settle().await;
     assert_eq!(serving(&host, "tgt-1"), Some(newest(&w, "mc-2").await));
+
+    // Nor does what is on hold, which is released to its targets only while nobody else has them.
+    w.post(
+        "/api/v1/certificates/mc-2/revoke",
+        json!({ "reason": "certificateHold" }),
+    )
+    .await
+    .expect(200);
+    let targets = |ids: Value| w.put("/api/v1/certificates/mc-3", json!({ "target_ids": ids }));
+    targets(json!(["tgt-1"])).await.expect(200);
+    let refused = w.post("/api/v1/certificates/mc-2/release", json!({})).await.problem();
+    assert!(
+        refused.status == 409 && refused.detail.contains("mc-3"),
+        "{}",
+        refused.detail
+    );
+    assert_eq!(w.status("mc-2").await, "Revoked");
+    targets(json!([])).await.expect(200);
+    w.post("/api/v1/certificates/mc-2/release", json!({})).await.expect(200);
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]

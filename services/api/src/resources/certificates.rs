@@ -1102,6 +1102,13 @@ async fn release(cx: Cx, rq: Request<ReleaseCertificate>) -> Result<Outcome, Api
     let id = rq.path.id;
     let mut tx = cx.begin().await?;
     revocations::release(&mut tx, &id).await?;
+    // While it was held, its targets could be given to another.
+    let targets: Vec<TargetId> =
+        sqlx::query_scalar("SELECT target_id FROM certificate_targets WHERE certificate_id = $1 ORDER BY target_id")
+            .bind(&id)
+            .fetch_all(&mut *tx)
+            .await?;
+    must_not_overlap(&mut tx, &targets).await?;
     tx.commit().await?;
     cx.app.journal(&id).await?;
     Ok(Outcome::of("released"))
