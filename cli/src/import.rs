@@ -222,7 +222,19 @@ impl Sender<'_> {
         for (n, leaf) in batch.iter().enumerate() {
             let item = &answer["data"][n];
             match item["outcome"].as_str() {
-                Some("created") => tally.created += 1,
+                Some("created") => {
+                    tally.created += 1;
+                    let names = item["uncertifiable_names"].as_array().into_iter().flatten();
+                    let names: Vec<&str> = names.filter_map(Value::as_str).collect();
+                    if !names.is_empty() {
+                        let kept = format!(
+                            "{}: it is not renewed until its names are edited, because these cannot be certified: {}",
+                            leaf.place,
+                            names.join(", ")
+                        );
+                        self.bar.suspend(|| output::note(&kept));
+                    }
+                }
                 Some("duplicate") => tally.duplicates += 1,
                 // A certificate of an authority that does not say so.
                 Some("chain") => tally.authorities += 1,

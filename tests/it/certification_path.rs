@@ -206,7 +206,7 @@ async fn no_certificate_outlives_the_root_and_forecast_and_explanation_tell(db: 
 async fn malformed_names_are_refused_by_the_api_and_by_the_signer(db: PgPool) {
     let w = World::new(db).await;
     let host = w.host("web-1").await;
-    for san in [
+    for sans in [
         "https://h.example.test/%zz",
         "https://h.example.test/a|b",
         "https://h.example.test/{x}",
@@ -216,6 +216,9 @@ async fn malformed_names_are_refused_by_the_api_and_by_the_signer(db: PgPool) {
         "spiffe://td.example/x#y",
         "spiffe://td.example//x",
         "spiffe://td.example:8/x",
+        "spiffe://td.example",
+        "spiffe://td.example/x https://h.example.test/",
+        "spiffe://td.example/x spiffe://td.example/y",
         "<ops@example.test",
         "user@example..com",
         "a..example.test",
@@ -223,7 +226,7 @@ async fn malformed_names_are_refused_by_the_api_and_by_the_signer(db: PgPool) {
         "a|b.example.test",
         "xn--a.example.test",
     ] {
-        let sans = json!({ "sans": [san] });
+        let sans = json!({ "sans": sans.split(' ').collect::<Vec<_>>() });
         let problem = w
             .post("/api/v1/certificates", new("mc-0", "a.example", &sans))
             .await
@@ -231,7 +234,7 @@ async fn malformed_names_are_refused_by_the_api_and_by_the_signer(db: PgPool) {
         assert_eq!(
             (problem.status, problem.errors[0].field.as_str()),
             (422, "sans"),
-            "{san}: {problem:?}"
+            "{sans}: {problem:?}"
         );
     }
     let problem = w

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use certctl_tests::world::World;
+use certctl_tests::world::{KEY, World};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tempfile::TempDir;
@@ -141,6 +141,7 @@ async fn names_that_cannot_be_certified_are_kept_and_block_the_renewal(db: PgPoo
     );
     let item = import(&w, json!({ "pem": pem, "target_ids": ["tgt-1"] })).await;
     assert_eq!(item["uncertifiable_names"], json!(["b.example.net.", "f*.example.net"]));
+    assert_eq!(item["notes"].as_array().unwrap().len(), 1, "{item}");
     let id = item["certificate_id"].as_str().unwrap();
     let path = format!("/api/v1/certificates/{id}");
     w.settle().await;
@@ -183,6 +184,41 @@ async fn names_that_cannot_be_certified_are_kept_and_block_the_renewal(db: PgPoo
     let served = host.served("tgt-1").unwrap();
     let names: Vec<String> = served.sans.iter().map(ToString::to_string).collect();
     assert_eq!(names, ["a.example.net", "b.example.net", "foo.example.net"]);
+
+    // What a renewal leaves out of the subject is reported.
+    let subject = "/O=Example/CN=Build server 7";
+    let pem = made(
+        &folder,
+        P256,
+        subject,
+        &["basicConstraints=CA:FALSE", "subjectAltName=DNS:c.example.net"],
+    );
+    let item = import(&w, json!({ "pem": pem })).await;
+    let note = item["notes"][0].as_str().unwrap();
+    assert!(
+        note.contains("CN=Build server 7") && note.contains("O=Example") && note.ends_with("CN=c.example.net"),
+        "{note}"
+    );
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn the_command_line_reports_names_that_keep_a_certificate_from_being_renewed(db: PgPool) {
+    let w = World::new(db).await;
+    let folder = tempfile::tempdir().unwrap();
+    let pem = made(
+        &folder,
+        P256,
+        "/CN=a.example.net",
+        &[
+            "basicConstraints=CA:FALSE",
+            "subjectAltName=DNS:a.example.net,DNS:f*.example.net",
+        ],
+    );
+    let file = folder.path().join("a.pem");
+    std::fs::write(&file, pem).unwrap();
+    let ran = certctl_tests::stage::cli(&w.url, KEY, &["import", file.to_str().unwrap()]).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.text.contains("cannot be certified: f*.example.net"), "{ran:?}");
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]

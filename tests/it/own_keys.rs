@@ -399,8 +399,9 @@ async fn the_command_line_obtains_a_certificate_in_one_command(db: PgPool) {
     let w = World::new(db).await;
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    cli(&w, KEY, at, &["issue", "www.example.net", "10.0.0.1"]).await.ok();
-    assert_eq!(pair(&at.join("www.example.net")), ["www.example.net", "10.0.0.1"]);
+    let names = ["www.example.net", "10.0.0.1", "urn:example:app"];
+    cli(&w, KEY, at, &["issue", names[0], names[1], names[2]]).await.ok();
+    assert_eq!(pair(&at.join("www.example.net")), names);
     let id = w
         .text("SELECT id FROM certificates WHERE name = 'www.example.net'")
         .await;
@@ -408,7 +409,7 @@ async fn the_command_line_obtains_a_certificate_in_one_command(db: PgPool) {
     cli(&w, KEY, at, &["issue", "--renew", &id, "--key-type", "rsa-2048"])
         .await
         .ok();
-    assert_eq!(pair(&at.join("www.example.net")), ["www.example.net", "10.0.0.1"]);
+    assert_eq!(pair(&at.join("www.example.net")), names);
     assert_ne!(
         std::fs::read(at.join("www.example.net/privkey.pem")).unwrap(),
         before,

@@ -209,6 +209,33 @@ fn uri(scheme: &str, rest: &str) -> Result<String, &'static str> {
     Ok(format!("{scheme}://{user}{at}{host}{port}{tail}"))
 }
 
+/// What stands behind `urn:` (RFC 8141 §2): a URI without a host, which no constraint on URIs permits (RFC 5280 §4.2.1.10).
+fn urn(rest: &str) -> Result<String, &'static str> {
+    const SPECIFIC: [bool; 256] = crate::letters_digits_and(b"-._~!$&'()*+,;=:@/");
+    const BEHIND: [bool; 256] = crate::letters_digits_and(b"-._~!$&'()*+,;=:@/?");
+    let is_namespace = |text: &str| {
+        let is_right = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        (2..=32).contains(&text.len()) && is_right && !text.starts_with('-') && !text.ends_with('-')
+    };
+    let (before_fragment, fragment) = rest.split_once('#').unwrap_or((rest, ""));
+    let (name, components) = match before_fragment.split_once('?') {
+        Some((name, components)) => (name, Some(components)),
+        None => (before_fragment, None),
+    };
+    let is_right = name.split_once(':').is_some_and(|(namespace, specific)| {
+        is_namespace(namespace) && !specific.is_empty() && !specific.starts_with('/') && is_encoded(specific, &SPECIFIC)
+    }) && components
+        .is_none_or(|text| text.len() > 1 && text.starts_with(['+', '=']) && is_encoded(text, &BEHIND))
+        && is_encoded(fragment, &BEHIND);
+    match is_right {
+        true => Ok(format!("urn:{rest}")),
+        false => Err(
+            "a URN is urn:, a namespace of 2 to 32 letters, digits and '-', ':' and a name of RFC 3986 characters with \
+             percent-encoding (RFC 8141 §2)",
+        ),
+    }
+}
+
 /// The host as it stands; one that is internationalised in A-labels.
 fn host_of(text: &str) -> Option<String> {
     if text.parse::<std::net::Ipv4Addr>().is_ok() {
@@ -235,7 +262,8 @@ fn is_encoded(part: &str, allowed: &[bool; 256]) -> bool {
     true
 }
 
-/// What stands behind `spiffe://` (SPIFFE-ID §2): a trust domain in lower case, then path segments.
+/// What stands behind `spiffe://` (SPIFFE-ID §2): a trust domain in lower case, then path segments, of which the ID of a leaf
+/// has one at least (X509-SVID §3.1).
 fn spiffe(rest: &str) -> Result<(), &'static str> {
     let (domain, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let is_domain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b);
@@ -253,12 +281,12 @@ fn spiffe(rest: &str) -> Result<(), &'static str> {
     };
     match path
         .strip_prefix('/')
-        .is_none_or(|path| path.split('/').all(is_segment))
+        .is_some_and(|path| path.split('/').all(is_segment))
     {
         true => Ok(()),
         false => Err(
-            "segments of the path of a SPIFFE ID hold letters, digits, '-', '.' and '_' and are neither empty nor '.' or \
-             '..'; there is no query and no fragment (SPIFFE-ID §2.2)",
+            "the path of a SPIFFE ID has segments of letters, digits, '-', '.' and '_', none of them empty, '.' or '..'; \
+             there is no query and no fragment (SPIFFE-ID §2.2, X509-SVID §3.1)",
         ),
     }
 }
@@ -368,6 +396,11 @@ impl FromStr for San {
         {
             return Ok(San::Ip(ip));
         }
+        if let Some((scheme, rest)) = text.split_once(':')
+            && scheme.eq_ignore_ascii_case("urn")
+        {
+            return urn(rest).map(San::Uri).map_err(|why| bad(text, why));
+        }
         if let Some((scheme, rest)) = text.split_once("://") {
             return uri(scheme, rest).map(San::Uri).map_err(|why| bad(text, why));
         }
@@ -420,6 +453,18 @@ impl JsonSchema for San {
 #[cfg(feature = "sqlx")]
 crate::as_text!(San, |text| Ok(San::recorded(text)));
 
+/// Whether names may stand together in a certificate: a SPIFFE ID is its only URI (X509-SVID §2).
+///
+/// # Errors
+/// What would be right.
+pub fn together<'a>(names: impl IntoIterator<Item = &'a San>) -> Result<(), &'static str> {
+    let uris: HashSet<&San> = names.into_iter().filter(|name| matches!(name, San::Uri(_))).collect();
+    match uris.len() > 1 && uris.iter().any(|name| name.is_spiffe()) {
+        true => Err("a certificate with a SPIFFE ID has no other URI and no other SPIFFE ID (X509-SVID §2)"),
+        false => Ok(()),
+    }
+}
+
 /// The names of a certificate: the common name first when it can stand as one, then the others, each once.
 pub fn all_names(common_name: &San, sans: &[San]) -> Vec<San> {
     let mut seen = HashSet::new();
@@ -448,7 +493,7 @@ mod tests {
         for (text, san) in kinds {
             assert_eq!(text.parse(), Ok(san), "{text}");
         }
-        assert!("SPIFFE://x".parse::<San>().unwrap().is_spiffe());
+        assert!("SPIFFE://x/y".parse::<San>().unwrap().is_spiffe());
     }
 
     #[test]
@@ -513,6 +558,8 @@ mod tests {
             "ldap://10.0.0.1/dc=x",
             "h2+x.y-z://h/",
             "spiffe://td_1.example/ns/Prod/sa/a.b-c_d",
+            "urn:uuid:f81d4fae-7dec-11d0-a765-00a0c91e6bf6",
+            "urn:host-1:vendor:app/x?+y?=z#f",
         ];
         for text in fine {
             assert_eq!(text.parse::<San>().unwrap().to_string(), text);
@@ -559,8 +606,32 @@ mod tests {
             "spiffe://td.example/%41",
             "spiffe://td.example/../x",
             "spiffe:///x",
+            "spiffe://td.example",
+            "spiffe://td.example/",
+            "urn:x",
+            "urn:x:y",
+            "urn:-x:y",
+            "urn:example:",
+            "urn:example:/y",
+            "urn:example:%zz",
+            "urn:example:a b",
+            "urn:example:y?z",
+            "urn:example:y#a#b",
         ] {
             assert!(text.parse::<San>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_spiffe_id_is_the_only_uri_of_its_certificate() {
+        let names = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<San>>();
+        for (texts, right) in [
+            (&["a.example", "spiffe://x/y", "a@b.example"][..], true),
+            (&["https://a.example/", "https://b.example/"], true),
+            (&["spiffe://x/y", "https://a.example/"], false),
+            (&["spiffe://x/y", "spiffe://x/z"], false),
+        ] {
+            assert_eq!(together(&names(texts)).is_ok(), right, "{texts:?}");
         }
     }
 

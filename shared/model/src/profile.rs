@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     key::{KeyAlgorithm, KeyFacts},
-    name::San,
+    name::{self, San},
 };
 
 /// A key algorithm and the smallest size of it that is allowed.
@@ -231,6 +231,7 @@ impl ProfileRules {
                 "\"{name}\" is not a name that can be certified; edit the names"
             ));
         }
+        name::together(names)?;
         for pattern in &self.required_san_patterns {
             let pattern_re = whole(pattern)?;
             if !names.iter().any(|name| pattern_re.is_match(&name.to_string())) {

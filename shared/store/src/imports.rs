@@ -43,8 +43,8 @@ pub struct Imported {
     pub cert_pem: String,
     /// What is known of the chain above it, PEM.
     pub chain_pem: String,
-    /// What of it breaks the standard.
-    pub defects: Vec<String>,
+    /// What is unusual about it, for the answer to the import; not stored.
+    pub notes: Vec<String>,
 }
 
 impl Imported {

@@ -13,7 +13,7 @@ use certctl_contract::{
 use certctl_model::{
     id::{CertificateId, IssuerId, JobId, OwnerId, PolicyId, ProfileId, RenewalPolicyId, TargetId, TeamId, VersionId},
     job::JobKind,
-    name::{San, all_names},
+    name::{San, all_names, together},
     policy::Moment,
     profile::ProfileRules,
     revocation::RevocationReason,
@@ -241,10 +241,10 @@ fn other_names(texts: &[String]) -> Result<Vec<San>, ApiError> {
     if texts.len() > MOST_NAMES {
         return Err(ApiError::invalid("sans", format!("has at most {MOST_NAMES} names")));
     }
-    texts
-        .iter()
-        .map(|text| text.parse().map_err(|e| ApiError::invalid("sans", format!("{e}"))))
-        .collect()
+    let read = |text: &String| text.parse().map_err(|e| ApiError::invalid("sans", format!("{e}")));
+    let names: Vec<San> = texts.iter().map(read).collect::<Result<_, _>>()?;
+    together(&names).map_err(|why| ApiError::invalid("sans", why))?;
+    Ok(names)
 }
 
 /// Reads a certification request, whose signature must have been made by its key.

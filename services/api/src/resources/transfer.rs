@@ -214,7 +214,7 @@ impl Bundle {
                                 .to_owned(),
                         );
                     }
-                    result.notes.extend(leaf.defects);
+                    result.notes.extend(leaf.notes);
                     result.common_name = Some(leaf.common_name);
                     result.fingerprint = Some(leaf.fingerprint);
                     match imports.next().expect("each leaf was imported") {
@@ -259,7 +259,6 @@ fn read_pem(text: &str) -> Result<Vec<Result<CertificateFacts, String>>, ApiErro
         ));
     }
     let blocks = pem::decode_each(text, MAX_PEM).map_err(|error| ApiError::invalid("pem", error.to_string()))?;
-    let shown = |text: &str, most: usize| text.escape_debug().take(most).collect::<String>();
     Ok(blocks
         .into_iter()
         .map(|found| match found.block {
@@ -271,6 +270,18 @@ fn read_pem(text: &str) -> Result<Vec<Result<CertificateFacts, String>>, ApiErro
             Err(error) => Err(shown(&error.to_string(), 300)),
         })
         .collect())
+}
+
+/// Text of a certificate or a file as it stands in a message: bounded, with invisible characters escaped.
+fn shown(text: &str, most: usize) -> String {
+    let mut shown = String::new();
+    for c in text.chars().take(most) {
+        match certctl_model::text::is_hidden(c) {
+            true => shown.extend(c.escape_unicode()),
+            false => shown.push(c),
+        }
+    }
+    shown
 }
 
 fn read_der(der: &[u8]) -> Result<CertificateFacts, String> {
@@ -293,10 +304,16 @@ pub(super) fn imported(facts: &CertificateFacts, chain_pem: String) -> Imported 
         .cloned()
         // Neither name: its number is what it can be found by.
         .unwrap_or_else(|| San::recorded(&format!("serial number {}", facts.serial)));
+    let mut notes: Vec<String> = facts.defects.iter().map(ToString::to_string).collect();
+    let next = format!("CN={common_name}");
+    if common_name.is_certifiable() && !facts.subject.is_empty() && !facts.subject.eq_ignore_ascii_case(&next) {
+        let subject = shown(&facts.subject, 300);
+        notes.push(format!("its subject is {subject}; that of the next version is {next}"));
+    }
     Imported {
         common_name,
         sans: facts.sans.clone(),
-        defects: facts.defects.iter().map(ToString::to_string).collect(),
+        notes,
         serial: facts.serial.clone(),
         not_before: facts.not_before,
         not_after: facts.not_after,
