@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use certctl_model::key::KeyAlgorithm;
 use certctl_tests::nginx::{Nginx, free_address};
 use certctl_tests::repository;
-use certctl_tests::world::{Host, World};
+use certctl_tests::world::{Host, KEY, World};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
@@ -111,6 +111,52 @@ async fn a_placeholder_lets_a_server_start_before_there_is_a_certificate(db: PgP
     let beat = format!("/api/v1/agents/{}/heartbeat", host.id());
     let heard = w.post(&beat, json!({})).await.expect(200);
     assert_eq!(heard, json!({ "status": "heartbeat_recorded" }));
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn two_certificates_of_one_target_are_served_and_a_third_that_would_replace_one_is_refused(db: PgPool) {
+    let w = World::new(db).await;
+    let mut nginx = Nginx::prepare();
+    let host = w.host_with("web-1", &[&nginx.validate(), &nginx.reload()]).await;
+    let address = free_address();
+    let block = |id: &str| {
+        let files = pair(&host, id);
+        format!("server {{ listen {address} ssl; server_name {id}.example.net; {files} }}\n")
+    };
+    nginx.configure(&(block("mc-1") + &block("mc-2")));
+    let shared = host.config("{id}")["cert_path"].clone();
+    let settings = json!({ "verify_address": address.to_string(), "cert_path": shared });
+    target(&w, &host, &nginx, "tgt-shared", settings).await;
+    for certificate in ["mc-1", "mc-2"] {
+        w.certificate(certificate, &["tgt-shared"], json!({})).await;
+    }
+    w.settle().await;
+    nginx.start(address).await;
+    w.settle().await;
+
+    // A target with a file of the first, and a certificate for it.
+    let new = json!({ "id": "tgt-2", "name": "tgt-2", "type": "NGINX", "agent_id": host.id(),
+                      "config": host.config("mc-1") });
+    let refused = w.post("/api/v1/targets", new).await.problem();
+    assert!(refused.status == 409 && refused.detail.contains("mc-1"), "{refused:?}");
+
+    let table = certctl_tests::stage::cli(&w.url, KEY, &["list-certs"]).await.ok();
+    assert_eq!(table.matches("Deployed").count(), 2, "{table}");
+    let metrics = w.get("/api/v1/metrics").await.expect(200);
+    assert_eq!(
+        metrics["gauge"]["certificate_by_deployment_status"]["Deployed"], 2,
+        "{metrics}"
+    );
+    for certificate in ["mc-1", "mc-2"] {
+        assert!(
+            is_served(&w, certificate, address, KeyAlgorithm::Ecdsa).await,
+            "{certificate}"
+        );
+        let path = format!("/api/v1/certificates/{certificate}");
+        assert_eq!(w.get(&path).await.expect(200)["deployment_status"], "Deployed");
+        let explained = w.get(&format!("{path}/explain")).await.expect(200);
+        assert_eq!(explained["cause"], "NotDue", "{explained}");
+    }
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
