@@ -264,20 +264,38 @@ impl AllowedDirectories {
     /// The variable that allows it.
     pub fn check(&self, path: &Path) -> Result<(), String> {
         let normal = path.to_str().and_then(normal);
-        let inside = normal.is_some_and(|path| {
-            self.0
-                .iter()
-                .any(|allowed| path != *allowed && path.starts_with(allowed))
-        });
-        match inside {
+        match normal.is_some_and(|path| self.0.iter().any(|allowed| is_inside(&path, allowed))) {
             true => Ok(()),
-            false => Err(format!(
-                "the file {} is outside the directories that this host allows; CERTCTL_ALLOWED_DIRECTORIES in the agent's \
-                 configuration lists them: {self}",
-                path.display()
-            )),
+            false => Err(self.outside(path)),
         }
     }
+
+    /// Says whether a file may be written that links lead to: a path without links.
+    ///
+    /// # Errors
+    /// The variable that allows it.
+    pub fn check_resolved(&self, path: &Path) -> Result<(), String> {
+        let allows = |allowed: &PathBuf| {
+            let real = fs::canonicalize(allowed);
+            is_inside(path, allowed) || real.is_ok_and(|real| is_inside(path, &real))
+        };
+        match self.0.iter().any(allows) {
+            true => Ok(()),
+            false => Err(self.outside(path)),
+        }
+    }
+
+    fn outside(&self, path: &Path) -> String {
+        format!(
+            "the file {} is outside the directories that this host allows; CERTCTL_ALLOWED_DIRECTORIES in the agent's \
+             configuration lists them: {self}",
+            path.display()
+        )
+    }
+}
+
+fn is_inside(path: &Path, directory: &Path) -> bool {
+    path != directory && path.starts_with(directory)
 }
 
 impl fmt::Display for AllowedDirectories {

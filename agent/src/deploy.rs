@@ -1,7 +1,7 @@
 //! Puts a certificate in its place: all of a plan comes into force and is seen being served, or the old files are back.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -275,7 +275,16 @@ impl Deployer {
             checked.map_err(|error| DeployError::Untouched(error.into()))?;
         }
         let untouched = |error: io::Error| DeployError::Untouched(error.to_string().into());
-        let placed = blocking(move || resolve(writes)).await.map_err(untouched)?;
+        let directories = self.allowed.directories.clone();
+        let resolved = move || {
+            let placed = resolve(writes)?;
+            for Placed { place, .. } in &placed {
+                directories.check_resolved(&place.path()).map_err(io::Error::other)?;
+                must_be_key_material(place)?;
+            }
+            Ok(placed)
+        };
+        let placed = blocking(resolved).await.map_err(untouched)?;
         let way = self.make_way(&placed).await;
         way.map_err(|error| DeployError::Untouched(error.into()))?;
         let files = placed.len();
@@ -536,6 +545,36 @@ fn resolve(writes: Vec<Write>) -> io::Result<Vec<Placed>> {
         placed.push(Placed { place, bytes, mode });
     }
     Ok(placed)
+}
+
+/// Refuses to write over what is neither a certificate nor a key, such as a configuration file or a script that another
+/// program would run: by its name, or by its content.
+fn must_be_key_material(place: &Place) -> io::Result<()> {
+    const EXTENSIONS: [&str; 8] = ["pem", "crt", "cer", "cert", "key", "chain", "ca", "bundle"];
+    // As much as a certificate with its chain, or comments before it, can have.
+    const MOST: u64 = 1 << 20;
+    let extension = Path::new(place.name()).extension().map(OsStr::to_ascii_lowercase);
+    if extension
+        .as_ref()
+        .is_some_and(|found| EXTENSIONS.iter().any(|one| found == *one))
+    {
+        return Ok(());
+    }
+    let right = match place.read(place.name(), MOST)?.map(Zeroizing::new) {
+        Some(content) => content.is_empty() || content.windows(11).any(|octets| octets == b"-----BEGIN "),
+        None => extension.is_none(),
+    };
+    match right {
+        true => Ok(()),
+        false => Err(failed(
+            "replace",
+            &place.path(),
+            io::Error::other(format!(
+                "it is no certificate or key; a target's files hold PEM, or have a name that ends in one of .{}",
+                EXTENSIONS.join(", .")
+            )),
+        )),
+    }
 }
 
 /// Compares the writes with what is there, and leaves out what is right already.

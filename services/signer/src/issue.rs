@@ -331,8 +331,12 @@ impl Case {
                     (i.config->>'validity_days')::int AS validity_days,
                     (i.config->>'crl_shards')::int AS crl_shards,
                     -- Asked of the few that may need it: it costs as much as all the rest.
-                    CASE WHEN p.approval = 'none' AND coalesce(f.approval, 'none') = 'none' THEN true
-                         ELSE job_approved(j, c) END AS approved
+                    CASE WHEN p.approval = 'none' AND coalesce(f.approval, 'none') = 'none'
+                          AND j.planned_approvals = 0 AND j.requested_approvals = 0
+                          AND NOT EXISTS (SELECT 1 FROM participations q
+                                           WHERE q.certificate_id = c.id AND q.id > j.participations_from
+                                             AND greatest(q.planned_approvals, q.requested_approvals) > 0)
+                         THEN true ELSE job_approved(j, c) END AS approved
                FROM jobs j
                JOIN certificates c ON c.id = j.certificate_id
                JOIN issuers i ON i.id = c.issuer_id

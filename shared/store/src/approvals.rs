@@ -175,11 +175,26 @@ pub async fn renamed(tx: &mut Tx, from: &str, to: &str) -> Result<()> {
     Ok(())
 }
 
-/// Records that the acting person submitted the request of a job. Nothing when no person acts.
+/// Records that the acting person submitted the request of a job, if a person acts, and who has seen a key of the agent that
+/// it came from, also when that key is deleted later.
 ///
 /// # Errors
 /// When the database cannot be asked.
 pub async fn submitted(tx: &mut Tx, job: &JobId) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO participations (job_id, participant, action, requests, created_at)
+         SELECT $1, s.created_by, 'created a key of its agent', false, $2
+           FROM jobs j JOIN api_keys k ON k.agent_id = j.agent_id JOIN api_key_secrets s ON s.key_id = k.id
+          WHERE j.id = $1 AND s.created_by IS NOT NULL
+          UNION
+         SELECT $1, a.registered_by, 'registered its agent', false, $2
+           FROM jobs j JOIN agents a ON a.id = j.agent_id
+          WHERE j.id = $1 AND a.registered_by IS NOT NULL",
+    )
+    .bind(job)
+    .bind(tx.now())
+    .execute(&mut **tx)
+    .await?;
     // Earlier agents do so with the shared key: that alone makes no planned issuance a requested one.
     participate_in_job(tx, job, "submitted its certification request", false).await
 }

@@ -138,7 +138,33 @@ async fn an_operator_cannot_submit_the_request_that_it_approves(db: PgPool) {
     assert_eq!(status, 202, "{said}");
     let job = o.waiting().await;
     o.refuses(&o.eve, &job, "created a key of its agent").await;
+    // Nor when the key is gone.
+    let path = format!("/api/v1/api-keys/{}", made["id"].as_str().unwrap());
+    let (status, said) = o.as_(&o.eve, Method::DELETE, &path, Value::Null).await;
+    assert_eq!(status, 204, "{said}");
+    o.refuses(&o.eve, &job, "created a key of its agent").await;
     o.approves(&o.bob, &job).await;
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn the_signer_keeps_to_what_was_required_at_the_request(db: PgPool) {
+    let o = Office::open(db, "manual", 1).await;
+    o.requested().await;
+    let job = o.waiting().await;
+    // Past the API: nobody requested it, and nothing is required any more.
+    let requester = format!("SELECT requested_by FROM jobs WHERE id = '{job}'");
+    assert_eq!(o.w.text(&requester).await, "ann");
+    o.w.sql(&format!("UPDATE jobs SET requested_by = NULL WHERE id = '{job}'"))
+        .await;
+    assert_eq!(o.w.text(&requester).await, "ann", "it stays");
+    o.w.sql("UPDATE renewal_policies SET approval = 'none' WHERE id = 'rp-strict'")
+        .await;
+    o.w.sql(&format!("UPDATE jobs SET status = 'Running' WHERE id = '{job}'"))
+        .await;
+    o.w.settle().await;
+    let failed = o.w.get(&format!("/api/v1/jobs/{job}")).await.expect(200);
+    assert_eq!(failed["status"], "Failed", "{failed}");
+    assert_eq!(o.versions().await, 0);
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]

@@ -87,6 +87,39 @@ async fn an_agent_writes_nothing_outside_the_directories_of_its_host(db: PgPool)
         assert!(host.served(&id).is_none());
     }
     assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+    // Nor where a link leads outside.
+    let config = host.config("t-link");
+    let path = config["cert_path"].as_str().unwrap().to_owned();
+    std::fs::write(elsewhere.path().join("a.pem"), "").unwrap();
+    std::os::unix::fs::symlink(elsewhere.path().join("a.pem"), &path).unwrap();
+    let job = deployed(&w, &host, "t-link", config).await;
+    assert!(said(&job).contains("CERTCTL_ALLOWED_DIRECTORIES"), "{job}");
+    assert_eq!(std::fs::read(elsewhere.path().join("a.pem")).unwrap(), b"");
+}
+
+#[sqlx::test(migrator = "certctl_store::MIGRATOR")]
+async fn an_agent_replaces_no_configuration_and_no_script(db: PgPool) {
+    let w = World::new(db).await;
+    let host = w.host_with("web-1", &[]).await;
+    let place = host.config("x")["cert_path"].as_str().unwrap().to_owned();
+    let directory = std::path::Path::new(&place).parent().unwrap().to_owned();
+    std::fs::create_dir_all(&directory).unwrap();
+    let script = "export APACHE_RUN_USER=www-data\n";
+    std::fs::write(directory.join("envvars"), script).unwrap();
+    for (n, name) in ["envvars", "new.conf"].into_iter().enumerate() {
+        let id = format!("t-{n}");
+        let mut config = host.config(&id);
+        config["cert_path"] = json!(directory.join(name));
+        config["key_path"] = json!(directory.join(format!("{n}.key")));
+        let job = deployed(&w, &host, &id, config).await;
+        assert!(
+            said(&job).contains("no certificate or key") && said(&job).contains("nothing was changed"),
+            "{job}"
+        );
+        assert!(!directory.join(format!("{n}.key")).exists());
+    }
+    assert_eq!(std::fs::read_to_string(directory.join("envvars")).unwrap(), script);
+    assert!(!directory.join("new.conf").exists());
 }
 
 #[sqlx::test(migrator = "certctl_store::MIGRATOR")]
