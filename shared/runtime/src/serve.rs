@@ -353,7 +353,12 @@ async fn connection(
                 Verdict::Fine => {}
             },
             Event::GiveWay if place.ends() => return debug!("an idle connection made room for another"),
-            Event::GiveWay => asked_to_give_way = true,
+            // A request came first: it is answered, and the connection, which counts no longer, ends with it.
+            Event::GiveWay => {
+                asked_to_give_way = true;
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
             Event::Stop => {
                 stopping = true;
                 connection.as_mut().graceful_shutdown();

@@ -164,6 +164,13 @@ async fn the_scheduler_cannot_change_what_others_decide(db: PgPool) {
             assert_eq!(as_role(&w.db, Some("scheduler"), &sql).await, DENIED, "{sql}");
         }
     }
+    w.sql(
+        "INSERT INTO bulk_operations (id, action, dry_run, status, actor, actor_type, created_at, finished_at)
+         VALUES ('bulk-x', 'renew', false, 'Completed', 'ann', 'User', now(), now())",
+    )
+    .await;
+    let again = "UPDATE bulk_operations SET status = 'Running', finished_at = NULL";
+    assert_eq!(as_role(&w.db, Some("scheduler"), again).await, DENIED, "{again}");
     let request = "INSERT INTO jobs (id, type, certificate_id, status, run_at, created_at, csr_der)
                    VALUES ('job-x', 'Renewal', 'mc-1', 'Running', now(), now(), '\\x30')";
     assert_eq!(as_role(&w.db, Some("scheduler"), request).await, DENIED);
